@@ -1,0 +1,624 @@
+"""Every control message.  This file is the specification of the control plane.
+
+On the wire a message is msgpack `[kind, {field: value}]`; every field is named, typed and required.  Kinds are
+`noun.verb`.  Requests to storage nodes and to the controller's operator interface carry `request`, a number the
+sender chose, which the answer repeats; they are idempotent, so a request may be sent again until it is answered.
+
+Who sends what:
+
+    everyone -> controller     session.hello, session.ping
+    controller -> everyone     session.welcome, session.refused, session.unknown, session.pong, protocol.fault
+    mover -> controller        work.request, work.progress, work.done
+    controller -> mover        work.item, work.extended, work.acknowledged, work.revoked
+    storage node -> controller node.inventory, node.reply, node.failed
+    controller -> storage node unit.fence, volume.*, view.*, tape.*
+    operator -> controller     operator.call
+    controller -> operator     operator.reply, operator.failed
+
+Field types that the codec understands: int (>= 0 unless said), float, bool, str, bytes, tuple[X, ...] and
+nested records of this file.  `Limit` in an annotation bounds the length of str, bytes and tuples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
+
+from backplane.ids import (
+    CartridgeId,
+    Designator,
+    Epoch,
+    ItemId,
+    JobId,
+    NodeName,
+    ViewId,
+    VolumeId,
+    VolumeTag,
+)
+
+PROTOCOL_VERSIONS: Final = (1,)
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
+"""Largest control message a peer may send us (ZMQ_MAXMSGSIZE); a larger one drops the connection."""
+
+REPLY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Largest message `ctl` accepts from the controller it trusts (listings, job reports)."""
+
+PARAMETER_LIST_BYTES_MAX: Final = 900 * 1024
+"""Largest parameter list in one work item; leaves room for grants within `MESSAGE_BYTES_MAX`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Most elements of a str (characters), bytes or tuple field."""
+
+    most: int
+
+
+Name = Annotated[str, Limit(128)]
+Text = Annotated[str, Limit(4096)]
+Blob = Annotated[bytes, Limit(960 * 1024)]
+
+
+class Message:
+    """Base of all messages."""
+
+    kind: ClassVar[str]
+    __slots__ = ()
+
+
+# --- session -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionHello(Message):
+    """First message of every peer, and its answer to `session.unknown`.
+
+    The sender lists the protocol versions it speaks; `role` is `mover`, `storage` or `operator` and must be the role
+    that the controller's key table gives to the sender's CURVE key.
+    """
+
+    kind: ClassVar[str] = "session.hello"
+    role: Name
+    name: NodeName
+    versions: Annotated[tuple[int, ...], Limit(16)]
+    boot_id: Annotated[bytes, Limit(16)]
+    program: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionWelcome(Message):
+    """The controller chose a version.  A storage node answers with `node.inventory`, a mover with `work.request`.
+
+    `store` is the UUID of the catalog.  `heartbeat_s` is how often the peer must be heard.
+    """
+
+    kind: ClassVar[str] = "session.welcome"
+    version: int
+    store: Name
+    heartbeat_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRefused(Message):
+    """No common version, or the role does not fit the key.  The peer reports the reason and exits."""
+
+    kind: ClassVar[str] = "session.refused"
+    reason: Text
+    hint: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionUnknown(Message):
+    """The controller has no session with the sender (it restarted): say hello again."""
+
+    kind: ClassVar[str] = "session.unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPing(Message):
+    """Proof of life of an idle peer.  Any other message proves life as well."""
+
+    kind: ClassVar[str] = "session.ping"
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPong(Message):
+    """Answer to `session.ping`."""
+
+    kind: ClassVar[str] = "session.pong"
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolFault(Message):
+    """The sender got something that is no message; sent once per bad message, never in answer to a fault."""
+
+    kind: ClassVar[str] = "protocol.fault"
+    reason: Text
+
+
+# --- work ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """Where the logical unit behind a designator is, and the grant to use there."""
+
+    designator: Designator
+    node: NodeName
+    addresses: Annotated[tuple[Annotated[str, Limit(256)], ...], Limit(8)]
+    node_key: Annotated[bytes, Limit(32)]
+    grant: Annotated[bytes, Limit(64 * 1024)]
+    tag: Annotated[bytes, Limit(32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRequest(Message):
+    """The mover can take `credit` more work items.  Repeated until answered; the newest one counts."""
+
+    kind: ClassVar[str] = "work.request"
+    credit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem(Message):
+    """One EXTENDED COPY(LID1) parameter list, leased for `lease_s` seconds from its sending.
+
+    The mover executes it once, reports `work.progress` at least every `lease_s` / 5 and stops by itself at 0.8 of the
+    lease counted from the sending of the last progress that was answered.  The same (item, epoch) again is a
+    doubled message: it is ignored while running and answered with the kept `work.done` afterwards.
+    """
+
+    kind: ClassVar[str] = "work.item"
+    item: ItemId
+    job: JobId
+    epoch: Epoch
+    lease_s: float
+    parameter_list: Blob
+    units: Annotated[tuple[Resolution, ...], Limit(16)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkProgress(Message):
+    """The item is being executed; asks for the lease to be extended."""
+
+    kind: ClassVar[str] = "work.progress"
+    item: ItemId
+    epoch: Epoch
+    sequence: int
+    segment: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkExtended(Message):
+    """The lease lasts `lease_s` from the sending of progress number `sequence`."""
+
+    kind: ClassVar[str] = "work.extended"
+    item: ItemId
+    epoch: Epoch
+    sequence: int
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What one work item moved at one logical unit.
+
+    Bytes count data that the unit acknowledged; padding made by the copy manager counts as written and in
+    `bytes_padded`; bytes thrown away by rule (06h, residue) count in `bytes_discarded`.  `position` is the object
+    number after the last tape command, 0 for block devices.
+    """
+
+    designator: Designator
+    bytes_read: int
+    bytes_written: int
+    bytes_padded: int
+    bytes_discarded: int
+    records_read: int
+    records_written: int
+    filemarks_written: int
+    rereads: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkDone(Message):
+    """The item ended.  Repeated until acknowledged; idempotent by (item, epoch).
+
+    `status` is the SCSI status of the command, `sense` its fixed-format sense data (empty on GOOD),
+    `segments` the number of segments processed (RECEIVE COPY STATUS).
+    """
+
+    kind: ClassVar[str] = "work.done"
+    item: ItemId
+    epoch: Epoch
+    status: int
+    sense: Annotated[bytes, Limit(252)]
+    segments: int
+    ledger: Annotated[tuple[LedgerEntry, ...], Limit(16)]
+    seconds: float
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkAcknowledged(Message):
+    """The result is durable, or no longer wanted: the mover forgets it."""
+
+    kind: ClassVar[str] = "work.acknowledged"
+    item: ItemId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRevoked(Message):
+    """Stop the item now (cancelled, or re-leased elsewhere).  The mover answers with `work.done`, status 40h."""
+
+    kind: ClassVar[str] = "work.revoked"
+    item: ItemId
+    epoch: Epoch
+    reason: Text
+
+
+# --- storage nodes: what they have ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeState:
+    """A volume as its node knows it.
+
+    `state` is `online`, `restoring` (offline, being written by a restore), `restore-failed` (offline) or `importing`.
+    `used_bytes` is what is allocated.  `held_by` is the job whose static view holds it, or 0.
+    `is_empty` is true while no byte was ever written to it.
+    """
+
+    volume: VolumeId
+    name: Name
+    designator: Designator
+    blocks: int
+    block_bytes: int
+    used_bytes: int
+    state: Name
+    held_by: JobId
+    is_empty: bool
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewState:
+    """A static view as its node knows it.  `state` is `active` or `broken`; `reason` says why."""
+
+    view: ViewId
+    volume: VolumeId
+    job: JobId
+    designator: Designator
+    blocks: int
+    block_bytes: int
+    means: Name
+    state: Name
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriveState:
+    """A data transfer element.  `state` is `empty`, `loaded` or `error`; `loaded` is the barcode in it."""
+
+    drive: Name
+    designator: Designator
+    state: Name
+    loaded: Annotated[str, Limit(32)]
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CartridgeState:
+    """A cartridge as found in the library.
+
+    `cartridge` is the UUID in its volume header, empty when blank.  `status` is `blank`, `writable`, `full`,
+    `foreign` or `error`; `detail` says why.  `end` is the object number of end of data.
+    """
+
+    tag: VolumeTag
+    cartridge: CartridgeId
+    status: Name
+    detail: Text
+    capacity_bytes: int
+    used_bytes: int
+    end: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInventory(Message):
+    """Everything a storage node has.  Sent after `session.welcome` and whenever it changed by itself."""
+
+    kind: ClassVar[str] = "node.inventory"
+    boot_id: Annotated[bytes, Limit(16)]
+    public_key: Annotated[bytes, Limit(32)]
+    addresses: Annotated[tuple[Annotated[str, Limit(256)], ...], Limit(8)]
+    roles: Annotated[tuple[Name, ...], Limit(4)]
+    volumes: Annotated[tuple[VolumeState, ...], Limit(2048)]
+    views: Annotated[tuple[ViewState, ...], Limit(2048)]
+    drives: Annotated[tuple[DriveState, ...], Limit(64)]
+    cartridges: Annotated[tuple[CartridgeState, ...], Limit(2048)]
+
+
+# --- storage nodes: requests ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitFence(Message):
+    """Raise the fence floor of a logical unit to `epoch`, durably, and say where it stands.
+
+    After the answer no request of a lower epoch can reach the medium.  Answered by `unit.fenced`.
+    """
+
+    kind: ClassVar[str] = "unit.fence"
+    request: int
+    designator: Designator
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitFenced(Message):
+    """The floor is durable.  `position` is the drive's end of data (0 for block devices)."""
+
+    kind: ClassVar[str] = "unit.fenced"
+    request: int
+    designator: Designator
+    epoch: Epoch
+    boot_id: Annotated[bytes, Limit(16)]
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeCreate(Message):
+    """Make an empty volume.  The same `volume` again is answered with what exists."""
+
+    kind: ClassVar[str] = "volume.create"
+    request: int
+    volume: VolumeId
+    name: Name
+    size_bytes: int
+    block_bytes: int
+    state: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeAttach(Message):
+    """Use an existing block device or image file of the node, in place, as a volume."""
+
+    kind: ClassVar[str] = "volume.attach"
+    request: int
+    volume: VolumeId
+    name: Name
+    path: Text
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeDelete(Message):
+    """Delete a volume and its data.  Refused while a view holds it or a restore writes it."""
+
+    kind: ClassVar[str] = "volume.delete"
+    request: int
+    volume: VolumeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeOffline(Message):
+    """Take a volume offline as the target of a restore: state `restoring`, all content discarded, durably.
+
+    Refused with `busy` while held; with `refused` if not empty and not `is_forced`.
+    """
+
+    kind: ClassVar[str] = "volume.offline"
+    request: int
+    volume: VolumeId
+    job: JobId
+    epoch: Epoch
+    is_forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumePublish(Message):
+    """End of a restore or import: flush, raise the fence floor to `epoch` durably, then set `state`.
+
+    `state` is `online` (all data are there) or `restore-failed`.
+    """
+
+    kind: ClassVar[str] = "volume.publish"
+    request: int
+    volume: VolumeId
+    job: JobId
+    epoch: Epoch
+    state: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewCreate(Message):
+    """Obtain a static view.  The same `view` again is answered with what exists.
+
+    The node waits for `quiet_s` seconds without writes, at most `timeout_s`; fails with kind `not-quiet`.
+    """
+
+    kind: ClassVar[str] = "view.create"
+    request: int
+    view: ViewId
+    volume: VolumeId
+    job: JobId
+    quiet_s: float
+    timeout_s: float
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewRelease(Message):
+    """Release a view.  Idempotent: a view that does not exist is released."""
+
+    kind: ClassVar[str] = "view.release"
+    request: int
+    view: ViewId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewExtents(Message):
+    """Ask for the allocated extents of a view or volume from `start_lba`, at most `extents_max`."""
+
+    kind: ClassVar[str] = "view.extents"
+    request: int
+    designator: Designator
+    start_lba: int
+    extents_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeLoad(Message):
+    """Put a cartridge into a drive (unloading another), read its label and last trailer.
+
+    Answered with `CartridgeState`, `DriveState` and the last trailer found, so that the controller never appends blind.
+    """
+
+    kind: ClassVar[str] = "tape.load"
+    request: int
+    drive: Name
+    tag: VolumeTag
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeDigest(Message):
+    """Ask for the stored CRC32C of the records `start` .. `end` - 1 (filemarks have none and are left out)."""
+
+    kind: ClassVar[str] = "tape.digest"
+    request: int
+    drive: Name
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeAdd(Message):
+    """Add a blank cartridge to the virtual library."""
+
+    kind: ClassVar[str] = "tape.add"
+    request: int
+    tag: VolumeTag
+    capacity_bytes: int
+
+
+# --- storage nodes: answers ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReply(Message):
+    """Request `request` was carried out.  Only the fields that belong to the request are filled.
+
+    `volumes`, `views`, `drives`, `cartridges`: the objects concerned, after the change.
+    `extents`: packed `>QQ` pairs (LBA, blocks) for view.extents; `next_lba` is where to go on, or the number of blocks.
+    `digests`: packed `>I` CRC32C values for tape.digest; `next_object` is where to go on.
+    `end`, `durable_end`: end of data of the loaded cartridge, and up to where it is on the medium.
+    `header`, `trailer`: payloads of the volume header and of the last part trailer for tape.load (b"" if none);
+    `trailer_object`: object number of that trailer's first record.
+    """
+
+    kind: ClassVar[str] = "node.reply"
+    request: int
+    boot_id: Annotated[bytes, Limit(16)]
+    volumes: Annotated[tuple[VolumeState, ...], Limit(4)] = ()
+    views: Annotated[tuple[ViewState, ...], Limit(4)] = ()
+    drives: Annotated[tuple[DriveState, ...], Limit(4)] = ()
+    cartridges: Annotated[tuple[CartridgeState, ...], Limit(4)] = ()
+    extents: Blob = b""
+    next_lba: int = 0
+    digests: Blob = b""
+    next_object: int = 0
+    end: int = 0
+    durable_end: int = 0
+    header: Blob = b""
+    trailer: Blob = b""
+    trailer_object: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFailed(Message):
+    """Request `request` was not carried out.  `error` is a `BackupError.kind`."""
+
+    kind: ClassVar[str] = "node.failed"
+    request: int
+    error: Name
+    reason: Text
+    hint: Text
+
+
+# --- operators -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorCall(Message):
+    """A verb of `ctl` with its arguments as a JSON object; `docs/protocol.md` lists verbs and arguments."""
+
+    kind: ClassVar[str] = "operator.call"
+    request: int
+    verb: Name
+    arguments: Annotated[bytes, Limit(256 * 1024)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorReply(Message):
+    """The answer, a JSON document."""
+
+    kind: ClassVar[str] = "operator.reply"
+    request: int
+    document: Annotated[bytes, Limit(REPLY_BYTES_MAX - 4096)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorFailed(Message):
+    """The call failed.  `error` is a `BackupError.kind`, `exit_code` what `ctl` exits with."""
+
+    kind: ClassVar[str] = "operator.failed"
+    request: int
+    error: Name
+    reason: Text
+    hint: Text
+    exit_code: int
+
+
+ALL: Final[tuple[type[Message], ...]] = (
+    SessionHello,
+    SessionWelcome,
+    SessionRefused,
+    SessionUnknown,
+    SessionPing,
+    SessionPong,
+    ProtocolFault,
+    WorkRequest,
+    WorkItem,
+    WorkProgress,
+    WorkExtended,
+    WorkDone,
+    WorkAcknowledged,
+    WorkRevoked,
+    NodeInventory,
+    UnitFence,
+    UnitFenced,
+    VolumeCreate,
+    VolumeAttach,
+    VolumeDelete,
+    VolumeOffline,
+    VolumePublish,
+    ViewCreate,
+    ViewRelease,
+    ViewExtents,
+    TapeLoad,
+    TapeDigest,
+    TapeAdd,
+    NodeReply,
+    NodeFailed,
+    OperatorCall,
+    OperatorReply,
+    OperatorFailed,
+)
