@@ -1,0 +1,274 @@
+"""The catalog: its rows, and what any implementation of it promises.
+
+Rows are frozen dataclasses with plain fields; the core makes them, `commit` stores them.  One call of `commit` is one
+transaction: either every row is durable when it returns, or it raised and none is.  A row replaces the row with
+the same key (its fields marked in `KEYS`).  There is one writer: the controller process that holds the lock.
+
+Times are RFC 3339 UTC text.  Byte strings are stored as they are.  `detail` fields hold JSON objects for what is only
+shown, never searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
+
+from backplane.ids import (
+    BackupId,
+    CartridgeId,
+    Designator,
+    Epoch,
+    ItemId,
+    JobId,
+    NodeName,
+    ViewId,
+    VolumeId,
+    VolumeTag,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterRow:
+    """A number that only grows: `epoch`, `job`, `item`, `backup`, `request`."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A storage node that has ever been here."""
+
+    name: NodeName
+    public_key: bytes
+    addresses: tuple[str, ...]
+    roles: tuple[str, ...]
+    boot_id: bytes
+    seen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRow:
+    """A volume that the catalog knows.  `is_deleted` rows stay, because backups name them."""
+
+    volume: VolumeId
+    name: str
+    node: NodeName
+    designator: Designator
+    blocks: int
+    block_bytes: int
+    token: str
+    created: str
+    is_deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CartridgeRow:
+    """A cartridge.  `end` is end of data as of the last committed part; `sequence` that part's number, 0 if none."""
+
+    tag: VolumeTag
+    cartridge: CartridgeId
+    node: NodeName
+    status: str
+    detail: str
+    end: int
+    sequence: int
+    capacity_bytes: int
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """A job.  `plan` is the JSON that a restarted controller needs to go on; `result` the JSON of the report."""
+
+    job: JobId
+    kind: str
+    state: str
+    reason: str
+    token: str
+    subject: str
+    volume_name: str
+    volume: VolumeId
+    backup: BackupId
+    view: ViewId
+    submitted: str
+    started: str
+    ended: str
+    planned_bytes: int
+    done_bytes: int
+    error_count: int
+    exit_code: int
+    """-1 until the job has ended."""
+    seconds_copying: float
+    is_cancelled: bool
+    plan: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRow:
+    """A work item: one parameter list and what became of it.  Never deleted with its job still listed."""
+
+    item: ItemId
+    job: JobId
+    purpose: str
+    state: str
+    attempt: int
+    movers: tuple[str, ...]
+    """Every mover that it was leased to, in order."""
+    epoch: Epoch
+    parameter_list: bytes
+    planned_bytes: int
+    status: int
+    """SCSI status; -1 until the item has ended."""
+    sense: bytes
+    segments: int
+    seconds: float
+    ledger: str
+    """JSON list of ledger entries."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupRow:
+    """A backup.  `state` is `building` until the last part is committed, then `completed` or `failed`."""
+
+    backup: BackupId
+    backup_uuid: str
+    job: JobId
+    volume: VolumeId
+    volume_name: str
+    blocks: int
+    block_bytes: int
+    record_bytes: int
+    stream_bytes: int
+    state: str
+    created: str
+    consistency: str
+    view_means: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRow:
+    """A committed part: written only after the synchronous filemark came back with position and digest."""
+
+    backup: BackupId
+    part: int
+    tag: VolumeTag
+    cartridge: CartridgeId
+    sequence: int
+    header_object: int
+    data_object: int
+    trailer_object: int
+    end: int
+    records: int
+    stream_start: int
+    stream_bytes: int
+    root: str
+    is_last: bool
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentsRow:
+    """The extents of a backup in stream order, packed by `extent_map`."""
+
+    backup: BackupId
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """A line of a job's log.  `level` is `info`, `warning` or `error`."""
+
+    job: JobId
+    sequence: int
+    time: str
+    level: str
+    text: str
+
+
+Row: TypeAlias = (
+    CounterRow
+    | NodeRow
+    | VolumeRow
+    | CartridgeRow
+    | JobRow
+    | ItemRow
+    | BackupRow
+    | PartRow
+    | ExtentsRow
+    | EventRow
+)
+
+KEYS: Final[dict[type, tuple[str, ...]]] = {
+    CounterRow: ("name",),
+    NodeRow: ("name",),
+    VolumeRow: ("volume",),
+    CartridgeRow: ("tag",),
+    JobRow: ("job",),
+    ItemRow: ("item",),
+    BackupRow: ("backup",),
+    PartRow: ("backup", "part"),
+    ExtentsRow: ("backup",),
+    EventRow: ("job", "sequence"),
+}
+"""The fields that identify a row of each table."""
+
+ENDED_STATES: Final = frozenset({"completed", "partial", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What the core starts from: everything small, and the jobs that have not ended with their items."""
+
+    store: str
+    counters: dict[str, int] = field(default_factory=dict)
+    nodes: tuple[NodeRow, ...] = ()
+    volumes: tuple[VolumeRow, ...] = ()
+    cartridges: tuple[CartridgeRow, ...] = ()
+    jobs: tuple[JobRow, ...] = ()
+    items: tuple[ItemRow, ...] = ()
+    backups: tuple[BackupRow, ...] = ()
+    parts: tuple[PartRow, ...] = ()
+    event_sequences: dict[JobId, int] = field(default_factory=dict)
+
+
+class Catalog(Protocol):
+    """Storage of rows.  Not thread-safe: one thread owns it."""
+
+    @property
+    def store(self) -> str:
+        """UUID of this catalog, 32 hex digits, made when it was created."""
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """Make the rows durable in one transaction, in order.  An empty sequence does nothing."""
+
+    def load(self) -> Snapshot:
+        """Return where the core left off."""
+
+    def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
+        """Return jobs, newest first."""
+
+    def job(self, job: JobId) -> JobRow | None:
+        """Return one job."""
+
+    def job_by_token(self, token: str) -> JobRow | None:
+        """Return the job that was submitted with this token."""
+
+    def items(self, job: JobId, *, first: ItemId, limit: int) -> list[ItemRow]:
+        """Return items of a job with number >= `first`, in order."""
+
+    def item_count(self, job: JobId) -> int:
+        """Return how many items a job has."""
+
+    def events(self, job: JobId, *, after: int, limit: int) -> list[EventRow]:
+        """Return log lines with sequence > `after`, in order."""
+
+    def extents(self, backup: BackupId) -> bytes | None:
+        """Return the packed extents of a backup."""
+
+    def close(self) -> None:
+        """Close the database; the object is unusable afterwards."""
