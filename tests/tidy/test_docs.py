@@ -1,0 +1,258 @@
+"""The documents cannot drift: what the code offers must be on its page, and what a page promises must exist."""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import importlib
+import importlib.util
+import pkgutil
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from backplane.errors import ExitCode
+from backplane.wire import messages
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+CORES = ("controller.core", "mover_node.core", "storage_node.core")
+CONFIGS = {
+    "controller": "controller.config",
+    "mover-node": "mover_node.config",
+    "storage-node": "storage_node.config",
+}
+
+
+def page(name: str) -> str:
+    path = DOCS / name
+    assert path.is_file(), f"docs/{name} is missing"
+    return path.read_text(encoding="utf-8")
+
+
+# --- the wire ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", messages.ALL, ids=lambda cls: cls.kind)
+def test_every_control_message_is_in_the_protocol(message: type[messages.Message]) -> None:
+    assert f"`{message.kind}`" in page("protocol.md")
+
+
+def test_every_exit_code_is_documented() -> None:
+    text = page("cli.md")
+    missing = [
+        f"{code.name} ({code})" for code in ExitCode if not re.search(rf"\b{int(code)}\b", text)
+    ]
+    assert not missing
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def root_command() -> click.Group:
+    """The click group behind `ctl`, whatever it is called in its module."""
+    module = importlib.import_module("controller.cli")
+    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
+    assert groups, "controller.cli has no click group"
+    return max(groups, key=lambda group: len(group.commands))
+
+
+def commands(
+    group: click.Group, path: tuple[str, ...] = ("ctl",)
+) -> Iterator[tuple[str, click.Command]]:
+    """Yield ("ctl job show", command) for everything that can be run."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        elif not command.hidden:
+            yield " ".join((*path, name)), command
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    text = page("cli.md")
+    missing = []
+    for name, command in commands(root_command()):
+        _, found, section = text.partition(f"`{name}")
+        if not found:
+            missing.append(name)
+            continue
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                missing += [
+                    f"{name} {option}" for option in parameter.opts if option not in section
+                ]
+    assert not missing, f"docs/cli.md does not have: {', '.join(missing)}"
+
+
+def test_every_command_says_what_it_does() -> None:
+    silent = [
+        name for name, command in commands(root_command()) if not (command.help or "").strip()
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_page_shows_only_commands_that_exist(path: Path) -> None:
+    """A tutorial that fails at its second line loses its reader."""
+    known = {name for name, _ in commands(root_command())}
+    nouns = {" ".join(name.split()[:2]) for name in known}
+    unknown = []
+    for line in code_lines(path.read_text(encoding="utf-8")):
+        for noun, verb in re.findall(r"(?:^|[\s/`])ctl ([a-z]+)(?: ([a-z]+))?", line):
+            shown = f"ctl {noun} {verb}".strip()
+            if f"ctl {noun}" not in nouns or (
+                verb and f"ctl {noun}" not in known and shown not in known
+            ):
+                unknown.append(shown)
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_page_shows_only_make_targets_that_exist(path: Path) -> None:
+    targets = set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    shown = {
+        name
+        for line in code_lines(path.read_text(encoding="utf-8"))
+        for name in re.findall(r"(?:^|[\s`])make ([a-z]+)", line)
+    }
+    assert not shown - targets
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """Yield the lines of fenced blocks and the pieces of inline code."""
+    fenced = False
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced:
+            yield line
+        else:
+            yield from re.findall(r"`[^`]+`", line)
+
+
+# --- state machines ------------------------------------------------------------------------------
+
+
+def machines() -> list[tuple[str, ModuleType]]:
+    """Every core module with a transition table."""
+    found = []
+    for package_name in CORES:
+        package = importlib.import_module(package_name)
+        for info in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{package_name}.{info.name}")
+            if hasattr(module, "TRANSITIONS"):
+                found.append((f"{package_name}.{info.name}", module))
+    return found
+
+
+def test_there_are_machines_to_document() -> None:
+    """The next test would pass without any."""
+    assert any(name == "controller.core.job" for name, _ in machines())
+
+
+def test_every_state_is_on_the_page_of_its_machine() -> None:
+    missing = []
+    for name, module in machines():
+        stem = name.rpartition(".")[2].replace("_", "-")
+        text = page(f"state-machines/{stem}.md")
+        for state in module.TRANSITIONS:
+            label = state.value if isinstance(state, enum.Enum) else str(state)
+            if not re.search(rf"\b{re.escape(str(label))}\b", text):
+                missing.append(f"{stem}.md: {label}")
+    assert not missing
+
+
+# --- configuration -------------------------------------------------------------------------------
+
+
+def config_classes(module_name: str) -> list[type]:
+    module = importlib.import_module(module_name)
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and is_dataclass(value) and value.__module__ == module_name
+    ]
+
+
+@pytest.mark.parametrize("role", CONFIGS)
+def test_every_configuration_key_is_documented_and_in_the_example(role: str) -> None:
+    """An administrator learns keys from the annotated example, and looks them up in docs/config.md."""
+    keys = {field.name for cls in config_classes(CONFIGS[role]) for field in fields(cls)}
+    assert keys, f"{CONFIGS[role]} has no configuration classes"
+    reference = page("config.md")
+    example = (ROOT / "deploy" / "config" / f"{role}.toml").read_text(encoding="utf-8")
+    missing = [f"docs/config.md: {key}" for key in sorted(keys) if f"`{key}`" not in reference]
+    missing += [
+        f"deploy/config/{role}.toml: {key}"
+        for key in sorted(keys)
+        if not re.search(rf"^(# ?)?(\[+)?{key}\b", example, re.MULTILINE)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "deploy" / "config").glob("*.toml")), ids=lambda p: p.name
+)
+def test_an_example_configuration_is_toml_of_version_one(path: Path) -> None:
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert document["config_version"] == 1
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    broken = []
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        if not (path.parent / target.partition("#")[0]).exists():
+            broken.append(target)
+    assert not broken
+
+
+def test_the_code_map_names_every_package() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    folders = [
+        folder.relative_to(ROOT).as_posix()
+        for top in ("backplane", "controller", "mover_node", "storage_node")
+        for folder in sorted({path.parent for path in (ROOT / top).rglob("*.py")})
+        if not fnmatch.fnmatch(folder.as_posix(), "*/migrations*")
+    ]
+    assert folders
+    assert not [folder for folder in folders if f"`{folder}" not in text]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """A dependency is a debt; ARCHITECTURE.md says what each one buys."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.split(r"[<>=\[ ]", line)[0] for line in project["dependencies"]]
+    assert not [name for name in names if f"**{name}**" not in text]
+
+
+GLOSSARY = (
+    "additional sense", "application client", "backup mirror", "byte ledger", "cartridge", "CAT", "commit",
+    "controller", "copy manager", "credit", "CSCD descriptor", "data plane", "designator", "early warning",
+    "end of data", "epoch", "extent", "fence", "filemark", "grant", "lease", "list identifier", "logical block",
+    "logical unit", "mover", "object number", "parameter list", "part", "programmable early warning", "record",
+    "residual", "segment descriptor", "sense key", "static view", "sync timeout", "trailer", "volume", "volume tag",
+    "work item", "write inactivity period",
+)  # fmt: skip
+
+
+def test_the_vocabulary_is_in_the_glossary() -> None:
+    text = page("glossary.md").lower()
+    assert not [word for word in GLOSSARY if f"**{word.lower()}**" not in text]
