@@ -28,7 +28,7 @@ def pack(value: Any) -> bytes:
     return bytes(msgpack.packb(value, use_bin_type=True))
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, *, binary_bytes_max: int = BINARY_BYTES_MAX) -> Any:
     """Decode one value or raise `PackingError`."""
     try:
         value = msgpack.unpackb(
@@ -39,7 +39,7 @@ def unpack(data: bytes) -> Any:
             max_array_len=ARRAY_LENGTH_MAX,
             max_map_len=MAP_LENGTH_MAX,
             max_str_len=STRING_BYTES_MAX,
-            max_bin_len=BINARY_BYTES_MAX,
+            max_bin_len=binary_bytes_max,
             max_ext_len=0,
             object_pairs_hook=_pairs,
         )

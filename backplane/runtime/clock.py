@@ -1,0 +1,32 @@
+"""Time, as something that is passed in.
+
+Leases, heartbeats and timeouts use `monotonic`; `wall` is for people and for records, never for a decision.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def monotonic(self) -> float:
+        """Return seconds since some fixed moment; never goes back."""
+
+    def wall(self) -> datetime:
+        """Return the time of day in UTC; may jump."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        """Return CLOCK_MONOTONIC."""
+        return time.monotonic()
+
+    def wall(self) -> datetime:
+        """Return the time of day in UTC."""
+        return datetime.now(UTC)
