@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, TypeAlias
 
 from backplane.errors import LocalProtocolError
+from backplane.scsi.layout import Field, Layout, flag, offset_of, read_fields, whole
 from backplane.scsi.refusal import (
     PARAMETER_LIST_LENGTH_ERROR,
     UNSUPPORTED_SEGMENT_TYPE,
@@ -42,60 +43,11 @@ SPACE_FILEMARKS: Final = 1
 SPACE_END_OF_DATA: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """Where one integer stands in a descriptor: `bits` bits from `low_bit` up, in the `size` bytes at `byte`."""
-
-    name: str
-    byte: int
-    size: int
-    bits: int
-    low_bit: int = 0
-    is_signed: bool = False
-    is_key: bool = False
-
-    @property
-    def is_flag(self) -> bool:
-        """A single bit: a truth value."""
-        return self.bits == 1
-
-    def holds(self, value: int) -> bool:
-        """Say whether the field has room for the value."""
-        low = -(1 << self.bits - 1) if self.is_signed else 0
-        return low <= value < low + (1 << self.bits)
-
-    def put(self, target: bytearray, value: int) -> None:
-        """Write the value over zeros."""
-        span = slice(self.byte, self.byte + self.size)
-        raw = (value & (1 << self.bits) - 1) << self.low_bit
-        target[span] = (int.from_bytes(target[span], "big") | raw).to_bytes(self.size, "big")
-
-    def get(self, data: bytes) -> int | bool:
-        """Read the value; the other bits are somebody else's or reserved."""
-        raw = int.from_bytes(data[self.byte : self.byte + self.size], "big") >> self.low_bit
-        raw &= (1 << self.bits) - 1
-        if self.is_flag:
-            return bool(raw)
-        return raw - (1 << self.bits) if self.is_signed and raw >> self.bits - 1 else raw
-
-    def shown(self, value: int) -> int | str:
-        """Return the value for people and JSON: reservation keys are hex strings."""
-        return f"{value:0{2 * self.size}x}" if self.is_key else int(value)
-
-
-def _field(name: str, byte: int, size: int, *, is_key: bool = False) -> Field:
-    return Field(name, byte, size, 8 * size, is_key=is_key)
-
-
-def _flag(name: str, byte: int, *, bit: int = 0) -> Field:
-    return Field(name, byte, 1, 1, low_bit=bit)
-
-
-_CAT: Final = _flag("cat", 1)
-_DC: Final = _flag("dc", 1, bit=1)
-_SOURCE: Final = _field("source_cscd_descriptor_id", 4, 2)
-_DESTINATION: Final = _field("destination_cscd_descriptor_id", 6, 2)
-_TRANSFER_LENGTH: Final = _field("stream_device_transfer_length", 9, 3)
+_CAT: Final = flag("cat", 1)
+_DC: Final = flag("dc", 1, bit=1)
+_SOURCE: Final = whole("source_cscd_descriptor_id", 4, 2)
+_DESTINATION: Final = whole("destination_cscd_descriptor_id", 6, 2)
+_TRANSFER_LENGTH: Final = whole("stream_device_transfer_length", 9, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +58,7 @@ class SegmentDescriptor:
     CODE: ClassVar[int]
     HOLD_CODE: ClassVar[int | None] = None
     SIZE: ClassVar[int]
-    LAYOUT: ClassVar[tuple[Field, ...]]
+    LAYOUT: ClassVar[Layout]
 
     hold: bool = False
     cat: bool = False
@@ -174,7 +126,7 @@ class SegmentDescriptor:
     @classmethod
     def offset_of(cls, name: str) -> int:
         """Return the byte at which a field starts, for field pointers."""
-        return next(field.byte for field in cls.LAYOUT if field.name == name)
+        return offset_of(cls.LAYOUT, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +137,13 @@ class BlockToStream(SegmentDescriptor):
     CODE: ClassVar[int] = 0x00
     HOLD_CODE: ClassVar[int | None] = 0x0B
     SIZE: ClassVar[int] = 24
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _SOURCE,
         _DESTINATION,
         _TRANSFER_LENGTH,
-        _field("block_device_number_of_blocks", 14, 2),
-        _field("block_device_logical_block_address", 16, 8),
+        whole("block_device_number_of_blocks", 14, 2),
+        whole("block_device_logical_block_address", 16, 8),
     )
 
     source_cscd_descriptor_id: int
@@ -209,7 +161,7 @@ class StreamToBlock(SegmentDescriptor):
     CODE: ClassVar[int] = 0x01
     HOLD_CODE: ClassVar[int | None] = 0x0C
     SIZE: ClassVar[int] = 24
-    LAYOUT: ClassVar[tuple[Field, ...]] = BlockToStream.LAYOUT
+    LAYOUT: ClassVar[Layout] = BlockToStream.LAYOUT
 
     source_cscd_descriptor_id: int
     destination_cscd_descriptor_id: int
@@ -226,14 +178,14 @@ class BlockToBlock(SegmentDescriptor):
     CODE: ClassVar[int] = 0x02
     HOLD_CODE: ClassVar[int | None] = 0x0D
     SIZE: ClassVar[int] = 28
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _DC,
         _CAT,
         _SOURCE,
         _DESTINATION,
-        _field("block_device_number_of_blocks", 10, 2),
-        _field("source_block_device_logical_block_address", 12, 8),
-        _field("destination_block_device_logical_block_address", 20, 8),
+        whole("block_device_number_of_blocks", 10, 2),
+        whole("source_block_device_logical_block_address", 12, 8),
+        whole("destination_block_device_logical_block_address", 20, 8),
     )
 
     dc: bool = False
@@ -252,13 +204,13 @@ class StreamToStream(SegmentDescriptor):
     CODE: ClassVar[int] = 0x03
     HOLD_CODE: ClassVar[int | None] = 0x0E
     SIZE: ClassVar[int] = 20
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _SOURCE,
         _DESTINATION,
-        _field("source_stream_device_transfer_length", 9, 3),
-        _field("destination_stream_device_transfer_length", 13, 3),
-        _field("byte_count", 16, 4),
+        whole("source_stream_device_transfer_length", 9, 3),
+        whole("destination_stream_device_transfer_length", 13, 3),
+        whole("byte_count", 16, 4),
     )
 
     source_cscd_descriptor_id: int
@@ -275,12 +227,12 @@ class InlineToStream(SegmentDescriptor):
     NAME: ClassVar[str] = "inline data to stream"
     CODE: ClassVar[int] = 0x04
     SIZE: ClassVar[int] = 20
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
         _TRANSFER_LENGTH,
-        _field("inline_data_offset", 12, 4),
-        _field("inline_data_number_of_bytes", 16, 4),
+        whole("inline_data_offset", 12, 4),
+        whole("inline_data_number_of_bytes", 16, 4),
     )
 
     destination_cscd_descriptor_id: int
@@ -303,11 +255,11 @@ class EmbeddedToStream(SegmentDescriptor):
     NAME: ClassVar[str] = "embedded data to stream"
     CODE: ClassVar[int] = 0x05
     SIZE: ClassVar[int] = _EMBEDDED_HEADER_BYTES
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
         _TRANSFER_LENGTH,
-        _field("embedded_data_number_of_bytes", 12, 2),
+        whole("embedded_data_number_of_bytes", 12, 2),
     )
 
     destination_cscd_descriptor_id: int
@@ -348,11 +300,11 @@ class StreamToDiscard(SegmentDescriptor):
     CODE: ClassVar[int] = 0x06
     HOLD_CODE: ClassVar[int | None] = 0x0F
     SIZE: ClassVar[int] = 16
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _SOURCE,
         _TRANSFER_LENGTH,
-        _field("number_of_bytes", 12, 4),
+        whole("number_of_bytes", 12, 4),
     )
 
     source_cscd_descriptor_id: int
@@ -367,7 +319,7 @@ class VerifyCscd(SegmentDescriptor):
     NAME: ClassVar[str] = "verify CSCD"
     CODE: ClassVar[int] = 0x07
     SIZE: ClassVar[int] = 12
-    LAYOUT: ClassVar[tuple[Field, ...]] = (_CAT, _SOURCE, _flag("tur", 8))
+    LAYOUT: ClassVar[Layout] = (_CAT, _SOURCE, flag("tur", 8))
 
     source_cscd_descriptor_id: int
     tur: bool = False
@@ -380,14 +332,14 @@ class BlockOffsetToStream(SegmentDescriptor):
     NAME: ClassVar[str] = "block with byte offset to stream"
     CODE: ClassVar[int] = 0x08
     SIZE: ClassVar[int] = 28
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _SOURCE,
         _DESTINATION,
         _TRANSFER_LENGTH,
-        _field("number_of_bytes", 12, 4),
-        _field("block_device_logical_block_address", 16, 8),
-        _field("block_device_byte_offset", 26, 2),
+        whole("number_of_bytes", 12, 4),
+        whole("block_device_logical_block_address", 16, 8),
+        whole("block_device_byte_offset", 26, 2),
     )
 
     source_cscd_descriptor_id: int
@@ -405,7 +357,7 @@ class StreamToBlockOffset(SegmentDescriptor):
     NAME: ClassVar[str] = "stream to block with byte offset"
     CODE: ClassVar[int] = 0x09
     SIZE: ClassVar[int] = 28
-    LAYOUT: ClassVar[tuple[Field, ...]] = BlockOffsetToStream.LAYOUT
+    LAYOUT: ClassVar[Layout] = BlockOffsetToStream.LAYOUT
 
     source_cscd_descriptor_id: int
     destination_cscd_descriptor_id: int
@@ -422,15 +374,15 @@ class BlockOffsetToBlockOffset(SegmentDescriptor):
     NAME: ClassVar[str] = "block with offset to block with offset"
     CODE: ClassVar[int] = 0x0A
     SIZE: ClassVar[int] = 32
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _SOURCE,
         _DESTINATION,
-        _field("number_of_bytes", 8, 4),
-        _field("source_block_device_logical_block_address", 12, 8),
-        _field("destination_block_device_logical_block_address", 20, 8),
-        _field("source_block_device_byte_offset", 28, 2),
-        _field("destination_block_device_byte_offset", 30, 2),
+        whole("number_of_bytes", 8, 4),
+        whole("source_block_device_logical_block_address", 12, 8),
+        whole("destination_block_device_logical_block_address", 20, 8),
+        whole("source_block_device_byte_offset", 28, 2),
+        whole("destination_block_device_byte_offset", 30, 2),
     )
 
     source_cscd_descriptor_id: int
@@ -449,11 +401,11 @@ class WriteFilemarks(SegmentDescriptor):
     NAME: ClassVar[str] = "write filemarks"
     CODE: ClassVar[int] = 0x10
     SIZE: ClassVar[int] = 12
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
-        _flag("w_immed", 8),
-        _field("filemark_count", 9, 3),
+        flag("w_immed", 8),
+        whole("filemark_count", 9, 3),
     )
 
     destination_cscd_descriptor_id: int
@@ -468,7 +420,7 @@ class Space(SegmentDescriptor):
     NAME: ClassVar[str] = "space"
     CODE: ClassVar[int] = 0x11
     SIZE: ClassVar[int] = 12
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
         Field("code", 8, 1, 4),
@@ -487,10 +439,10 @@ class Locate(SegmentDescriptor):
     NAME: ClassVar[str] = "locate"
     CODE: ClassVar[int] = 0x12
     SIZE: ClassVar[int] = 12
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
-        _field("logical_object_identifier", 8, 4),
+        whole("logical_object_identifier", 8, 4),
     )
 
     destination_cscd_descriptor_id: int
@@ -504,7 +456,7 @@ class TapeImageCopy(SegmentDescriptor):
     NAME: ClassVar[str] = "tape image copy"
     CODE: ClassVar[int] = 0x13
     SIZE: ClassVar[int] = 12
-    LAYOUT: ClassVar[tuple[Field, ...]] = (_CAT, _SOURCE, _DESTINATION, _field("count", 8, 4))
+    LAYOUT: ClassVar[Layout] = (_CAT, _SOURCE, _DESTINATION, whole("count", 8, 4))
 
     source_cscd_descriptor_id: int
     destination_cscd_descriptor_id: int
@@ -518,11 +470,11 @@ class RegisterKey(SegmentDescriptor):
     NAME: ClassVar[str] = "register persistent reservation key"
     CODE: ClassVar[int] = 0x14
     SIZE: ClassVar[int] = 28
-    LAYOUT: ClassVar[tuple[Field, ...]] = (
+    LAYOUT: ClassVar[Layout] = (
         _CAT,
         _DESTINATION,
-        _field("reservation_key", 8, 8, is_key=True),
-        _field("service_action_reservation_key", 16, 8, is_key=True),
+        whole("reservation_key", 8, 8, is_key=True),
+        whole("service_action_reservation_key", 16, 8, is_key=True),
     )
 
     destination_cscd_descriptor_id: int
@@ -621,7 +573,7 @@ def decode_segment(data: bytes) -> Segment:
             f"DESCRIPTOR LENGTH is {length}, but type {data[0]:02X}h has {cls.SIZE - HEADER_BYTES}",
             field=2,
         )
-    values = {field.name: field.get(data) for field in cls.LAYOUT}
+    values = read_fields(cls.LAYOUT, data)
     offset = values.get("inline_data_offset", 0)
     if offset % INLINE_DATA_ALIGNMENT:
         raise ParameterListError(f"INLINE DATA OFFSET {offset} is no multiple of 4", field=12)
