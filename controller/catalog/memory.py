@@ -1,0 +1,201 @@
+"""The catalog in dictionaries, for tests and the simulator.
+
+It keeps what a database keeps: whole transactions, rows by key, the rules of the schema (a number fits 64 bits, an
+item has a job, parts and extents have a backup).  It can fail on purpose, before or after a commit took effect, and
+`reopen` is what a new process finds after a crash: everything that was committed and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, Final, TypeVar
+
+from backplane.errors import MediumError
+from backplane.ids import BackupId, ItemId, JobId
+from controller.catalog.store import (
+    ENDED_STATES,
+    KEYS,
+    BackupRow,
+    CartridgeRow,
+    CounterRow,
+    EventRow,
+    ExtentsRow,
+    ItemRow,
+    JobRow,
+    NodeRow,
+    PartRow,
+    Row,
+    Snapshot,
+    VolumeRow,
+)
+
+_AnyRow = TypeVar("_AnyRow", bound=Row)
+
+_KEY_OF: Final[dict[type, Callable[[Any], Any]]] = {
+    kind: attrgetter(*names) for kind, names in KEYS.items()
+}
+_VALUES_OF: Final[dict[type, Callable[[Any], Any]]] = {
+    kind: attrgetter(*(field.name for field in fields(kind))) for kind in KEYS
+}
+_OWNERS: Final[dict[type, tuple[str, type]]] = {
+    ItemRow: ("job", JobRow),
+    PartRow: ("backup", BackupRow),
+    ExtentsRow: ("backup", BackupRow),
+}
+"""The field that names the row without which a row may not be, as in `schema`."""
+
+_NUMBER_END: Final = 1 << 63
+
+
+class MemoryCatalog:
+    """`Catalog` without a disk."""
+
+    def __init__(self, *, store: str = "0" * 31 + "1") -> None:
+        """Make an empty catalog."""
+        self._store = store
+        self._tables: dict[type, dict[Any, Any]] = {kind: {} for kind in KEYS}
+        self._is_open = True
+        self._death = ""
+        self._commits_before_failure: int | None = None
+        self._is_stored_at_failure = False
+        self.commit_count = 0
+        """Transactions that took effect."""
+
+    def fail_next_commit(self, *, after: int = 0, is_stored: bool = False) -> None:
+        """Let a commit raise, once `after` more have gone well; `is_stored` says whether it took effect all the same.
+
+        The object is dead afterwards, as a database is after an I/O error; go on with `reopen`.
+        """
+        self._commits_before_failure = after
+        self._is_stored_at_failure = is_stored
+
+    def reopen(self) -> MemoryCatalog:
+        """Return the catalog as a new process finds it; this object is closed, dead or not."""
+        self._is_open = False
+        successor = MemoryCatalog(store=self._store)
+        successor._tables = {kind: dict(rows) for kind, rows in self._tables.items()}  # noqa: SLF001
+        return successor
+
+    @property
+    def store(self) -> str:
+        """UUID of this catalog."""
+        return self._store
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """Store the rows, all or none; after any failure the catalog is dead."""
+        if not rows:
+            return
+        self._check_alive()
+        self._death = "an operation did not finish"
+        is_failing = self._commits_before_failure == 0
+        if not is_failing or self._is_stored_at_failure:
+            self._store_all(rows)
+        if is_failing:
+            self._death = "planned failure"
+            raise MediumError("catalog: planned failure", hint="reopen it")
+        if self._commits_before_failure is not None:
+            self._commits_before_failure -= 1
+        self._death = ""
+
+    def load(self) -> Snapshot:
+        """Return where the core left off."""
+        live = {row.job for row in self._all(JobRow) if row.state not in ENDED_STATES}
+        sequences: dict[JobId, int] = {}
+        for event in self._all(EventRow):
+            if event.job in live:
+                sequences[event.job] = event.sequence
+        return Snapshot(
+            store=self._store,
+            counters={row.name: row.value for row in self._all(CounterRow)},
+            nodes=tuple(self._all(NodeRow)),
+            volumes=tuple(self._all(VolumeRow)),
+            cartridges=tuple(self._all(CartridgeRow)),
+            jobs=tuple(row for row in self._all(JobRow) if row.job in live),
+            items=tuple(row for row in self._all(ItemRow) if row.job in live),
+            backups=tuple(self._all(BackupRow)),
+            parts=tuple(self._all(PartRow)),
+            event_sequences=sequences,
+        )
+
+    def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
+        """Return jobs, newest first."""
+        found = [row for row in self._all(JobRow) if not state or row.state == state]
+        return _first(reversed(found), limit)
+
+    def job(self, job: JobId) -> JobRow | None:
+        """Return one job."""
+        return self._get(JobRow, job)
+
+    def job_by_token(self, token: str) -> JobRow | None:
+        """Return the first job that was submitted with this token; the empty token is none."""
+        return next((row for row in self._all(JobRow) if token and row.token == token), None)
+
+    def items(self, job: JobId, *, first: ItemId, limit: int) -> list[ItemRow]:
+        """Return items of a job with number >= `first`, in order."""
+        return _first((r for r in self._all(ItemRow) if r.job == job and r.item >= first), limit)
+
+    def item_count(self, job: JobId) -> int:
+        """Return how many items a job has."""
+        return sum(row.job == job for row in self._all(ItemRow))
+
+    def events(self, job: JobId, *, after: int, limit: int) -> list[EventRow]:
+        """Return log lines with sequence > `after`, in order."""
+        return _first(
+            (r for r in self._all(EventRow) if r.job == job and r.sequence > after), limit
+        )
+
+    def extents(self, backup: BackupId) -> bytes | None:
+        """Return the packed extents of a backup."""
+        row = self._get(ExtentsRow, backup)
+        return None if row is None else row.packed
+
+    def close(self) -> None:
+        """Make the object unusable; a second call does nothing."""
+        self._is_open = False
+
+    def _check_alive(self) -> None:
+        assert self._is_open, "the catalog is closed"
+        if self._death:
+            raise MediumError(f"catalog: not used any more: {self._death}", hint="reopen it")
+
+    def _store_all(self, rows: Sequence[Row]) -> None:
+        staged: dict[type, dict[Any, Row]] = {}
+        for row in rows:
+            _check_values(row)
+            staged.setdefault(type(row), {})[_KEY_OF[type(row)](row)] = row
+        for row in rows:
+            self._check_owner(row, staged)
+        for kind, added in staged.items():
+            self._tables[kind].update(added)
+        self.commit_count += 1
+
+    def _check_owner(self, row: Row, staged: dict[type, dict[Any, Row]]) -> None:
+        link = _OWNERS.get(type(row))
+        if link is None:
+            return
+        name, owner = link
+        key = getattr(row, name)
+        exists = key in self._tables[owner] or key in staged.get(owner, {})
+        assert exists, f"catalog: a {type(row).__name__} names {name} {key}, which is not there"
+
+    def _all(self, kind: type[_AnyRow]) -> list[_AnyRow]:
+        self._check_alive()
+        rows = self._tables[kind]
+        return [rows[key] for key in sorted(rows)]
+
+    def _get(self, kind: type[_AnyRow], key: object) -> _AnyRow | None:
+        self._check_alive()
+        return self._tables[kind].get(key)
+
+
+def _check_values(row: Row) -> None:
+    for value in _VALUES_OF[type(row)](row):
+        assert value is not None, "rows are written whole"
+        if isinstance(value, int):
+            assert -_NUMBER_END <= value < _NUMBER_END, "a number of more than 64 bits"
+
+
+def _first(rows: Iterable[_AnyRow], limit: int) -> list[_AnyRow]:
+    return [row for _, row in zip(range(limit), rows, strict=False)]

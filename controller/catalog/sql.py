@@ -1,0 +1,285 @@
+"""The catalog in a SQL database, today SQLite.
+
+A commit that fails kills the object: every later call raises.  The core is now ahead of the catalog, or nobody can
+say what the disk holds; a new process that opens the catalog again cures both, and nothing else does.  In
+particular a failed sync is never tried again: the kernel may have dropped the pages and would report success.
+After such a failure the transaction may or may not be there when the catalog is opened again, as after a crash
+between commit and acknowledgement.
+
+Statements are built once.  Rows go in by "insert, on conflict update", which SQLite and PostgreSQL have alike.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.pool import StaticPool
+
+from backplane.errors import ConfigError, MediumError
+from backplane.ids import BackupId, ItemId, JobId
+from controller.catalog import migrations, sqlite_file
+from controller.catalog.schema import EVENTS, EXTENTS, ITEMS, JOBS, META, TABLES
+from controller.catalog.store import (
+    ENDED_STATES,
+    KEYS,
+    BackupRow,
+    CartridgeRow,
+    CounterRow,
+    EventRow,
+    ExtentsRow,
+    ItemRow,
+    JobRow,
+    NodeRow,
+    PartRow,
+    Row,
+    Snapshot,
+    VolumeRow,
+)
+
+_AnyRow = TypeVar("_AnyRow", bound=Row)
+
+NUMBER_MAX: Final = (1 << 63) - 1
+"""Numbers of queries are cut to this: people may ask for any job."""
+
+_NAMES: Final = {kind: tuple(c.name for c in table.columns) for kind, table in TABLES.items()}
+_VALUES: Final = {kind: attrgetter(*names) for kind, names in _NAMES.items()}
+_INSERTS: Final[dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+_NOT_ENDED: Final = select(JOBS.c.job).where(JOBS.c.state.not_in(sorted(ENDED_STATES)))
+
+
+def upsert(kind: type, dialect: str) -> sqlite.Insert | postgresql.Insert:
+    """Return the statement that puts rows of a type in, each in place of the one with its key."""
+    key = KEYS[kind]
+    statement = _INSERTS[dialect](TABLES[kind])
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=key, set_={name: new[name] for name in _NAMES[kind] if name not in key}
+    )
+
+
+class SqlCatalog:
+    """`Catalog` over SQLAlchemy Core."""
+
+    def __init__(
+        self, engine: Engine, *, path: Path, lock: sqlite_file.FileLock, store_id: str
+    ) -> None:
+        """Take over a database that `open` has prepared."""
+        self._path = path
+        self._lock = lock
+        self._engine = engine
+        self._connection: Connection | None = engine.connect()
+        self._upserts = {kind: upsert(kind, engine.dialect.name) for kind in TABLES}
+        self._store = store_id
+        self._death = ""
+
+    @classmethod
+    def open(cls, place: str | Path) -> SqlCatalog:
+        """Open the catalog at a path or `sqlite:///path`; create it, or bring it to this program's schema, as needed.
+
+        Raises `BusyError` if a controller has it, `MediumError` if it is damaged, `RefusedError` if it is newer than
+        this program or no catalog, `NotFoundError` if its folder is missing, `ConfigError` for other databases.
+        """
+        path = _path_of(place)
+        try:
+            with ExitStack() as undo:
+                lock = sqlite_file.FileLock(path)
+                undo.callback(lock.release)
+                sqlite_file.create_if_missing(path)
+                raw = sqlite_file.connect(path)
+                undo.callback(raw.close)
+                engine = _engine(raw)
+                store_id = _prepare(engine, raw)
+                catalog = cls(engine, path=path, lock=lock, store_id=store_id)
+                undo.pop_all()
+                return catalog
+        except (OSError, sqlite3.Error) as error:
+            raise sqlite_file.translate(error, path) from error
+        except DBAPIError as error:
+            raise sqlite_file.translate(error.orig or error, path) from error
+
+    @property
+    def store(self) -> str:
+        """UUID of this catalog."""
+        return self._store
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """Make the rows durable, all or none; after any failure the catalog is dead."""
+        if not rows:
+            return
+        with self._transaction() as connection:
+            # Runs of one type in one go; never sorted by type, because a later row replaces an earlier one.
+            for kind, run in groupby(rows, key=type):
+                names, values = _NAMES[kind], _VALUES[kind]
+                connection.execute(
+                    self._upserts[kind],
+                    [dict(zip(names, values(row), strict=True)) for row in run],
+                )
+
+    def load(self) -> Snapshot:
+        """Return where the core left off."""
+        with self._transaction() as connection:
+            return _load(connection, self._store)
+
+    def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
+        """Return jobs, newest first."""
+        query = select(JOBS).order_by(JOBS.c.job.desc()).limit(_cut(limit))
+        return self._find(JobRow, query.where(JOBS.c.state == state) if state else query)
+
+    def job(self, job: JobId) -> JobRow | None:
+        """Return one job."""
+        return _only(self._find(JobRow, select(JOBS).where(JOBS.c.job == _cut(job))))
+
+    def job_by_token(self, token: str) -> JobRow | None:
+        """Return the first job that was submitted with this token; the empty token is none."""
+        if not token:
+            return None
+        query = select(JOBS).where(JOBS.c.token == token).order_by(JOBS.c.job).limit(1)
+        return _only(self._find(JobRow, query))
+
+    def items(self, job: JobId, *, first: ItemId, limit: int) -> list[ItemRow]:
+        """Return items of a job with number >= `first`, in order."""
+        query = select(ITEMS).where(ITEMS.c.job == _cut(job), ITEMS.c.item >= _cut(first))
+        return self._find(ItemRow, query.order_by(ITEMS.c.item).limit(_cut(limit)))
+
+    def item_count(self, job: JobId) -> int:
+        """Return how many items a job has."""
+        query = select(func.count()).select_from(ITEMS).where(ITEMS.c.job == _cut(job))
+        with self._transaction() as connection:
+            return connection.execute(query).scalar_one()
+
+    def events(self, job: JobId, *, after: int, limit: int) -> list[EventRow]:
+        """Return log lines with sequence > `after`, in order."""
+        query = select(EVENTS).where(EVENTS.c.job == _cut(job), EVENTS.c.sequence > _cut(after))
+        return self._find(EventRow, query.order_by(EVENTS.c.sequence).limit(_cut(limit)))
+
+    def extents(self, backup: BackupId) -> bytes | None:
+        """Return the packed extents of a backup."""
+        query = select(EXTENTS).where(EXTENTS.c.backup == _cut(backup))
+        row = _only(self._find(ExtentsRow, query))
+        return None if row is None else row.packed
+
+    def close(self) -> None:
+        """Close the database and release its lock; a second call does nothing."""
+        if self._connection is None:
+            return
+        self._connection.close()
+        self._connection = None
+        self._engine.dispose()
+        self._lock.release()
+
+    def _find(self, kind: type[_AnyRow], query: Select[Any]) -> list[_AnyRow]:
+        with self._transaction() as connection:
+            return _rows(connection, kind, query)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        assert self._connection is not None, "the catalog is closed"
+        if self._death:
+            raise MediumError(
+                f"catalog {self._path} is not used any more: {self._death}",
+                hint="start the controller again",
+            )
+        # Dead until proven alive, so that nothing that can happen in between is forgotten.
+        self._death = "an operation did not finish"
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except (IntegrityError, OverflowError) as error:
+            # The core broke a rule of the schema: a bug, not a matter of disks.
+            raise AssertionError(f"catalog: {error}") from error
+        except DBAPIError as error:
+            answer = sqlite_file.translate(error.orig or error, self._path)
+            self._death = answer.message
+            raise answer from error
+        self._death = ""
+
+
+def _path_of(place: str | Path) -> Path:
+    if isinstance(place, Path) or "://" not in place:
+        return Path(place).resolve()
+    try:
+        url = make_url(place)
+    except ArgumentError as error:
+        raise ConfigError([f"catalog: {place!r} is no URL"]) from error
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        # The words of the URL stay out of the message: it may hold a password.
+        raise ConfigError(["catalog: only a file is supported: a path, or sqlite:///path"])
+    return Path(url.database).resolve()
+
+
+def _engine(raw: sqlite3.Connection) -> Engine:
+    engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+    # The driver is in autocommit mode, so that tables are created inside transactions, too.
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def _prepare(engine: Engine, raw: sqlite3.Connection) -> str:
+    """Refuse what is not ours before anything is changed, then upgrade; returns the UUID of the catalog."""
+    with engine.begin() as connection:
+        migrations.check(connection)
+    sqlite_file.make_durable(raw)
+    with engine.begin() as connection:
+        migrations.upgrade(connection)
+        query = select(META.c.value).where(META.c.name == "store")
+        store_id = connection.execute(query).scalar_one_or_none()
+        if store_id is None:
+            # In the transaction that created the tables: a catalog without a UUID never exists.
+            store_id = uuid.uuid4().hex
+            connection.execute(insert(META), {"name": "store", "value": store_id})
+        return str(store_id)
+
+
+def _load(connection: Connection, store_id: str) -> Snapshot:
+    def every(kind: type[_AnyRow]) -> tuple[_AnyRow, ...]:
+        table = TABLES[kind]
+        return tuple(_rows(connection, kind, select(table).order_by(*table.primary_key)))
+
+    def live(kind: type[_AnyRow]) -> tuple[_AnyRow, ...]:
+        table = TABLES[kind]
+        query = select(table).where(table.c.job.in_(_NOT_ENDED)).order_by(*table.primary_key)
+        return tuple(_rows(connection, kind, query))
+
+    last = select(EVENTS.c.job, func.max(EVENTS.c.sequence)).group_by(EVENTS.c.job)
+    return Snapshot(
+        store=store_id,
+        counters={row.name: row.value for row in every(CounterRow)},
+        nodes=every(NodeRow),
+        volumes=every(VolumeRow),
+        cartridges=every(CartridgeRow),
+        jobs=live(JobRow),
+        items=live(ItemRow),
+        backups=every(BackupRow),
+        parts=every(PartRow),
+        event_sequences={
+            JobId(job): sequence
+            for job, sequence in connection.execute(last.where(EVENTS.c.job.in_(_NOT_ENDED)))
+        },
+    )
+
+
+def _rows(connection: Connection, kind: type[_AnyRow], query: Select[Any]) -> list[_AnyRow]:
+    names = _NAMES[kind]
+    return [kind(**dict(zip(names, row, strict=True))) for row in connection.execute(query)]
+
+
+def _only(rows: list[_AnyRow]) -> _AnyRow | None:
+    return rows[0] if rows else None
+
+
+def _cut(number: int) -> int:
+    return max(0, min(number, NUMBER_MAX))
