@@ -371,4 +371,5 @@ def _try_handshake(address: str, *, server_key: bytes, public: bytes, secret: by
                     return event
         finally:
             client.disable_monitor()
+            monitor.close()
     return 0

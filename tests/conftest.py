@@ -1,0 +1,126 @@
+"""Shared by all tests: options, hypothesis profiles, and the check that a test cleans up after itself.
+
+Options: `--seeds N` (simulator seeds per test), `--rewrite` (scenarios and golden files are written anew instead of
+compared; read the diff), `--kind memory,processes` (where a story that can run in both runs).
+
+Hypothesis: the profile `short` is the default and draws the same examples every time, so that a commit that passed
+passes again; `long` (`HYPOTHESIS_PROFILE=long`) looks for new ones.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+SETTLE_S = 2.0
+"""How long a test's threads, children and descriptors may take to go after its end."""
+
+KINDS = ("memory", "processes")
+
+settings.register_profile(
+    "short",
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", parent=settings.get_profile("short"), max_examples=200)
+settings.register_profile(
+    "long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("serverless backup")
+    group.addoption("--seeds", type=int, default=200, help="simulator seeds per test (default 200)")
+    group.addoption("--rewrite", action="store_true", help="write expected files anew")
+    group.addoption(
+        "--kind", default=",".join(KINDS), help="where stories run: memory, processes, or both"
+    )
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> range:
+    """The seeds that a simulation test runs."""
+    return range(request.config.getoption("--seeds"))
+
+
+@pytest.fixture
+def is_rewriting(request: pytest.FixtureRequest) -> bool:
+    """Whether expected files are to be written anew."""
+    return bool(request.config.getoption("--rewrite"))
+
+
+@pytest.fixture
+def kinds(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Where stories run."""
+    wanted = tuple(request.config.getoption("--kind").split(","))
+    assert set(wanted) <= set(KINDS), f"--kind takes {', '.join(KINDS)}"
+    return wanted
+
+
+def _threads() -> set[str]:
+    return {f"thread {thread.name}" for thread in threading.enumerate()}
+
+
+def _children() -> set[str]:
+    # /proc directly: psutil would look at every process of the machine, twice per test.
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            for pid in (task / "children").read_text().split():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                found.add(f"process {pid} {command[:200].decode(errors='replace')}")
+        except OSError:
+            continue  # gone while we look
+    return found
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"descriptor {entry} {os.readlink(f'/proc/self/fd/{entry}')}")
+        except OSError:
+            continue  # the listing's own descriptor
+    return found
+
+
+def _snapshot() -> set[str]:
+    return _threads() | _children() | _descriptors()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread, a child process, a socket or an open file behind.
+
+    Fixtures of a wider scope are set up before this one, so what they hold is not counted.
+    """
+    before = _snapshot()
+    yield
+    left = _snapshot() - before
+    end = time.monotonic() + SETTLE_S
+    while left and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.02)  # threads and children end in their own time
+        left = _snapshot() - before
+    if left:
+        pytest.fail(f"{request.node.name} left behind: {'; '.join(sorted(left))}")
+
+
+@pytest.fixture
+def short_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a short path: unix socket addresses are limited to 107 bytes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder:
+        yield Path(folder)
