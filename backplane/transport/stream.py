@@ -32,8 +32,11 @@ from typing import Any, Final, Protocol, Self
 from backplane import crc
 from backplane.errors import (
     BackupError,
+    BusyError,
     NotAuthorizedError,
     RemoteProtocolError,
+    SenseTriple,
+    StaleError,
     UnreachableError,
     UsageError,
 )
@@ -280,38 +283,52 @@ _SPLICE_MORE: Final = 4
 
 
 class SpliceRelay:
-    """Moves bytes socket -> pipe -> socket inside the kernel; no byte enters this process."""
+    """Moves bytes socket -> pipe -> socket inside the kernel; no byte enters this process.
+
+    After an error the pipe may hold bytes that belong to nobody: it is thrown away, and the next move makes a new one.
+    """
 
     def __init__(self, *, pipe_bytes: int = PIPE_BYTES) -> None:
-        self._read_end, self._write_end = os.pipe()
+        self._wanted_bytes = pipe_bytes
+        self._ends: tuple[int, int] | None = None
+        self._pipe_bytes = 0
+        self._make_pipe()
+
+    def _make_pipe(self) -> tuple[int, int]:
+        self._ends = os.pipe()
         try:
-            self._pipe_bytes = fcntl.fcntl(self._write_end, fcntl.F_SETPIPE_SZ, pipe_bytes)
+            self._pipe_bytes = fcntl.fcntl(self._ends[1], fcntl.F_SETPIPE_SZ, self._wanted_bytes)
         except OSError:
             # Over the user's pipe budget: the default size works, only with more system calls.
-            self._pipe_bytes = fcntl.fcntl(self._write_end, fcntl.F_GETPIPE_SZ)
+            self._pipe_bytes = fcntl.fcntl(self._ends[1], fcntl.F_GETPIPE_SZ)
+        return self._ends
 
     def move(self, source: Connection, target: Connection, length: int) -> None:
         """Move exactly `length` bytes without copying them to user space."""
+        read_end, write_end = self._ends or self._make_pipe()
         source_fd, target_fd = source.sock.fileno(), target.sock.fileno()
         try:
             while length:
                 taken = os.splice(
-                    source_fd, self._write_end, min(length, self._pipe_bytes), flags=_SPLICE_MOVE
+                    source_fd, write_end, min(length, self._pipe_bytes), flags=_SPLICE_MOVE
                 )
                 if not taken:
                     raise ConnectionClosedError("source closed inside a frame", is_clean=False)
                 length -= taken
                 flags = _SPLICE_MOVE | (_SPLICE_MORE if length else 0)
                 while taken:
-                    given = os.splice(self._read_end, target_fd, taken, flags=flags)
+                    given = os.splice(read_end, target_fd, taken, flags=flags)
                     taken -= given
         except OSError as error:
+            self.close()
             raise _lost(error) from error
 
     def close(self) -> None:
-        """Close the pipe."""
-        os.close(self._read_end)
-        os.close(self._write_end)
+        """Close the pipe; twice is once."""
+        if self._ends is not None:
+            for end in self._ends:
+                os.close(end)
+            self._ends = None
 
 
 def open_relay(kind: str = "auto") -> Relay:
@@ -447,7 +464,10 @@ def _client_handshake(
     raw.send(
         Header(opcode=Opcode.OPEN, is_reply=False, sequence=0, length=len(payload)), data=payload
     )
-    answer = raw.sock.recv(frames.HEADER_BYTES, socket.MSG_PEEK | socket.MSG_WAITALL)
+    try:
+        answer = raw.sock.recv(frames.HEADER_BYTES, socket.MSG_PEEK | socket.MSG_WAITALL)
+    except OSError as error:
+        raise _lost(error) from error
     if len(answer) == frames.HEADER_BYTES and frames.decode_header(answer).status == Status.GOOD:
         raw.key = key
     header, sense = raw.receive_header()
@@ -456,8 +476,7 @@ def _client_handshake(
     data = raw.receive_data(header.length)
     if header.status != Status.GOOD:
         reason, hint = _fields(data, 2)
-        refused = NotAuthorizedError if sense[12:14] == b"\x26\x15" else BackupError
-        raise refused(str(reason), hint=str(hint))
+        raise _refusal(sense, str(reason), str(hint))
     device_type, block_bytes, blocks, position, record_bytes_max = _fields(data, 5)
     opened = Opened(
         boot_id=boot_id,
@@ -468,6 +487,17 @@ def _client_handshake(
         record_bytes_max=int(record_bytes_max),
     )
     return Channel(sock, key=key, opened=opened)
+
+
+def _refusal(sense: bytes, reason: str, hint: str) -> BackupError:
+    """Rebuild the error with which the node refused OPEN from its fixed-format sense data."""
+    if len(sense) < 14:
+        raise RemoteProtocolError("data channel: OPEN was refused without sense data")
+    triple = SenseTriple(sense[2] & 0x0F, sense[12], sense[13])
+    for kind in (NotAuthorizedError, StaleError, BusyError):
+        if triple == kind.default_sense:
+            return kind(reason, hint=hint)
+    return BackupError(reason, hint=hint, sense=triple)
 
 
 def serve_handshake(
@@ -484,7 +514,10 @@ def serve_handshake(
     Returns the connection, keyed, and the grant.  On refusal the client is told (one error for every reason
     that is about the grant), the socket stays the caller's to close, and the error is raised.
     """
-    tune(sock, timeout_s=HANDSHAKE_TIMEOUT_S)
+    try:
+        tune(sock, timeout_s=HANDSHAKE_TIMEOUT_S)
+    except OSError as error:  # it has left already
+        raise _lost(error) from error
     connection = Connection(sock)
     connection.boot = frames.boot_bits(boot_id)
     node_nonce = secrets.token_bytes(grants.NONCE_BYTES)

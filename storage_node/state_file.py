@@ -1,0 +1,69 @@
+"""Small durable files: a new content replaces the old one as a whole, or not at all.
+
+A failure here is final: what is on the disk is then unknown, an fsync is never retried, and the process has to end
+(`StateError`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from backplane.errors import BackupError
+
+STATE_FILE_BYTES_MAX: Final = 1024 * 1024
+
+
+class StateError(BackupError):
+    """The node's own state cannot be kept; it must stop."""
+
+    kind = "state"
+
+
+class DamagedStateError(BackupError):
+    """A state file is there but cannot be understood."""
+
+    kind = "state-damaged"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file atomically and durably."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Replace a JSON file atomically and durably."""
+    write_file(path, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object or raise `DamagedStateError`."""
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(STATE_FILE_BYTES_MAX))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedStateError(f"cannot read {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise DamagedStateError(f"{path} holds no JSON object")
+    return document
