@@ -1,0 +1,372 @@
+"""Backup and restore by a real local cluster against nbdcopy between two nbdkit file servers.
+
+    python tests/benchmarks/bench_data_path.py [--size 2GiB] [--rounds 5] [--movers 1] [--folder /dev/shm]
+
+Everything lies on tmpfs, the image is random (nothing to skip, nothing to compress), and the contenders take turns
+within each round, so that a slow minute of the machine hits all of them.  Throughput is that of the copying phase;
+CPU is the sum over every process that has a byte in its hands: controller, nodes and movers for us (`ctl` only
+watches), client and both servers for nbdcopy.  Our figures include the checksum from end to end; nbdcopy checks
+nothing.
+
+Whether the sink's pages existed before decides as much as the program does (a fresh page of tmpfs costs more than
+the whole path), so it is part of each line.  Runs in a network namespace of its own with the congestion control
+`reno`, where that is allowed: `bbr`, the default of some systems, paces loopback to a fraction for everybody who
+does not choose another one, and only our sockets choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backplane.units import GIB, MIB, format_size, parse_size
+
+CONNECTIONS = 4
+REQUEST_BYTES = MIB
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+FALLOC_FL_KEEP_SIZE = 1
+SPEED_MARK = 1.3
+CPU_MARK = 0.75
+INSIDE = "--inside-namespace"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One copy: wall-clock seconds of the copying, CPU-seconds of all its processes."""
+
+    seconds: float
+    cpu_s: float
+
+
+@dataclass
+class Contender:
+    """One line of the table."""
+
+    name: str
+    sink: str
+    samples: list[Sample] = field(default_factory=list)
+
+    def speeds(self, size: int) -> list[float]:
+        return [size / sample.seconds / 1e9 for sample in self.samples]
+
+    def costs(self, size: int) -> list[float]:
+        return [sample.cpu_s / (size / GIB) for sample in self.samples]
+
+
+def main() -> int:
+    options = parse_options()
+    missing = [name for name in ("nbdkit", "nbdcopy") if shutil.which(name) is None]
+    if missing:
+        print(f"skipped: {' and '.join(missing)} not installed (Debian: nbdkit libnbd-bin)")
+        return 0
+    if not options.inside_namespace:
+        enter_namespace()
+    else:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        CONGESTION.write_text("reno")
+    folder = Path(tempfile.mkdtemp(prefix="bench-data-path-", dir=options.folder))
+    try:
+        contenders = measure(folder, options)
+    finally:
+        shutil.rmtree(folder)
+    report(contenders, options)
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", type=parse_size, default=2 * GIB, help="size of the image [2GiB]")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are shown [5]")
+    parser.add_argument("--movers", type=int, default=1, help="movers of the cluster [1]")
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="a folder on tmpfs")
+    parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    # Image, volume, restored volume, cartridge, sink of nbdcopy.
+    needed = 5 * options.size + GIB // 4
+    free = shutil.disk_usage(options.folder).free
+    if free < needed:
+        parser.error(
+            f"{options.folder} has {format_size(free)} free, {format_size(needed)} are needed;"
+            " use a smaller --size"
+        )
+    return options
+
+
+def enter_namespace() -> None:
+    """Start again in a network namespace of our own; return if that is not allowed."""
+    command = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") and shutil.which("ip"):
+        allowed = subprocess.run([*command, "true"], check=False, capture_output=True)
+        if allowed.returncode == 0:
+            os.execvp(command[0], [*command, sys.executable, *sys.argv, INSIDE])
+    print("no network namespace: nbdcopy uses the system's congestion control, we use reno")
+
+
+# --- the rounds ----------------------------------------------------------------------------------
+
+
+def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
+    image = folder / "image"
+    write_random(image, options.size)
+    nbd_fresh = Contender("nbdcopy", "fresh file")
+    nbd_over = Contender("nbdcopy", "existing file")
+    backup_fresh = Contender("backup", "fresh cartridge file")
+    backup_over = Contender("backup", "existing pages")
+    restore_fresh = Contender("restore", "fresh volume file")
+    sink = folder / "sink"
+    for number in range(options.rounds):
+        progress(f"round {number + 1} of {options.rounds}")
+        with sink.open("wb") as file:
+            file.truncate(options.size)
+        nbd_fresh.samples.append(nbdcopy(image, sink))
+        nbd_over.samples.append(nbdcopy(image, sink))
+        if number == 0:
+            expect_equal(image, sink)
+        sink.unlink()
+        for contender, prepare in ((backup_fresh, nothing), (backup_over, allocate_cartridges)):
+            with cluster(folder / "cluster", movers=options.movers) as ctl:
+                ctl.run("volume", "create", "bench", "--from", str(image))
+                prepare(folder / "cluster", options.size)
+                contender.samples.append(ctl.job("backup", "bench", "--inactivity", "0s"))
+                if contender is backup_fresh:
+                    restore_fresh.samples.append(
+                        ctl.job("restore", "bench/latest", "--new", "copy")
+                    )
+                    if number == 0:
+                        expect_equal(image, Path(ctl.ask("volume", "show", "copy")["path"]))
+    progress("")
+    return [nbd_fresh, nbd_over, backup_fresh, backup_over, restore_fresh]
+
+
+def write_random(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        left = size
+        while left:
+            left -= file.write(os.urandom(min(left, 64 * MIB)))
+
+
+def expect_equal(first: Path, second: Path) -> None:
+    """A copy that is not a copy would be fast."""
+    if subprocess.run(["cmp", str(first), str(second)], check=False).returncode:
+        sys.exit(f"{second} differs from {first}")
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# --- nbdcopy -------------------------------------------------------------------------------------
+
+
+def nbdcopy(source: Path, target: Path) -> Sample:
+    with server(source, "--readonly") as left, server(target) as right:
+        servers = [psutil.Process(left.pid), psutil.Process(right.pid)]
+        before = cpu_of(servers) + children_cpu()
+        started = time.perf_counter()
+        subprocess.run(nbdcopy_command(left.port, right.port), check=True)
+        seconds = time.perf_counter() - started
+        return Sample(seconds, cpu_of(servers) + children_cpu() - before)
+
+
+def nbdcopy_command(left: int, right: int) -> list[str]:
+    return [
+        "nbdcopy",
+        f"--connections={CONNECTIONS}",
+        f"--request-size={REQUEST_BYTES}",
+        f"nbd://127.0.0.1:{left}",
+        f"nbd://127.0.0.1:{right}",
+    ]
+
+
+@dataclass(frozen=True)
+class Server:
+    pid: int
+    port: int
+
+
+@contextmanager
+def server(path: Path, *arguments: str) -> Iterator[Server]:
+    """An nbdkit file server for the time of a copy."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["nbdkit", "--foreground", "--ipaddr", "127.0.0.1", "--port", str(port), *arguments]
+    with subprocess.Popen([*command, "file", str(path)]) as process:
+        try:
+            wait_for_port(port, process)
+            yield Server(process.pid, port)
+        finally:
+            process.terminate()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        else:
+            return
+    sys.exit("nbdkit did not start")
+
+
+# --- our cluster ---------------------------------------------------------------------------------
+
+
+class Ctl:
+    """Drives the cluster as a person would, and counts the CPU of its processes."""
+
+    def __init__(self, state: Path) -> None:
+        self._program = str(Path(sys.executable).with_name("ctl"))
+        self._environment = {**os.environ, "CTL_STATE": str(state), "CTL_OUTPUT": "json"}
+
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [self._program, *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"ctl {shlex.join(arguments)}: exit code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run(*arguments))
+        return document
+
+    def processes(self) -> list[psutil.Process]:
+        status = self.ask("local", "status")
+        return [psutil.Process(row["pid"]) for row in status["processes"]]
+
+    def job(self, *arguments: str) -> Sample:
+        """Submit a job, wait for its end, and take its figures from its report."""
+        processes = self.processes()
+        before = cpu_of(processes)
+        job = self.ask("submit", *arguments)["job"]
+        # Waited for in one process, so that the watching costs the watched ones nothing but a few requests.
+        self.run("job", "wait", str(job))
+        cpu_s = cpu_of(processes) - before
+        return Sample(self.ask("job", "show", str(job))["seconds_copying"], cpu_s)
+
+
+@contextmanager
+def cluster(state: Path, *, movers: int) -> Iterator[Ctl]:
+    ctl = Ctl(state)
+    ctl.run("local", "up", "--movers", str(movers), "--detach")
+    try:
+        yield ctl
+    finally:
+        ctl.run("local", "down")
+        shutil.rmtree(state)
+
+
+def nothing(_state: Path, _size: int) -> None:
+    """Leave the cartridge file as it is: it grows while it is written."""
+
+
+def allocate_cartridges(state: Path, size: int) -> None:
+    """Give every cartridge file its pages beyond its end, as a medium has its substance before it is written."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    found = cartridge_files(state)
+    if not found:
+        sys.exit("no cartridge file found below the state folder")
+    for path in found[:1]:
+        with path.open("r+b") as file:
+            wanted = size + 64 * MIB
+            if libc.fallocate(file.fileno(), FALLOC_FL_KEEP_SIZE, 0, wanted):
+                sys.exit(f"fallocate {path}: {os.strerror(ctypes.get_errno())}")
+
+
+def cartridge_files(state: Path) -> list[Path]:
+    return sorted(path for path in state.rglob("*.cartridge") if path.is_file())
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def cpu_of(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def children_cpu() -> float:
+    """CPU of our ended children: nbdcopy itself."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def report(contenders: list[Contender], options: argparse.Namespace) -> None:
+    size, movers = options.size, options.movers
+    peers = {contender.sink: contender for contender in contenders if contender.name == "nbdcopy"}
+    print(
+        f"\n{format_size(size)} of random data, medians of {options.rounds} interleaved rounds,"
+        f" {movers} mover{'s' if movers > 1 else ''}, {os.cpu_count()} CPUs ({cpu_model()}),"
+        f" Python {platform.python_version()}, congestion control {congestion()}\n"
+    )
+    header = f"{'path':<10}{'sink':<24}{'checksum':<10}{'GB/s':>7}{'CPU-s/GiB':>11}{'speed':>8}{'CPU':>7}"
+    print(header)
+    print("-" * len(header))
+    for contender in contenders:
+        speeds, costs = contender.speeds(size), contender.costs(size)
+        peer = peers["existing file" if contender.sink.startswith("existing") else "fresh file"]
+        speed = median_ratio(speeds, peer.speeds(size))
+        cpu = median_ratio(costs, peer.costs(size))
+        checksum = "no" if contender.name == "nbdcopy" else "CRC32C"
+        print(
+            f"{contender.name:<10}{contender.sink:<24}{checksum:<10}"
+            f"{statistics.median(speeds):>7.2f}{statistics.median(costs):>11.2f}"
+            f"{speed:>7.2f}x{cpu:>6.2f}x{verdict(contender, speed, cpu)}"
+        )
+    print("\nspeed and CPU are against nbdcopy with the same kind of sink, in the same round.")
+    print(f"Mark: at least {SPEED_MARK}x the speed and at most {CPU_MARK}x the CPU.")
+    print(f"Peer: nbdkit file FILE; {shlex.join(nbdcopy_command(10809, 10810))}")
+    arguments = [f"--size {format_size(size).replace(' ', '')}", f"--rounds {options.rounds}"]
+    print(f"Again: make bench BENCH='{' '.join([*arguments, f'--movers {movers}'])}'")
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def verdict(contender: Contender, speed: float, cpu: float) -> str:
+    if contender.name == "nbdcopy":
+        return ""
+    return "  met" if speed >= SPEED_MARK and cpu <= CPU_MARK else "  missed"
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def congestion() -> str:
+    return CONGESTION.read_text(encoding="utf-8").strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
