@@ -1,0 +1,162 @@
+"""Bytes of a cartridge file: object entries, the durable mark, the header of the index.
+
+One entry of 32 bytes stands for one object.  It is written twice: in the data file right before the bytes of the
+record, and in the index, where object n stands at `entry_offset(n)`.  The index makes LOCATE one read and says what
+was committed; the copy in the data file repairs an index that has gone bad.
+
+    offset  size  field
+    0       1     kind         01h record, 02h filemark
+    1       1     format       01h
+    2       2     reserved     0
+    4       4     length       bytes of the record; 0 for a filemark
+    8       8     offset       where the entry stands in the data file; the record's bytes follow it
+    16      4     crc32c       of the record's bytes
+    20      4     file number  filemarks before this object
+    24      4     generation   of the cartridge when the object was written
+    28      4     crc32c       of bytes 0..27, started with the cartridge's seed and the object number
+
+Because of how the last field is started, an entry of another cartridge, or of another place, is a bad entry.
+
+The durable mark says: objects 0..n-1 have been synchronised.  It is written after the synchronisation, alternately to
+two slots, and not itself synchronised: it may be late, never early.  What it covers and is bad was damaged later;
+what lies behind it may be the torn end of an interrupted flush.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from backplane.crc import crc32c
+
+FORMAT: Final = 1
+INDEX_HEADER_BYTES: Final = 4096
+"""One page: header at 0, durable marks at 1024 and 2048, so that a torn write meets one of the three at most."""
+
+MARK_OFFSETS: Final = (1024, 2048)
+
+_ENTRY: Final = struct.Struct(">BBHIQIIII")
+ENTRY_BYTES: Final = _ENTRY.size
+_MARK: Final = struct.Struct(">QQQII")
+MARK_BYTES: Final = _MARK.size
+_HEADER: Final = struct.Struct(">8sHH16sI")
+HEADER_BYTES: Final = _HEADER.size
+_MAGIC: Final = b"SDVINDEX"
+
+assert ENTRY_BYTES == 32
+assert MARK_BYTES == 32
+
+
+class ObjectKind(IntEnum):
+    """What a logical object is."""
+
+    RECORD = 1
+    FILEMARK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One logical object of a cartridge."""
+
+    kind: ObjectKind
+    length: int
+    offset: int
+    crc32c: int
+    file_number: int
+    generation: int
+
+    @property
+    def data_offset(self) -> int:
+        """Where the record's bytes begin in the data file."""
+        return self.offset + ENTRY_BYTES
+
+    @property
+    def end_offset(self) -> int:
+        """Where the next object begins in the data file."""
+        return self.offset + ENTRY_BYTES + self.length
+
+    @property
+    def is_filemark(self) -> bool:
+        """Whether it is a filemark."""
+        return self.kind is ObjectKind.FILEMARK
+
+
+@dataclass(frozen=True, slots=True)
+class DurableMark:
+    """Objects 0..`objects`-1, `data_bytes` of the data file, were synchronised."""
+
+    sequence: int
+    objects: int
+    data_bytes: int
+    generation: int
+
+
+def seed_of(serial: bytes) -> int:
+    """Return what the checksums of a cartridge start with."""
+    assert len(serial) == 16
+    return crc32c(serial)
+
+
+def entry_offset(object_number: int) -> int:
+    """Return where the entry of an object stands in the index."""
+    return INDEX_HEADER_BYTES + object_number * ENTRY_BYTES
+
+
+def _start(seed: int, object_number: int) -> int:
+    # For fixed bytes a CRC is one-to-one in its start value, so a neighbour's number never fits.
+    return seed ^ (object_number & 0xFFFF_FFFF)
+
+
+def encode_entry(entry: Entry, *, object_number: int, seed: int) -> bytes:
+    """Return the 32 bytes of an entry."""
+    body = _ENTRY.pack(
+        entry.kind,
+        FORMAT,
+        0,
+        entry.length,
+        entry.offset,
+        entry.crc32c,
+        entry.file_number,
+        entry.generation,
+        0,
+    )[:28]
+    return body + crc32c(body, start=_start(seed, object_number)).to_bytes(4, "big")
+
+
+def decode_entry(data: bytes | memoryview, *, object_number: int, seed: int) -> Entry | None:
+    """Decode 32 bytes; None if they are not the entry of this object on this cartridge."""
+    if len(data) != ENTRY_BYTES:
+        return None
+    kind, form, _, length, offset, crc, number, generation, own = _ENTRY.unpack(data)
+    if crc32c(data[:28], start=_start(seed, object_number)) != own:
+        return None
+    if form != FORMAT or kind not in (1, 2):
+        return None
+    return Entry(ObjectKind(kind), length, offset, crc, number, generation)
+
+
+def encode_mark(mark: DurableMark, *, seed: int) -> bytes:
+    """Return the 32 bytes of a durable mark."""
+    body = _MARK.pack(mark.sequence, mark.objects, mark.data_bytes, mark.generation, 0)[:28]
+    return body + crc32c(body, start=seed).to_bytes(4, "big")
+
+
+def decode_mark(data: bytes, *, seed: int) -> DurableMark | None:
+    """Decode 32 bytes; None if they are no durable mark of this cartridge."""
+    if len(data) != MARK_BYTES or crc32c(data[:28], start=seed) != int.from_bytes(data[28:], "big"):
+        return None
+    sequence, objects, data_bytes, generation, _ = _MARK.unpack(data)
+    return DurableMark(sequence, objects, data_bytes, generation)
+
+
+def encode_index_header(serial: bytes) -> bytes:
+    """Return the first bytes of an index."""
+    body = _HEADER.pack(_MAGIC, FORMAT, 0, serial, 0)[:-4]
+    return body + crc32c(body).to_bytes(4, "big")
+
+
+def is_index_header(data: bytes, *, serial: bytes) -> bool:
+    """Say whether these are the first bytes of the index of this cartridge."""
+    return data == encode_index_header(serial)
