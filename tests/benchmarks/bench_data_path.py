@@ -9,9 +9,12 @@ watches), client and both servers for nbdcopy.  Our figures include the checksum
 nothing.
 
 Whether the sink's pages existed before decides as much as the program does (a fresh page of tmpfs costs more than
-the whole path), so it is part of each line.  Runs in a network namespace of its own with the congestion control
-`reno`, where that is allowed: `bbr`, the default of some systems, paces loopback to a fraction for everybody who
-does not choose another one, and only our sockets choose.
+the whole path), so it is part of each line, and lines are compared with nbdcopy into the same kind of sink, over TCP
+or a unix socket, whichever was better in that round.
+
+Runs in a network namespace of its own with the congestion control `reno`, where that is allowed: `bbr`, the default
+of some systems, paces loopback to a fraction for everybody who does not choose another one, and only our sockets
+choose.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +62,11 @@ class Sample:
 
 @dataclass
 class Contender:
-    """One line of the table."""
+    """One line of the table.  `is_fresh`: the sink's pages do not exist before the copy."""
 
     name: str
     sink: str
+    is_fresh: bool
     samples: list[Sample] = field(default_factory=list)
 
     def speeds(self, size: int) -> list[float]:
@@ -127,34 +131,38 @@ def enter_namespace() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
     image = folder / "image"
     write_random(image, options.size)
-    nbd_fresh = Contender("nbdcopy", "fresh file")
-    nbd_over = Contender("nbdcopy", "existing file")
-    backup_fresh = Contender("backup", "fresh cartridge file")
-    backup_over = Contender("backup", "existing pages")
-    restore_fresh = Contender("restore", "fresh volume file")
+    tcp_fresh = Contender("nbdcopy, tcp", "fresh file", is_fresh=True)
+    tcp_over = Contender("nbdcopy, tcp", "existing file", is_fresh=False)
+    unix_fresh = Contender("nbdcopy, unix", "fresh file", is_fresh=True)
+    unix_over = Contender("nbdcopy, unix", "existing file", is_fresh=False)
+    backup_fresh = Contender("backup", "fresh cartridge file", is_fresh=True)
+    backup_over = Contender("backup", "existing pages", is_fresh=False)
+    restore_fresh = Contender("restore", "fresh volume file", is_fresh=True)
     sink = folder / "sink"
     for number in range(options.rounds):
         progress(f"round {number + 1} of {options.rounds}")
-        with sink.open("wb") as file:
-            file.truncate(options.size)
-        nbd_fresh.samples.append(nbdcopy(image, sink))
-        nbd_over.samples.append(nbdcopy(image, sink))
-        if number == 0:
-            expect_equal(image, sink)
-        sink.unlink()
-        for contender, prepare in ((backup_fresh, nothing), (backup_over, allocate_cartridges)):
+        for fresh, over, address in ((tcp_fresh, tcp_over, tcp), (unix_fresh, unix_over, unix)):
+            with sink.open("wb") as file:
+                file.truncate(options.size)
+            fresh.samples.append(nbdcopy(image, sink, address))
+            over.samples.append(nbdcopy(image, sink, address))
+            if number == 0:
+                expect_equal(image, sink)
+            sink.unlink()
+        for contender in (backup_fresh, backup_over):
             with cluster(folder / "cluster", movers=options.movers) as ctl:
                 ctl.run("volume", "create", "bench", "--from", str(image))
-                prepare(folder / "cluster", options.size)
+                if not contender.is_fresh:
+                    allocate_cartridge(folder / "cluster", options.size)
                 contender.samples.append(ctl.job("backup", "bench", "--inactivity", "0s"))
-                if contender is backup_fresh:
-                    restore_fresh.samples.append(
-                        ctl.job("restore", "bench/latest", "--new", "copy")
-                    )
+                if contender.is_fresh:
+                    restored = ctl.job("restore", "bench/latest", "--new", "copy")
+                    restore_fresh.samples.append(restored)
                     if number == 0:
                         expect_equal(image, Path(ctl.ask("volume", "show", "copy")["path"]))
     progress("")
-    return [nbd_fresh, nbd_over, backup_fresh, backup_over, restore_fresh]
+    peers = [tcp_fresh, tcp_over, unix_fresh, unix_over]
+    return [*peers, backup_fresh, backup_over, restore_fresh]
 
 
 def write_random(path: Path, size: int) -> None:
@@ -178,57 +186,64 @@ def progress(text: str) -> None:
 # --- nbdcopy -------------------------------------------------------------------------------------
 
 
-def nbdcopy(source: Path, target: Path) -> Sample:
-    with server(source, "--readonly") as left, server(target) as right:
-        servers = [psutil.Process(left.pid), psutil.Process(right.pid)]
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, in the words of nbdkit and of nbdcopy."""
+
+    options: tuple[str, ...]
+    uri: str
+
+
+def tcp(_folder: Path, _name: str) -> Address:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return Address(("--ipaddr", "127.0.0.1", "--port", str(port)), f"nbd://127.0.0.1:{port}")
+
+
+def unix(folder: Path, name: str) -> Address:
+    path = folder / f"{name}.socket"
+    path.unlink(missing_ok=True)  # nbdkit leaves it behind
+    return Address(("--unix", str(path)), f"nbd+unix:///?socket={path}")
+
+
+def nbdcopy(source: Path, target: Path, address: Callable[[Path, str], Address]) -> Sample:
+    left, right = address(source.parent, "source"), address(source.parent, "target")
+    with server(left, source, "--readonly") as first, server(right, target) as second:
+        servers = [psutil.Process(first), psutil.Process(second)]
         before = cpu_of(servers) + children_cpu()
         started = time.perf_counter()
-        subprocess.run(nbdcopy_command(left.port, right.port), check=True)
+        subprocess.run(nbdcopy_command(left.uri, right.uri), check=True)
         seconds = time.perf_counter() - started
         return Sample(seconds, cpu_of(servers) + children_cpu() - before)
 
 
-def nbdcopy_command(left: int, right: int) -> list[str]:
-    return [
-        "nbdcopy",
-        f"--connections={CONNECTIONS}",
-        f"--request-size={REQUEST_BYTES}",
-        f"nbd://127.0.0.1:{left}",
-        f"nbd://127.0.0.1:{right}",
-    ]
-
-
-@dataclass(frozen=True)
-class Server:
-    pid: int
-    port: int
+def nbdcopy_command(left: str, right: str) -> list[str]:
+    sizes = [f"--connections={CONNECTIONS}", f"--request-size={REQUEST_BYTES}"]
+    return ["nbdcopy", *sizes, left, right]
 
 
 @contextmanager
-def server(path: Path, *arguments: str) -> Iterator[Server]:
-    """An nbdkit file server for the time of a copy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["nbdkit", "--foreground", "--ipaddr", "127.0.0.1", "--port", str(port), *arguments]
+def server(address: Address, path: Path, *arguments: str) -> Iterator[int]:
+    """An nbdkit file server for the time of a copy; yields its pid."""
+    ready = path.with_suffix(".pid")
+    command = ["nbdkit", "--foreground", "--pidfile", str(ready), *address.options, *arguments]
     with subprocess.Popen([*command, "file", str(path)]) as process:
         try:
-            wait_for_port(port, process)
-            yield Server(process.pid, port)
+            wait_for(ready, process)
+            yield process.pid
         finally:
             process.terminate()
+            ready.unlink(missing_ok=True)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(ready: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until nbdkit has written its pid: it does so when it listens."""
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
-            time.sleep(0.02)
-        else:
-            return
-    sys.exit("nbdkit did not start")
+    while not ready.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit("nbdkit did not start")
+        time.sleep(0.02)
 
 
 # --- our cluster ---------------------------------------------------------------------------------
@@ -283,12 +298,8 @@ def cluster(state: Path, *, movers: int) -> Iterator[Ctl]:
         shutil.rmtree(state)
 
 
-def nothing(_state: Path, _size: int) -> None:
-    """Leave the cartridge file as it is: it grows while it is written."""
-
-
-def allocate_cartridges(state: Path, size: int) -> None:
-    """Give every cartridge file its pages beyond its end, as a medium has its substance before it is written."""
+def allocate_cartridge(state: Path, size: int) -> None:
+    """Give the cartridge file that comes first its pages, as a medium has its substance before it is written."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     found = cartridge_files(state)
@@ -320,31 +331,35 @@ def children_cpu() -> float:
 
 def report(contenders: list[Contender], options: argparse.Namespace) -> None:
     size, movers = options.size, options.movers
-    peers = {contender.sink: contender for contender in contenders if contender.name == "nbdcopy"}
     print(
         f"\n{format_size(size)} of random data, medians of {options.rounds} interleaved rounds,"
         f" {movers} mover{'s' if movers > 1 else ''}, {os.cpu_count()} CPUs ({cpu_model()}),"
         f" Python {platform.python_version()}, congestion control {congestion()}\n"
     )
-    header = f"{'path':<10}{'sink':<24}{'checksum':<10}{'GB/s':>7}{'CPU-s/GiB':>11}{'speed':>8}{'CPU':>7}"
+    header = f"{'path':<15}{'sink':<22}{'checksum':<10}{'GB/s':>6}{'CPU-s/GiB':>11}{'speed':>8}{'CPU':>7}"
     print(header)
     print("-" * len(header))
     for contender in contenders:
         speeds, costs = contender.speeds(size), contender.costs(size)
-        peer = peers["existing file" if contender.sink.startswith("existing") else "fresh file"]
-        speed = median_ratio(speeds, peer.speeds(size))
-        cpu = median_ratio(costs, peer.costs(size))
-        checksum = "no" if contender.name == "nbdcopy" else "CRC32C"
+        peers = [p for p in contenders if is_peer(p) and p.is_fresh == contender.is_fresh]
+        best_speeds = [max(row) for row in zip(*(p.speeds(size) for p in peers), strict=True)]
+        best_costs = [min(row) for row in zip(*(p.costs(size) for p in peers), strict=True)]
+        speed, cpu = median_ratio(speeds, best_speeds), median_ratio(costs, best_costs)
         print(
-            f"{contender.name:<10}{contender.sink:<24}{checksum:<10}"
-            f"{statistics.median(speeds):>7.2f}{statistics.median(costs):>11.2f}"
+            f"{contender.name:<15}{contender.sink:<22}"
+            f"{'no' if is_peer(contender) else 'CRC32C':<10}"
+            f"{statistics.median(speeds):>6.2f}{statistics.median(costs):>11.2f}"
             f"{speed:>7.2f}x{cpu:>6.2f}x{verdict(contender, speed, cpu)}"
         )
-    print("\nspeed and CPU are against nbdcopy with the same kind of sink, in the same round.")
+    print("\nspeed, CPU: against the best nbdcopy with the same kind of sink, in the same round.")
     print(f"Mark: at least {SPEED_MARK}x the speed and at most {CPU_MARK}x the CPU.")
-    print(f"Peer: nbdkit file FILE; {shlex.join(nbdcopy_command(10809, 10810))}")
-    arguments = [f"--size {format_size(size).replace(' ', '')}", f"--rounds {options.rounds}"]
-    print(f"Again: make bench BENCH='{' '.join([*arguments, f'--movers {movers}'])}'")
+    print(f"Peer: nbdkit file FILE; {shlex.join(nbdcopy_command('SOURCE', 'TARGET'))}")
+    arguments = f"--size {format_size(size).replace(' ', '')} --rounds {options.rounds}"
+    print(f"Again: make bench BENCH='{arguments} --movers {movers}'")
+
+
+def is_peer(contender: Contender) -> bool:
+    return contender.name.startswith("nbdcopy")
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
@@ -352,7 +367,7 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def verdict(contender: Contender, speed: float, cpu: float) -> str:
-    if contender.name == "nbdcopy":
+    if is_peer(contender):
         return ""
     return "  met" if speed >= SPEED_MARK and cpu <= CPU_MARK else "  missed"
 
