@@ -75,7 +75,7 @@ class MemoryCatalog:
         """Return the catalog as a new process finds it; this object is closed, dead or not."""
         self._is_open = False
         successor = MemoryCatalog(store=self._store)
-        successor._tables = {kind: dict(rows) for kind, rows in self._tables.items()}  # noqa: SLF001
+        successor._tables = {kind: dict(rows) for kind, rows in self._tables.items()}
         return successor
 
     @property
@@ -85,9 +85,9 @@ class MemoryCatalog:
 
     def commit(self, rows: Sequence[Row]) -> None:
         """Store the rows, all or none; after any failure the catalog is dead."""
+        self._check_alive()
         if not rows:
             return
-        self._check_alive()
         self._death = "an operation did not finish"
         is_failing = self._commits_before_failure == 0
         if not is_failing or self._is_stored_at_failure:

@@ -119,6 +119,7 @@ class SqlCatalog:
     def commit(self, rows: Sequence[Row]) -> None:
         """Make the rows durable, all or none; after any failure the catalog is dead."""
         if not rows:
+            self._alive()
             return
         with self._transaction() as connection:
             # Runs of one type in one go; never sorted by type, because a later row replaces an earlier one.
@@ -136,7 +137,7 @@ class SqlCatalog:
 
     def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
         """Return jobs, newest first."""
-        query = select(JOBS).order_by(JOBS.c.job.desc()).limit(_cut(limit))
+        query = select(JOBS).order_by(JOBS.c.job.desc()).limit(_limit(limit))
         return self._find(JobRow, query.where(JOBS.c.state == state) if state else query)
 
     def job(self, job: JobId) -> JobRow | None:
@@ -153,7 +154,7 @@ class SqlCatalog:
     def items(self, job: JobId, *, first: ItemId, limit: int) -> list[ItemRow]:
         """Return items of a job with number >= `first`, in order."""
         query = select(ITEMS).where(ITEMS.c.job == _cut(job), ITEMS.c.item >= _cut(first))
-        return self._find(ItemRow, query.order_by(ITEMS.c.item).limit(_cut(limit)))
+        return self._find(ItemRow, query.order_by(ITEMS.c.item).limit(_limit(limit)))
 
     def item_count(self, job: JobId) -> int:
         """Return how many items a job has."""
@@ -164,7 +165,7 @@ class SqlCatalog:
     def events(self, job: JobId, *, after: int, limit: int) -> list[EventRow]:
         """Return log lines with sequence > `after`, in order."""
         query = select(EVENTS).where(EVENTS.c.job == _cut(job), EVENTS.c.sequence > _cut(after))
-        return self._find(EventRow, query.order_by(EVENTS.c.sequence).limit(_cut(limit)))
+        return self._find(EventRow, query.order_by(EVENTS.c.sequence).limit(_limit(limit)))
 
     def extents(self, backup: BackupId) -> bytes | None:
         """Return the packed extents of a backup."""
@@ -185,19 +186,23 @@ class SqlCatalog:
         with self._transaction() as connection:
             return _rows(connection, kind, query)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _alive(self) -> Connection:
         assert self._connection is not None, "the catalog is closed"
         if self._death:
             raise MediumError(
                 f"catalog {self._path} is not used any more: {self._death}",
                 hint="start the controller again",
             )
+        return self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        connection = self._alive()
         # Dead until proven alive, so that nothing that can happen in between is forgotten.
         self._death = "an operation did not finish"
         try:
-            with self._connection.begin():
-                yield self._connection
+            with connection.begin():
+                yield connection
         except (IntegrityError, OverflowError) as error:
             # The core broke a rule of the schema: a bug, not a matter of disks.
             raise AssertionError(f"catalog: {error}") from error
@@ -282,4 +287,9 @@ def _only(rows: list[_AnyRow]) -> _AnyRow | None:
 
 
 def _cut(number: int) -> int:
-    return max(0, min(number, NUMBER_MAX))
+    return max(-NUMBER_MAX, min(number, NUMBER_MAX))
+
+
+def _limit(count: int) -> int:
+    # SQLite takes a negative limit for none.
+    return max(0, _cut(count))
