@@ -1,0 +1,233 @@
+"""What headers and trailers say.  Every field is in docs/tape-format.md.
+
+Values are checked when they are made, so neither a program nor a tape can bring a contradictory one into being.
+Object numbers are those of this cartridge; `stream` bytes count along the whole backup, over all its parts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from backplane.errors import VolumeError
+from backplane.tape_format.payload import Json
+
+FORMAT_VERSION: Final = 1
+OWNER: Final = "SDV"
+RECORD_BYTES_MIN: Final = 512
+RECORD_BYTES_MAX: Final = (1 << 24) - 1
+LABEL_OBJECTS: Final = 4
+
+_UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,32}", re.ASCII)
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
+
+Extents = tuple[tuple[int, int], ...]
+"""(LBA, blocks), in the order of the stream."""
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise VolumeError(sentence)
+
+
+def _require_extents(extents: Extents) -> None:
+    _require(all(lba >= 0 and blocks > 0 for lba, blocks in extents), "an extent is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeHeader:
+    """Who a cartridge is.  `cartridge` is its volume UUID; the barcode `tag` is only a hint; `store` is the catalog."""
+
+    format_version: int
+    cartridge: str
+    tag: str
+    created: str
+    owner: str
+    store: str
+    record_bytes: int
+
+    TYPE_NAME: ClassVar[str] = "volume header"
+
+    def __post_init__(self) -> None:
+        _require(self.format_version == FORMAT_VERSION, f"format version {self.format_version}")
+        _require(bool(_UUID.fullmatch(self.cartridge)), "the volume UUID is no UUID")
+        _require(bool(_UUID.fullmatch(self.store)), "the catalog UUID is no UUID")
+        _require(1 <= len(self.tag) <= 32, "the volume tag has 1 to 32 characters")
+        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+        _require(self.owner == OWNER, f"owner {self.owner!r}")
+        _require_record_bytes(self.record_bytes)
+
+
+def _require_record_bytes(record_bytes: int) -> None:
+    _require(
+        RECORD_BYTES_MIN <= record_bytes <= RECORD_BYTES_MAX,
+        f"records of {record_bytes} bytes: outside {RECORD_BYTES_MIN} to {RECORD_BYTES_MAX}",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeFacts:
+    """The volume that was backed up."""
+
+    id: str
+    name: str
+    designator: str
+    blocks: int
+    block_bytes: int
+
+    def __post_init__(self) -> None:
+        _require(bool(_HEX.fullmatch(self.designator)), "the designator is not hexadecimal")
+        _require(self.blocks >= 0 and self.block_bytes > 0, "a volume without blocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartHeader:
+    """What a part is going to be: written before its data.
+
+    `sequence` counts the parts of this cartridge, `part` those of the backup, both from 1.  `object` is the header's
+    own object number.  `extents` are what is planned; the trailer says what happened.
+    """
+
+    cartridge: str
+    sequence: int
+    backup: int
+    backup_uuid: str
+    job: int
+    part: int
+    previous_cartridge: str
+    volume: VolumeFacts
+    view: str
+    view_means: str
+    consistency: str
+    view_time: str
+    record_bytes: int
+    object: int
+    previous_trailer: int
+    stream_start: int
+    extents: tuple[tuple[int, int], ...]
+    created: str
+
+    TYPE_NAME: ClassVar[str] = "part header"
+
+    def __post_init__(self) -> None:
+        for uuid in (self.cartridge, self.backup_uuid):
+            _require(bool(_UUID.fullmatch(uuid)), "an identifier of the part header is no UUID")
+        previous = self.previous_cartridge
+        _require(not previous or bool(_UUID.fullmatch(previous)), "no UUID of a previous cartridge")
+        _require(self.sequence >= 1 and self.part >= 1, "parts are counted from 1")
+        _require(min(self.backup, self.job, self.stream_start) >= 0, "a negative number")
+        _require(self.object >= LABEL_OBJECTS, "a part header inside the label")
+        _require(0 <= self.previous_trailer < self.object, "a previous trailer behind the header")
+        _require_record_bytes(self.record_bytes)
+        _require_extents(self.extents)
+        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryEntry:
+    """One committed part of this cartridge."""
+
+    backup_uuid: str
+    backup: int
+    part: int
+    header_object: int
+    data_object: int
+    trailer_object: int
+    stream_bytes: int
+    records: int
+    root: str
+    is_last: bool
+    volume_name: str
+    created: str
+
+    def __post_init__(self) -> None:
+        _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
+        _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
+        _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
+
+
+def _require_objects(header: int, data: int, records: int, trailer: int) -> None:
+    _require(
+        LABEL_OBJECTS <= header < header + 1 < data
+        and records >= 0
+        and data + records + 1 == trailer,
+        "the object numbers of a part contradict each other",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTrailer:
+    """What a part has become: written after its data, committed by the filemark that follows.
+
+    `record_crc32c` are the checksums of its data records, `root` the digest over them.  `results` says what happened to
+    each work item; it is carried, not interpreted.  `directory` lists every part of the cartridge including this one.
+    """
+
+    cartridge: str
+    sequence: int
+    backup: int
+    backup_uuid: str
+    part: int
+    volume: VolumeFacts
+    record_bytes: int
+    header_object: int
+    data_object: int
+    records: int
+    stream_bytes: int
+    stream_start: int
+    extents: tuple[tuple[int, int], ...]
+    record_crc32c: tuple[int, ...]
+    root: str
+    is_last: bool
+    continued_on: str
+    results: tuple[Json, ...]
+    directory: tuple[DirectoryEntry, ...]
+    created: str
+
+    TYPE_NAME: ClassVar[str] = "part trailer"
+
+    def __post_init__(self) -> None:
+        for uuid in (self.cartridge, self.backup_uuid):
+            _require(bool(_UUID.fullmatch(uuid)), "an identifier of the part trailer is no UUID")
+        _require(self.sequence >= 1 and self.part >= 1, "parts are counted from 1")
+        _require(min(self.backup, self.stream_bytes, self.stream_start) >= 0, "a negative number")
+        _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
+        _require_record_bytes(self.record_bytes)
+        _require_extents(self.extents)
+        _require(len(self.record_crc32c) == self.records, "not one checksum per record")
+        _require(
+            not self.record_crc32c
+            or (min(self.record_crc32c) >= 0 and max(self.record_crc32c) <= 0xFFFF_FFFF),
+            "a checksum of a record has 32 bits",
+        )
+        _require(bool(_SHA256.fullmatch(self.root)), "the root is no SHA-256")
+        _require(
+            self.stream_bytes <= self.records * self.record_bytes,
+            "more bytes than the records hold",
+        )
+        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+
+    @property
+    def trailer_object(self) -> int:
+        """Where the trailer itself begins: behind the filemark of the data."""
+        return self.data_object + self.records + 1
+
+    def directory_entry(self) -> DirectoryEntry:
+        """Return this part's own line of the directory."""
+        return DirectoryEntry(
+            backup_uuid=self.backup_uuid,
+            backup=self.backup,
+            part=self.part,
+            header_object=self.header_object,
+            data_object=self.data_object,
+            trailer_object=self.trailer_object,
+            stream_bytes=self.stream_bytes,
+            records=self.records,
+            root=self.root,
+            is_last=self.is_last,
+            volume_name=self.volume.name,
+            created=self.created,
+        )

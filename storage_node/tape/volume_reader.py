@@ -1,0 +1,301 @@
+"""Reading what a cartridge says about itself: its label, and how far it is committed.
+
+Both functions take a drive, move its tape and leave it at end of data.  Everything on a tape is hostile input: whatever
+is there, they end with a value, after a number of commands bounded by the number of filemarks.
+
+`find_last_trailer` looks for the last *committed* part: trailer records, complete, where they say they are, behind
+data that end where the trailer says, and closed by a filemark.  The fast way is the tape reference's 11.4; if the
+end of the tape is torn, it walks back file by file.  Whatever follows the last commit is an orphan tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from backplane.errors import BackupError, MediumError, VolumeError
+from backplane.scsi.sense import SenseKey
+from backplane.tape_format import (
+    FIRST_PART_OBJECT,
+    LABEL_FILEMARK_OBJECT,
+    METADATA_RECORD_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    VOLUME_HEADER_OBJECTS,
+    MetadataRecord,
+    PartHeader,
+    PartTrailer,
+    Vol1,
+    VolumeHeader,
+    decode_metadata,
+    decode_record,
+    decode_vol1,
+)
+from storage_node.core.tape_position import SpaceCode
+from storage_node.tape.drive import Drive, Outcome
+
+UNREADABLE_MAX: Final = 100
+"""Unreadable places that a report names."""
+
+
+class LabelState(Enum):
+    """What is at the beginning of a cartridge.
+
+    UNFINISHED: a label of ours without its filemark, and nothing behind it: an interrupted labelling; it may be
+    overwritten.  FOREIGN: anything else that is no label of ours, readable or not; it may not.
+    """
+
+    BLANK = "blank"
+    OURS = "ours"
+    UNFINISHED = "unfinished"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """The label of a cartridge.  `reason` says why it is not ours, or what is damaged about one that is."""
+
+    state: LabelState
+    header: VolumeHeader | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeEnd:
+    """How a cartridge of ours ends.
+
+    `committed_end` is the object number behind the last commit (of a part, or of the label); `orphan_object` is the
+    same if anything follows it, else None.  `unreadable` are objects that could not be read on the way.
+    """
+
+    trailer: PartTrailer | None
+    trailer_object: int
+    committed_end: int
+    end_of_data: int
+    orphan_object: int | None
+    unreadable: tuple[int, ...] = ()
+
+
+class _Reader:
+    """A drive with a buffer, and answers turned into exceptions."""
+
+    def __init__(self, drive: Drive) -> None:
+        self._drive = drive
+        self._buffer = memoryview(bytearray(METADATA_RECORD_BYTES_MAX))
+
+    def done(self, outcome: Outcome) -> Outcome:
+        """Pass a good outcome on; raises `MediumError` for any other."""
+        if not outcome.is_good:
+            raise MediumError(f"tape: {_words(outcome)}")
+        return outcome
+
+    def locate(self, object_number: int) -> None:
+        self.done(self._drive.locate(object_number))
+
+    def end_of_data(self) -> int:
+        return self.done(self._drive.space(SpaceCode.END_OF_DATA)).position
+
+    def next_object(self) -> memoryview | None:
+        """Read a record of at most the length of metadata; None at a filemark or end of data.
+
+        Raises `MediumError` if it cannot be read, `VolumeError` if it is longer: then it is data.
+        """
+        outcome = self._drive.read_record(self._buffer)
+        sense = outcome.sense
+        if sense is not None and (sense.filemark or sense.key is SenseKey.BLANK_CHECK):
+            return None
+        if sense is not None and sense.key is not SenseKey.NO_SENSE:
+            raise MediumError(f"tape: {_words(outcome)}")
+        if sense is not None and (sense.information or 0) < 0:
+            raise VolumeError("a record longer than any metadata")
+        assert outcome.data is not None
+        return outcome.data
+
+    def is_filemark(self, object_number: int) -> bool:
+        """Say whether an object is a filemark; passes it."""
+        if object_number < 0:
+            return False
+        self.locate(object_number)
+        outcome = self._drive.space(SpaceCode.BLOCKS, 1)
+        return outcome.sense is not None and outcome.sense.filemark
+
+    def filemark_before(self, object_number: int) -> int | None:
+        """Return the nearest filemark before an object; the tape is on its BOP side then."""
+        self.locate(object_number)
+        outcome = self._drive.space(SpaceCode.FILEMARKS, -1)
+        return outcome.position if outcome.is_good else None
+
+    def metadata(self, object_number: int) -> tuple[list[MetadataRecord], int]:
+        """Read the set of metadata records that begins at an object; return it and the object behind it."""
+        self.locate(object_number)
+        records: list[MetadataRecord] = []
+        total = 0
+        while not records or len(records) < records[0].count:
+            data = self.next_object()
+            if data is None:
+                raise VolumeError("metadata end early")
+            record = decode_record(data)
+            if record.object_number != object_number + len(records):
+                raise VolumeError("a metadata record that is not where it says it is")
+            total += len(record.payload)
+            if total > PAYLOAD_BYTES_MAX:
+                raise VolumeError("metadata without end")
+            records.append(record)
+        return records, object_number + len(records)
+
+
+def _words(outcome: Outcome) -> str:
+    return outcome.sense.describe() if outcome.sense is not None else f"{outcome.status.name}"
+
+
+def read_metadata(
+    drive: Drive, object_number: int
+) -> tuple[VolumeHeader | PartHeader | PartTrailer, int]:
+    """Read and decode the header or trailer at an object; return it and the object behind it.
+
+    Raises `MediumError` or `VolumeError`.
+    """
+    records, behind = _Reader(drive).metadata(object_number)
+    return decode_metadata(records), behind
+
+
+def read_label(drive: Drive) -> Label:
+    """Read the label.  Raises `MediumError` only if the tape cannot even be moved."""
+    # A unit attention says that the medium may have changed: which is why the label is read.
+    drive.test_unit_ready()
+    reader = _Reader(drive)
+    end = reader.end_of_data()
+    if end == 0:
+        return Label(state=LabelState.BLANK)
+    try:
+        label = _judge_label(reader, end)
+    finally:
+        reader.end_of_data()
+    return label
+
+
+def _judge_label(reader: _Reader, end: int) -> Label:
+    damage: list[str] = []
+    vol1: Vol1 | None = None
+    reader.locate(0)
+    try:
+        data = reader.next_object()
+        vol1 = decode_vol1(data if data is not None else b"")
+    except MediumError as error:
+        damage.append(f"VOL1 is unreadable: {error}")
+    except VolumeError as error:
+        return Label(state=LabelState.FOREIGN, reason=str(error))
+    if vol1 is not None and not vol1.is_ours:
+        return Label(
+            state=LabelState.FOREIGN,
+            reason=f"volume {vol1.identifier!r} belongs to {vol1.owner or 'somebody else'!r}",
+        )
+    header = _volume_header(reader, min(end, LABEL_FILEMARK_OBJECT), damage)
+    is_closed = end > LABEL_FILEMARK_OBJECT and reader.is_filemark(LABEL_FILEMARK_OBJECT)
+    reason = "; ".join(damage)
+    if not is_closed and end <= LABEL_FILEMARK_OBJECT and vol1 is not None:
+        return Label(state=LabelState.UNFINISHED, header=header, reason="the label is unfinished")
+    if header is None:
+        return Label(state=LabelState.FOREIGN, reason=reason or "no volume header")
+    if not is_closed:
+        return Label(state=LabelState.FOREIGN, reason="no filemark behind the label")
+    return Label(state=LabelState.OURS, header=header, reason=reason)
+
+
+def _volume_header(reader: _Reader, end: int, damage: list[str]) -> VolumeHeader | None:
+    """Return the volume header or its copy; adds to `damage` what is wrong with either."""
+    found: VolumeHeader | None = None
+    for number in VOLUME_HEADER_OBJECTS:
+        if number >= end:
+            break
+        try:
+            content = decode_metadata(reader.metadata(number)[0])
+        except BackupError as error:
+            damage.append(f"volume header at object {number}: {error}")
+            continue
+        if not isinstance(content, VolumeHeader):
+            damage.append(f"object {number} is no volume header")
+        elif found is not None and content != found:
+            damage.append("the volume header and its copy differ")
+        else:
+            found = content
+    return found
+
+
+def find_last_trailer(drive: Drive, header: VolumeHeader) -> TapeEnd:
+    """Find the last committed part of a cartridge whose label is `header`; raises `MediumError` only if stuck."""
+    reader = _Reader(drive)
+    end = reader.end_of_data()
+    unreadable: list[int] = []
+    mark = reader.filemark_before(end)
+    while mark is not None and mark > LABEL_FILEMARK_OBJECT:
+        before = reader.filemark_before(mark)
+        first = 0 if before is None else before + 1
+        trailer = _committed_trailer(reader, first, mark, header.cartridge, unreadable)
+        if trailer is not None:
+            reader.end_of_data()
+            return TapeEnd(
+                trailer=trailer,
+                trailer_object=first,
+                committed_end=mark + 1,
+                end_of_data=end,
+                orphan_object=mark + 1 if mark + 1 < end else None,
+                unreadable=tuple(unreadable[:UNREADABLE_MAX]),
+            )
+        mark = before
+    reader.end_of_data()
+    return TapeEnd(
+        trailer=None,
+        trailer_object=0,
+        committed_end=FIRST_PART_OBJECT,
+        end_of_data=end,
+        orphan_object=FIRST_PART_OBJECT if end > FIRST_PART_OBJECT else None,
+        unreadable=tuple(unreadable[:UNREADABLE_MAX]),
+    )
+
+
+def _committed_trailer(
+    reader: _Reader, first: int, mark: int, cartridge: str, unreadable: list[int]
+) -> PartTrailer | None:
+    """Return the trailer that fills the file `first`..`mark`-1, if it is one and agrees with what precedes it."""
+    if first == mark:
+        return None
+    try:
+        records, behind = reader.metadata(first)
+        if behind != mark or records[0].volume_uuid != cartridge:
+            return None
+        trailer = decode_metadata(records)
+        if not isinstance(trailer, PartTrailer) or not _agrees(reader, trailer):
+            return None
+    except MediumError:
+        unreadable.append(first)
+        return None
+    except VolumeError:
+        return None
+    return trailer
+
+
+def _agrees(reader: _Reader, trailer: PartTrailer) -> bool:
+    """Say whether the header and the filemarks stand where the trailer says.
+
+    A backup may contain a copy of a trailer as data.  A real one is told by the files before it: data between two
+    filemarks, and before that the header of the same part, which data cannot imitate since they hold no filemarks.
+    """
+    data_end = trailer.data_object + trailer.records
+    if reader.filemark_before(trailer.trailer_object) != data_end:
+        return False
+    if reader.filemark_before(data_end) != trailer.data_object - 1:
+        return False
+    try:
+        records, behind = reader.metadata(trailer.header_object)
+        header = decode_metadata(records)
+    except MediumError:
+        # A header that has gone bad does not take back the commit; its damage is found by who needs it.
+        return True
+    return (
+        behind == trailer.data_object - 1
+        and isinstance(header, PartHeader)
+        and header.cartridge == trailer.cartridge
+        and (header.backup_uuid, header.part) == (trailer.backup_uuid, trailer.part)
+        and header.sequence == trailer.sequence
+    )
