@@ -1,0 +1,1 @@
+"""The mover: pulls work items, executes their parameter lists, reports."""

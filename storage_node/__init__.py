@@ -1,0 +1,1 @@
+"""The storage node: disk role, tape role, or both."""

@@ -1,0 +1,1 @@
+"""Being a process: loop, clock, configuration, keys, logs, signals, children."""

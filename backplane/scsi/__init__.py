@@ -1,0 +1,1 @@
+"""The vocabulary of SCSI and its bytes, pure: designators, descriptors, parameter lists, status, sense."""

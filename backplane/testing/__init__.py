@@ -1,0 +1,1 @@
+"""Fakes and contract suites, for tests only; no program may import them."""

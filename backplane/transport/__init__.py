@@ -1,0 +1,1 @@
+"""Moving frames: ZeroMQ endpoints for talk, stream sockets for data."""

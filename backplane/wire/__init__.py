@@ -1,0 +1,1 @@
+"""The protocol between nodes, pure: messages, codec, frames, grants, sessions."""

@@ -1,0 +1,1 @@
+"""What the controller remembers: rows, their store, their migrations."""

@@ -1,0 +1,1 @@
+"""The controller's decisions, pure: events in, effects out, time as an argument."""

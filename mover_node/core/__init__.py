@@ -1,0 +1,1 @@
+"""The copy manager's decisions, pure: which segment, which bytes, which residual."""

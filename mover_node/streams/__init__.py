@@ -1,0 +1,1 @@
+"""Where blocks and records come from and go to; layers have the same form."""

@@ -1,0 +1,1 @@
+"""The storage node's decisions, pure: admission, positions, states of volumes."""

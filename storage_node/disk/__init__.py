@@ -1,0 +1,1 @@
+"""Block devices, the layers over them, and the volumes made of both."""

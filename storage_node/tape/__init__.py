@@ -1,0 +1,1 @@
+"""Drives, cartridges and the library; SSC semantics on files."""

@@ -1,0 +1,1 @@
+"""One suite of tests per interface, run over every implementation."""
