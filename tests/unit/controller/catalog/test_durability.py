@@ -1,0 +1,73 @@
+"""What was acknowledged survives SIGKILL at any moment, and a transaction is never seen in part.
+
+A driver process, which has loaded everything once, forks a child per round.  The child opens the catalog, commits
+pairs of rows, number after number, and acknowledges each on a pipe.  The driver kills it after a random time, in some
+rounds while it still opens or creates the catalog, then opens the catalog and reports the last acknowledged number
+and what it found.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROUNDS = 25
+DRIVER = """
+import json, os, random, signal, sys, time
+from controller.catalog.sql import SqlCatalog
+from controller.catalog.store import CounterRow, EventRow
+
+path, rounds = sys.argv[1], int(sys.argv[2])
+
+def commit_and_acknowledge(pipe):
+    catalog = SqlCatalog.open(path)
+    number = catalog.load().counters.get("request", 0)
+    while True:
+        number += 1
+        event = EventRow(job=1, sequence=number, time="", level="info", text="x" * (number * 977 % 20_000))
+        catalog.commit([event, CounterRow(name="request", value=number)])
+        os.write(pipe, number.to_bytes(8, "big"))
+
+def acknowledged(pipe):
+    with os.fdopen(pipe, "rb") as file:
+        return int.from_bytes(file.read()[-8:], "big")
+
+for _ in range(rounds):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        commit_and_acknowledge(writer)
+    os.close(writer)
+    time.sleep(random.uniform(0, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    told = acknowledged(reader)
+    catalog = SqlCatalog.open(path)
+    found = catalog.load().counters.get("request", 0)
+    events = [event.sequence for event in catalog.events(1, after=0, limit=10**9)]
+    catalog.close()
+    print(json.dumps({"acknowledged": told, "found": found, "events": len(events), "last": max(events, default=0)}))
+"""
+
+
+def test_every_acknowledged_commit_is_found_after_a_kill_and_none_in_part(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DRIVER, tmp_path / "catalog", str(ROUNDS)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == ROUNDS
+    before = 0
+    for report in reports:
+        # One commit may have been durable without its acknowledgement.
+        assert max(before, report["acknowledged"]) <= report["found"], report
+        assert report["found"] <= max(before, report["acknowledged"]) + 1, report
+        assert report["events"] == report["last"] == report["found"], report
+        before = report["found"]
+    assert before > ROUNDS, "the children hardly committed anything"
