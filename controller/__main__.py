@@ -1,0 +1,93 @@
+"""Start a controller: `controller --config FILE`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from backplane.errors import BackupError
+from backplane.runtime.config import load_config
+from backplane.runtime.keys import KeyTable, load_key_pair
+from backplane.runtime.logs import setup_logs
+from backplane.runtime.loop import Loop
+from backplane.runtime.signals import SignalHandlers
+from backplane.transport.zeromq import RouterEndpoint
+from controller.catalog.sql import SqlCatalog
+from controller.config import ControllerConfig
+from controller.service import ControllerService
+
+_logger = logging.getLogger("controller")
+
+
+def run(config: ControllerConfig) -> None:
+    """Run until a signal says stop."""
+    config.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = load_key_pair(config.key_file)
+    table = KeyTable(config.authorized_folder)
+    catalog = SqlCatalog.open(config.state_folder / "catalog.sqlite")
+    loop = Loop()
+    try:
+        endpoint = RouterEndpoint(
+            config.listen, keys=keys, table=lambda key: table.lookup(key) is not None
+        )
+        try:
+            service = ControllerService(
+                loop=loop,
+                endpoint=endpoint,
+                keys=keys,
+                table=table,
+                catalog=catalog,
+                version=importlib.metadata.version("serverless-backup"),
+                lease_s=config.lease,
+                heartbeat_s=config.heartbeat,
+            )
+            service.start()
+            _logger.info("serving", extra={"address": endpoint.address, "store": catalog.store})
+            with SignalHandlers(loop, on_stop=loop.stop, on_dump=service.dump):
+                if config.ready_file is not None:
+                    config.ready_file.write_text(endpoint.address + "\n")
+                loop.run()
+            _logger.info("stopped")
+        finally:
+            if config.ready_file is not None:
+                config.ready_file.unlink(missing_ok=True)
+            endpoint.close()
+    finally:
+        loop.close()
+        catalog.close()
+
+
+@click.command(context_settings={"help_option_names": ["--help"]})
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The TOML file of this controller.",
+)
+@click.option("--check-config", is_flag=True, help="Say what is wrong with the file, and exit.")
+def main(config_file: Path, check_config: bool) -> None:
+    """Plan backups and restores; hand work items to movers; keep the catalog."""
+    if not __debug__:
+        sys.exit("controller: refuses to run under python -O: its assertions guard the data")
+    os.umask(0o077)
+    try:
+        config = load_config(ControllerConfig, config_file, env_prefix="CONTROLLER")
+        if check_config:
+            return
+        setup_logs(
+            config.name, level=config.log_level, format=config.log_format, file=config.log_file
+        )
+        run(config)
+    except BackupError as error:
+        click.echo(f"controller: {error}", err=True)
+        sys.exit(int(error.exit_code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""What operators see: rows and live state as JSON documents.  Pure; `docs/operator-interface.md` describes them.
+
+The ledger of a job is made here, from what every mover counted per logical unit:
+
+    backup     read (disk) + padded = written (tape)      residual = planned - (written - padded)
+    restore    read (tape) - discarded = written (disk)   residual = planned - written
+    verify     read (tape) = discarded                    residual = planned - read
+
+Only items that ended well count, plus the records of lost items that the drive itself was seen to hold.  The
+controller's own payload count is 0 because it opens no data channel.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from backplane.scsi.sense import Sense
+from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
+from controller.core.registry import Registry
+
+_COLUMNS: Final = (
+    "bytes_read",
+    "bytes_written",
+    "bytes_padded",
+    "bytes_discarded",
+    "records_read",
+    "records_written",
+    "filemarks_written",
+    "rereads",
+)
+
+DATA_PURPOSES: Final = frozenset({"data", "restore", "verify"})
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """Return the JSON text of a plan."""
+    return json.dumps(value, sort_keys=True)
+
+
+def deleted(row: VolumeRow) -> VolumeRow:
+    """Return the row of a volume that is gone; backups go on naming it."""
+    return replace(row, is_deleted=True)
+
+
+def extent_pairs(packed: bytes) -> list[list[int]]:
+    """Unpack (LBA, blocks) pairs."""
+    return [[lba, blocks] for lba, blocks in struct.iter_unpack(">QQ", packed)]
+
+
+def volume_document(registry: Registry, row: VolumeRow) -> dict[str, Any]:
+    """Describe a volume."""
+    state = registry.volume_state(row.volume)
+    online = registry.is_online(row.node)
+    return {
+        "name": row.name,
+        "volume": row.volume,
+        "designator": row.designator.hex(),
+        "node": row.node,
+        "node_state": "online" if online else "away",
+        "state": state.state if state is not None else ("missing" if online else "away"),
+        "size_bytes": row.blocks * row.block_bytes,
+        "blocks": row.blocks,
+        "block_bytes": row.block_bytes,
+        "used_bytes": state.used_bytes if state is not None else 0,
+        "held_by": state.held_by if state is not None else 0,
+        "is_empty": state.is_empty if state is not None else False,
+        "path": state.path if state is not None else "",
+        "created": row.created,
+    }
+
+
+def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
+    """Describe a cartridge: its status (what may be done with it) and its location (where it is)."""
+    node = registry.nodes.get(row.node)
+    state = node.cartridges.get(row.tag) if node is not None and node.is_online else None
+    location = "offline"
+    if node is not None and state is not None:
+        drive = next((d.drive for d in node.drives.values() if d.loaded == row.tag), "")
+        location = f"drive {drive}" if drive else "slot"
+    missing = node is not None and node.is_online and state is None
+    return {
+        "tag": row.tag,
+        "cartridge": row.cartridge,
+        "node": row.node,
+        "status": "missing" if missing else row.status,
+        "detail": row.detail,
+        "location": location,
+        "capacity_bytes": row.capacity_bytes,
+        "used_bytes": state.used_bytes if state is not None else 0,
+        "end": state.end if state is not None else row.end,
+        "parts": row.sequence,
+        "generation": state.generation if state is not None else 0,
+    }
+
+
+def part_document(part: PartRow, backup: BackupRow) -> dict[str, Any]:
+    """Describe a committed part."""
+    return {
+        "backup": part.backup,
+        "volume": backup.volume_name,
+        "part": part.part,
+        "tag": part.tag,
+        "sequence": part.sequence,
+        "header_object": part.header_object,
+        "data_object": part.data_object,
+        "trailer_object": part.trailer_object,
+        "records": part.records,
+        "record_bytes": backup.record_bytes,
+        "stream_start": part.stream_start,
+        "stream_bytes": part.stream_bytes,
+        "root": part.root,
+        "created": part.created,
+    }
+
+
+def backup_document(row: BackupRow, parts: list[PartRow]) -> dict[str, Any]:
+    """Describe a backup."""
+    return {
+        "backup": row.backup,
+        "name": f"{row.volume_name}/{row.created}",
+        "uuid": row.backup_uuid,
+        "volume": row.volume_name,
+        "volume_id": row.volume,
+        "job": row.job,
+        "created": row.created,
+        "size_bytes": row.blocks * row.block_bytes,
+        "blocks": row.blocks,
+        "block_bytes": row.block_bytes,
+        "stream_bytes": row.stream_bytes,
+        "parts": len(parts),
+        "tags": list(dict.fromkeys(part.tag for part in parts)),
+        "state": row.state,
+        "consistency": row.consistency,
+        "view_means": row.view_means,
+    }
+
+
+def _seconds_between(start: str, end: str) -> float:
+    if not start or not end:
+        return 0.0
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def job_document(row: JobRow, *, wall: str, in_flight_bytes: int = 0) -> dict[str, Any]:
+    """Describe a job in a line; `in_flight_bytes` is what its running item has moved so far."""
+    ended = row.exit_code >= 0
+    done = min(row.planned_bytes, row.done_bytes + (0 if ended else in_flight_bytes))
+    if ended and row.exit_code == 0:
+        done = row.planned_bytes
+    elapsed = _seconds_between(row.started, row.ended or wall)
+    part = (
+        done / row.planned_bytes
+        if row.planned_bytes
+        else (1.0 if row.state == "completed" else 0.0)
+    )
+    return {
+        "job": row.job,
+        "kind": row.kind,
+        "state": row.state,
+        "reason": row.reason,
+        "subject": row.subject,
+        "volume": row.volume_name,
+        "backup": row.backup,
+        "submitted": row.submitted,
+        "started": row.started,
+        "ended": row.ended,
+        "total_bytes": row.planned_bytes,
+        "bytes_done": done,
+        "percent_done": round(part, 6),
+        "seconds_elapsed": elapsed,
+        "seconds_remaining": 0.0
+        if ended or not done
+        else elapsed * (row.planned_bytes - done) / done,
+        "seconds_copying": row.seconds_copying,
+        "error_count": row.error_count,
+        "exit_code": row.exit_code if ended else None,
+    }
+
+
+def item_document(row: ItemRow) -> dict[str, Any]:
+    """Describe a work item, the parameter list itself included."""
+    return {
+        "item": row.item,
+        "purpose": row.purpose,
+        "state": row.state,
+        "attempt": row.attempt,
+        "mover": row.movers[-1] if row.movers else "",
+        "epoch": row.epoch,
+        "parameter_list": row.parameter_list.hex(),
+        "status": f"{row.status:02X}h" if row.status >= 0 else "",
+        "sense": row.sense.hex(),
+        "sense_text": Sense.decode(row.sense).describe() if row.sense else "",
+        "segments": row.segments,
+        "seconds": row.seconds,
+        "planned_bytes": row.planned_bytes,
+        "ledger": json.loads(row.ledger),
+        "detail": row.detail,
+    }
+
+
+def ledger_document(
+    job: JobRow, items: Iterable[ItemRow], *, names: dict[str, tuple[str, str]], record_bytes: int
+) -> dict[str, Any]:
+    """Sum the ledgers of a job's items.  `names` maps designators (hex) to (name, role)."""
+    devices: dict[str, dict[str, Any]] = {}
+    total = dict.fromkeys(("read", "written", "padded", "discarded"), 0)
+    metadata_written = 0
+    for item in items:
+        entries = json.loads(item.ledger)
+        for entry in entries:
+            name, role = names.get(entry["designator"], ("", ""))
+            device = devices.setdefault(
+                entry["designator"],
+                {
+                    "designator": entry["designator"],
+                    "name": name,
+                    "role": role,
+                    **dict.fromkeys(_COLUMNS, 0),
+                },
+            )
+            for column in _COLUMNS:
+                device[column] += entry[column]
+        moved = {column: sum(entry[f"bytes_{column}"] for entry in entries) for column in total}
+        if item.purpose not in DATA_PURPOSES:
+            metadata_written += moved["written"]
+        elif item.state == "done":
+            for column in total:
+                total[column] += moved[column]
+        elif item.state == "failed" and item.purpose == "data":
+            # What was read ahead and did not reach the tape is read again by the next item.
+            total["read"] += moved["written"] - moved["padded"]
+            total["written"] += moved["written"]
+            total["padded"] += moved["padded"]
+        elif item.state == "failed" and item.purpose == "verify":
+            total["read"] += moved["discarded"]
+            total["discarded"] += moved["discarded"]
+    observed = json.loads(job.plan).get("observed_records", 0) * record_bytes
+    total["read"] += observed
+    total["written"] += observed
+    if job.kind == "verify":
+        residual = job.planned_bytes - total["discarded"]
+        balances = total["read"] == total["discarded"] + total["written"]
+    elif job.kind == "restore":
+        residual = job.planned_bytes - total["written"]
+        balances = total["read"] == total["discarded"] + total["written"]
+    else:
+        residual = job.planned_bytes - (total["written"] - total["padded"])
+        balances = total["read"] + total["padded"] == total["written"]
+    return {
+        "controller_payload_bytes": 0,
+        "planned_bytes": job.planned_bytes,
+        "read_bytes": total["read"],
+        "written_bytes": total["written"],
+        "padded_bytes": total["padded"],
+        "discarded_bytes": total["discarded"],
+        "observed_bytes": observed,
+        "metadata_bytes": metadata_written,
+        "residual_bytes": residual,
+        "is_balanced": balances and (residual == 0 or job.state != "completed"),
+        "devices": list(devices.values()),
+    }
+
+
+def mover_documents(registry: Registry) -> list[dict[str, Any]]:
+    """Describe all movers."""
+    return [
+        {
+            "name": mover.name,
+            "state": ("busy" if mover.item else "idle") if mover.is_online else "away",
+            "since": mover.since,
+            "item": mover.item,
+            "job": mover.job,
+            "bytes_read": mover.bytes_read,
+            "bytes_written": mover.bytes_written,
+        }
+        for mover in sorted(registry.movers.values(), key=lambda each: each.name)
+    ]
+
+
+def node_documents(registry: Registry) -> list[dict[str, Any]]:
+    """Describe all storage nodes."""
+    return [
+        {
+            "name": node.row.name,
+            "roles": list(node.row.roles),
+            "state": "online" if node.is_online else "away",
+            "since": node.since,
+            "addresses": list(node.row.addresses),
+            "volumes": sum(
+                row.node == node.row.name and not row.is_deleted
+                for row in registry.volumes.values()
+            ),
+            "cartridges": sum(row.node == node.row.name for row in registry.cartridges.values()),
+            "drives": len(node.drives),
+        }
+        for node in sorted(registry.nodes.values(), key=lambda each: each.row.name)
+    ]

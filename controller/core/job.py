@@ -1,0 +1,111 @@
+"""Job states, and the rules by which they follow each other.
+
+    queued -> waiting-quiet -> viewing -> mapping -> copying -> committing -> completed
+       |            |             |          |          |           |
+       +------------+-------------+----------+----------+-----------+--> failed | cancelled | partial
+
+Restores and verifies go from queued to copying: they need no view.  A state may be entered again with another
+`reason`; whoever waits says why.  Nothing leaves an ended state.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Final
+
+from backplane.errors import InvalidTransition
+from controller.catalog.store import JobRow
+
+
+class JobState(Enum):
+    """What people see."""
+
+    QUEUED = "queued"
+    WAITING_QUIET = "waiting-quiet"
+    VIEWING = "viewing"
+    MAPPING = "mapping"
+    COPYING = "copying"
+    COMMITTING = "committing"
+    COMPLETED = "completed"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDS: Final = frozenset({JobState.PARTIAL, JobState.FAILED, JobState.CANCELLED})
+
+TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
+    JobState.QUEUED: frozenset({JobState.WAITING_QUIET, JobState.COPYING}) | _ENDS,
+    JobState.WAITING_QUIET: frozenset({JobState.VIEWING}) | _ENDS,
+    JobState.VIEWING: frozenset({JobState.MAPPING, JobState.COPYING}) | _ENDS,
+    JobState.MAPPING: frozenset({JobState.COPYING}) | _ENDS,
+    JobState.COPYING: frozenset({JobState.COMMITTING}) | _ENDS,
+    JobState.COMMITTING: frozenset({JobState.COMPLETED}) | _ENDS,
+    JobState.COMPLETED: frozenset(),
+    JobState.PARTIAL: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""Which state may follow which."""
+
+ENDED: Final = frozenset(state for state, following in TRANSITIONS.items() if not following)
+STORY_LENGTH_MAX: Final = 32
+
+
+@dataclass(slots=True)
+class Job:
+    """A job in memory: its row, its plan and result as values, and the bounded story of what happened to it.
+
+    Only `enter` assigns the state; only `update` assigns other fields.
+    """
+
+    row: JobRow
+    plan: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    story: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_row(cls, row: JobRow) -> Job:
+        """Take up a job as the catalog has it."""
+        return cls(row=row, plan=json.loads(row.plan), result=json.loads(row.result))
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is."""
+        return JobState(self.row.state)
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing will happen to the job any more."""
+        return self.state in ENDED
+
+    def enter(self, state: JobState, *, reason: str = "") -> None:
+        """Go to another state, or give the same state a new reason."""
+        old = self.state
+        if state is not old and state not in TRANSITIONS[old]:
+            raise InvalidTransition(
+                machine=f"job {self.row.job}",
+                state=old.value,
+                event=f"enter {state.value}",
+                story=tuple(self.story),
+            )
+        if state is not old:
+            self.story.append(f"{old.value} -> {state.value}")
+            del self.story[:-STORY_LENGTH_MAX]
+        self.row = replace(self.row, state=state.value, reason=reason)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields other than the state."""
+        assert "state" not in changes
+        self.row = replace(self.row, **changes)
+
+    def to_row(self) -> JobRow:
+        """Return the row to store: plan and result included."""
+        self.row = replace(
+            self.row,
+            plan=json.dumps(self.plan, sort_keys=True),
+            result=json.dumps(self.result, sort_keys=True),
+        )
+        return self.row

@@ -1,0 +1,340 @@
+"""The verbs of `ctl`: their arguments, and the answers that need nothing but reading.
+
+A verb either reads (answered here from the catalog and the core's registry) or changes something (handed to the core
+as a `Call`).  Arguments come from outside: unknown names, wrong types and numbers out of range are refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from backplane.errors import NotFoundError, UsageError
+from backplane.ids import BackupId, ItemId, JobId
+from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow
+from controller.core import documents
+from controller.core.extent_runs import ExtentRuns
+from controller.core.machine import Machine
+
+ITEMS_PER_PAGE_MAX: Final = 256
+ITEM_BYTES_PER_PAGE: Final = 2 * 1024 * 1024
+"""Parameter lists in one answer; in hex they take twice as much of `REPLY_BYTES_MAX`."""
+
+LIST_MAX: Final = 1000
+EVENTS_MAX: Final = 500
+INTEGER_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a verb.  One without a default is required."""
+
+    kind: type
+    default: Any = None
+
+
+_TEXT = Argument(str, "")
+_NAME = Argument(str)
+_TOKEN = Argument(str)
+_NUMBER = Argument(int)
+
+VERBS: Final[dict[str, dict[str, Argument]]] = {
+    "controller.status": {},
+    "job.submit": {
+        "token": _TOKEN,
+        "kind": _NAME,
+        "volume": _TEXT,
+        "quiet_s": Argument(float, 3.0),
+        "sync_timeout_s": Argument(float, 80.0),
+        "backup": _TEXT,
+        "to": _TEXT,
+        "new": _TEXT,
+        "force": Argument(bool, False),
+    },
+    "job.list": {"limit": Argument(int, 100), "state": _TEXT},
+    "job.show": {"job": _NUMBER, "items_from": Argument(int, 0), "items_max": Argument(int, 64)},
+    "job.log": {"job": _NUMBER, "after": Argument(int, 0)},
+    "job.cancel": {"job": _NUMBER},
+    "backup.list": {"volume": _TEXT},
+    "backup.show": {"backup": _NAME},
+    "volume.create": {
+        "token": _TOKEN,
+        "name": _NAME,
+        "size_bytes": _NUMBER,
+        "block_bytes": Argument(int, 512),
+        "node": _TEXT,
+    },
+    "volume.attach": {
+        "token": _TOKEN,
+        "name": _NAME,
+        "path": _NAME,
+        "block_bytes": Argument(int, 512),
+        "node": _TEXT,
+    },
+    "volume.list": {},
+    "volume.show": {"name": _NAME},
+    "volume.delete": {"name": _NAME, "force": Argument(bool, False)},
+    "volume.import_begin": {
+        "token": _TOKEN,
+        "name": _NAME,
+        "size_bytes": _NUMBER,
+        "block_bytes": Argument(int, 512),
+        "node": _TEXT,
+        "holder": _TEXT,
+    },
+    "volume.import_end": {"name": _NAME, "ok": Argument(bool)},
+    "volume.export_begin": {"token": _TOKEN, "name": _NAME, "holder": _TEXT},
+    "volume.export_end": {"view": _NAME},
+    "volume.extents": {"designator": _NAME, "start_lba": Argument(int, 0)},
+    "node.list": {},
+    "mover.list": {},
+    "tape.list": {},
+    "tape.show": {"tag": _NAME},
+    "tape.add": {"tag": _NAME, "capacity_bytes": _NUMBER, "node": _TEXT},
+}
+"""Every verb with its arguments; `docs/operator-interface.md` says what they mean."""
+
+
+def parse_arguments(verb: str, raw: bytes) -> dict[str, Any]:
+    """Decode and check a call's arguments; raises `UsageError` that names what is wrong."""
+    schema = VERBS.get(verb)
+    if schema is None:
+        raise UsageError(
+            f"no verb {verb!r}", hint="ctl and controller may be of different releases"
+        )
+    try:
+        given = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{verb}: the arguments are no JSON") from error
+    if type(given) is not dict:
+        raise UsageError(f"{verb}: the arguments are no object")
+    unknown = sorted(set(given) - set(schema))
+    if unknown:
+        raise UsageError(f"{verb}: unknown argument {', '.join(unknown)}")
+    return {name: _checked(verb, name, argument, given) for name, argument in schema.items()}
+
+
+def _checked(verb: str, name: str, argument: Argument, given: dict[str, Any]) -> Any:
+    if name not in given:
+        if argument.default is None:
+            raise UsageError(f"{verb}: argument {name} is missing")
+        return argument.default
+    value = given[name]
+    if argument.kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not argument.kind:
+        raise UsageError(f"{verb}: argument {name} has to be {argument.kind.__name__}")
+    if type(value) is int and not 0 <= value <= INTEGER_MAX:
+        raise UsageError(f"{verb}: argument {name} is out of range")
+    if type(value) is float and not 0 <= value <= 86400:
+        raise UsageError(f"{verb}: argument {name} is out of range")
+    if type(value) is str and len(value) > 4096:
+        raise UsageError(f"{verb}: argument {name} is too long")
+    if name == "designator" and not (type(value) is str and len(value) == 16 and _is_hex(value)):
+        raise UsageError(f"{verb}: a designator is 16 hexadecimal digits")
+    return value
+
+
+def _is_hex(text: str) -> bool:
+    return all(character in "0123456789abcdef" for character in text)
+
+
+class OperatorInterface:
+    """Answers the reading verbs."""
+
+    def __init__(self, machine: Machine, catalog: Catalog, *, version: str, started: str) -> None:
+        self._machine = machine
+        self._registry = machine.registry
+        self._catalog = catalog
+        self._version = version
+        self._started = started
+
+    def read(self, verb: str, arguments: dict[str, Any], *, wall: str) -> dict[str, Any] | None:
+        """Return the document of a reading verb, None if the verb changes something."""
+        registry = self._registry
+        match verb:
+            case "controller.status":
+                return self._status()
+            case "job.list":
+                return self._job_list(arguments, wall)
+            case "job.show":
+                return self._job_show(arguments, wall)
+            case "job.log":
+                return self._job_log(arguments)
+            case "backup.list":
+                return self._backup_list(arguments["volume"])
+            case "backup.show":
+                return self._backup_show(self.find_backup(arguments["backup"]))
+            case "volume.list":
+                rows = [row for row in registry.volumes.values() if not row.is_deleted]
+                rows.sort(key=lambda row: row.name)
+                return {"volumes": [documents.volume_document(registry, row) for row in rows]}
+            case "volume.show":
+                row = registry.volume_by_name(arguments["name"])
+                return documents.volume_document(registry, row)
+            case "node.list":
+                return {"nodes": documents.node_documents(registry)}
+            case "mover.list":
+                return {"movers": documents.mover_documents(registry)}
+            case "tape.list":
+                tapes = sorted(registry.cartridges.values(), key=lambda row: row.tag)
+                return {
+                    "cartridges": [documents.cartridge_document(registry, row) for row in tapes]
+                }
+            case "tape.show":
+                return self._tape_show(arguments["tag"])
+            case _:
+                return None
+
+    def submitted(self, token: str) -> JobRow | None:
+        """Return the job of a submit that came before, ended or not."""
+        return self._catalog.job_by_token(token)
+
+    def require_job(self, number: int) -> JobRow:
+        """Return a job; raises `NotFoundError`."""
+        row = self._catalog.job(JobId(number))
+        if row is None:
+            raise NotFoundError(f"no job has number {number}", hint="ctl job list shows them")
+        return row
+
+    def find_backup(self, name: str) -> BackupRow:
+        """Find a backup by number, `VOLUME/latest` or `VOLUME/TIME`; raises `NotFoundError`."""
+        backups = self._machine.backups
+        if name.isdigit() and len(name) < 19:
+            found = backups.get(BackupId(int(name)))
+            if found is not None:
+                return found
+        volume, slash, when = name.rpartition("/")
+        rows = [
+            row
+            for row in backups.values()
+            if slash and row.volume_name == volume and row.state == "completed"
+        ]
+        if when != "latest":
+            rows = [row for row in rows if row.created == when]
+        if not rows:
+            raise NotFoundError(
+                f"no backup is called {name!r}",
+                hint="a number, VOLUME/latest or VOLUME/TIME; ctl backup list",
+            )
+        return max(rows, key=lambda row: row.backup)
+
+    # --- documents that need the catalog ---------------------------------------------------------
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "version": self._version,
+            "store": self._machine.store,
+            "started": self._started,
+            "payload_bytes": 0,
+            "jobs_active": len(self._machine.jobs),
+            "epoch": self._machine.counter("epoch"),
+        }
+
+    def _in_flight(self, row: JobRow) -> int:
+        leases = self._machine.dispatcher.leases.values()
+        kind = "bytes_read" if row.kind == "verify" else "bytes_written"
+        return sum(
+            getattr(lease, kind)
+            for lease in leases
+            if lease.row.job == row.job and lease.row.purpose in documents.DATA_PURPOSES
+        )
+
+    def _job_line(self, row: JobRow, wall: str) -> dict[str, Any]:
+        return documents.job_document(row, wall=wall, in_flight_bytes=self._in_flight(row))
+
+    def _job_list(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
+        rows = self._catalog.jobs(
+            limit=min(arguments["limit"] or LIST_MAX, LIST_MAX), state=arguments["state"]
+        )
+        return {"jobs": [self._job_line(row, wall) for row in rows]}
+
+    def _names(self) -> dict[str, tuple[str, str]]:
+        names = {}
+        for volume in self._registry.volumes.values():
+            names[volume.designator.hex()] = (volume.name, "disk")
+        for node in self._registry.nodes.values():
+            for drive in node.drives.values():
+                names[drive.designator.hex()] = (f"{node.row.name}/{drive.drive}", "tape")
+        return names
+
+    def _job_show(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
+        row = self.require_job(arguments["job"])
+        items = self._all_items(row.job)
+        names = self._names()
+        view_unit = json.loads(row.plan).get("view_unit")
+        if view_unit:
+            names[view_unit] = (f"static view of {row.volume_name}", "disk")
+        backup = self._machine.backups.get(row.backup)
+        wanted = [item for item in items if item.item >= arguments["items_from"]]
+        page: list[ItemRow] = []
+        size = 0
+        for item in wanted[: min(arguments["items_max"], ITEMS_PER_PAGE_MAX)]:
+            size += len(item.parameter_list)
+            if page and size > ITEM_BYTES_PER_PAGE:
+                break
+            page.append(item)
+        following = wanted[len(page)].item if len(page) < len(wanted) else 0
+        return {
+            **self._job_line(row, wall),
+            "items": [documents.item_document(item) for item in page],
+            "items_total": len(items),
+            "next_item": following,
+            "movers": sorted({mover for item in items for mover in item.movers}),
+            "ledger": documents.ledger_document(
+                row, items, names=names, record_bytes=backup.record_bytes if backup else 0
+            ),
+            "result": json.loads(row.result),
+        }
+
+    def _all_items(self, job: JobId) -> list[ItemRow]:
+        items: list[ItemRow] = []
+        while page := self._catalog.items(
+            job, first=ItemId(items[-1].item + 1 if items else 0), limit=ITEMS_PER_PAGE_MAX
+        ):
+            items += page
+        return items
+
+    def _job_log(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        row = self.require_job(arguments["job"])
+        events = self._catalog.events(row.job, after=arguments["after"], limit=EVENTS_MAX)
+        return {
+            "events": [
+                {"sequence": e.sequence, "time": e.time, "level": e.level, "text": e.text}
+                for e in events
+            ]
+        }
+
+    def _backup_list(self, volume: str) -> dict[str, Any]:
+        rows = [
+            row
+            for row in self._machine.backups.values()
+            if row.state == "completed" and volume in ("", row.volume_name)
+        ]
+        rows.sort(key=lambda row: -row.backup)
+        return {
+            "backups": [
+                documents.backup_document(row, self._registry.parts_of(row.backup))
+                for row in rows[:LIST_MAX]
+            ]
+        }
+
+    def _backup_show(self, row: BackupRow) -> dict[str, Any]:
+        parts = self._registry.parts_of(row.backup)
+        packed = self._catalog.extents(row.backup)
+        return {
+            **documents.backup_document(row, parts),
+            "parts_detail": [documents.part_document(part, row) for part in parts],
+            "extents_count": len(ExtentRuns.unpack(packed)) if packed else 0,
+        }
+
+    def _tape_show(self, tag: str) -> dict[str, Any]:
+        row = self._registry.cartridge(tag)
+        parts = self._registry.parts_on(row.tag)
+        return {
+            **documents.cartridge_document(self._registry, row),
+            "parts_detail": [
+                documents.part_document(part, self._machine.backups[part.backup]) for part in parts
+            ],
+        }
