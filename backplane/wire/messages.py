@@ -271,7 +271,7 @@ class VolumeState:
 
     `state` is `online`, `restoring` (offline, being written by a restore), `restore-failed` (offline) or `importing`.
     `used_bytes` is what is allocated.  `held_by` is the job whose static view holds it, or 0.
-    `is_empty` is true while no byte was ever written to it.
+    `is_empty` is true while no byte was ever written to it.  `path` is the data file or device, as the node sees it.
     """
 
     volume: VolumeId
@@ -284,6 +284,7 @@ class VolumeState:
     held_by: JobId
     is_empty: bool
     epoch: Epoch
+    path: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -520,8 +521,10 @@ class NodeReply(Message):
     `extents`: packed `>QQ` pairs (LBA, blocks) for view.extents; `next_lba` is where to go on, or the number of blocks.
     `digests`: packed `>I` CRC32C values for tape.digest; `next_object` is where to go on.
     `end`, `durable_end`: end of data of the loaded cartridge, and up to where it is on the medium.
-    `header`, `trailer`: payloads of the volume header and of the last part trailer for tape.load (b"" if none);
-    `trailer_object`: object number of that trailer's first record.
+    For tape.load: `header` is the payload of the volume header (b"" if none).  Of the last committed part, if any:
+    `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry
+    (`tape_format.DirectoryEntry`), `trailer_digest` the SHA-256 of the whole trailer payload, which may be too large
+    for a message.
     """
 
     kind: ClassVar[str] = "node.reply"
@@ -538,8 +541,9 @@ class NodeReply(Message):
     end: int = 0
     durable_end: int = 0
     header: Blob = b""
+    trailer_sequence: int = 0
     trailer: Blob = b""
-    trailer_object: int = 0
+    trailer_digest: Annotated[bytes, Limit(32)] = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
