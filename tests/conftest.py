@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -87,9 +88,9 @@ def _children() -> set[str]:
 
 def _descriptors() -> set[str]:
     found = set()
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found.add(f"descriptor {entry} {os.readlink(f'/proc/self/fd/{entry}')}")
+            found.add(f"descriptor {entry.name} {entry.readlink()}")
         except OSError:
             continue  # the listing's own descriptor
     return found
@@ -118,9 +119,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def short_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """A folder with a short path: unix socket addresses are limited to 107 bytes."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="sb-") as folder:
         yield Path(folder)

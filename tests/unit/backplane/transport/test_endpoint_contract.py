@@ -12,7 +12,7 @@ import pytest
 from backplane.runtime.keys import KeyPair, KeyTable, create_key_pair
 from backplane.testing.contracts.endpoint import EndpointContract, Network
 from backplane.transport.base import Endpoint
-from backplane.transport.faulty import FaultyEndpoint, Faults
+from backplane.transport.faulty import Faults, FaultyEndpoint
 from backplane.transport.memory import MemoryRouter
 from backplane.transport.zeromq import DealerEndpoint, RouterEndpoint
 
