@@ -9,9 +9,15 @@ and what it found.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+
+import pytest
+
+from controller.catalog.sql import SqlCatalog
 
 ROUNDS = 25
 DRIVER = """
@@ -71,3 +77,47 @@ def test_every_acknowledged_commit_is_found_after_a_kill_and_none_in_part(tmp_pa
         assert report["events"] == report["last"] == report["found"], report
         before = report["found"]
     assert before > ROUNDS, "the children hardly committed anything"
+
+
+SYNCER = """
+import os, sys
+from backplane.errors import BackupError
+from controller.catalog.sql import SqlCatalog
+from controller.catalog.store import CounterRow
+
+catalog = SqlCatalog.open(sys.argv[1])
+for attempt in range(1, 30):
+    try:
+        catalog.commit([CounterRow(name="request", value=attempt)])
+        print("acknowledged", attempt, flush=True)
+    except BackupError as error:
+        print("refused", error, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_failed_sync_is_never_tried_again(tmp_path: Path) -> None:
+    """The kernel reports a lost page once; a second sync would succeed and mean nothing."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    log, path = tmp_path / "calls", tmp_path / "catalog"
+    inject = "inject=fsync,fdatasync:error=EIO:when=20+"
+    traced = [strace, "-f", "-qq", "-o", log, "-e", "trace=fsync,fdatasync", "-e", inject]
+    done = subprocess.run(
+        [*traced, sys.executable, "-c", SYNCER, path], capture_output=True, text=True, timeout=60
+    )
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    acknowledged = [line for line in lines if line.startswith("acknowledged")]
+    refused = lines[len(acknowledged) :]
+    assert acknowledged
+    assert len(acknowledged) + len(refused) == 29
+    assert "I/O error" in refused[0]
+    assert all("not used any more" in line for line in refused[1:])
+    assert log.read_text().count("EIO") == 1, "a sync was tried again"
+    with closing(SqlCatalog.open(path)) as catalog:
+        found = catalog.load().counters["request"]
+    assert len(acknowledged) <= found <= len(acknowledged) + 1

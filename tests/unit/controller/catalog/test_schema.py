@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -65,3 +66,10 @@ def test_rows_are_put_in_alike_in_both_databases(kind: type) -> None:
     assert f"ON CONFLICT ({', '.join(KEYS[kind])}) DO UPDATE SET" in words
     names = [field.name for field in fields(kind) if field.name not in KEYS[kind]]
     assert words.count("excluded.") == len(names)
+
+
+def test_every_table_and_its_key_are_documented() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "catalog.md").read_text()
+    for table in METADATA.sorted_tables:
+        key = ", ".join(f"`{column.name}`" for column in table.primary_key)
+        assert f"| `{table.name}` | {key} |" in page
