@@ -179,7 +179,7 @@ def check_ledger(report: dict[str, Any]) -> None:
     ledger = report["ledger"]
     if not ledger["is_balanced"]:
         raise DemoError(f"the ledger of job {report['job']} does not balance")
-    if ledger["controller_bytes"]:
+    if ledger["controller_payload_bytes"]:
         raise DemoError(f"the controller moved {ledger['controller_bytes']} bytes")
 
 
