@@ -1,0 +1,147 @@
+"""Following a job until it ends: the progress line of a terminal, JSON lines for programs, silence on a pipe.
+
+Following only looks: the job does not know of it.  Interrupting it leaves the job running; a restart of the
+controller is waited out by the client's own patience.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from backplane.errors import ExitCode
+from backplane.units import format_size
+from controller.cli import render, report
+from controller.cli.render import Document, Screen
+
+POLL_S: Final = 0.25
+ITEMS_PER_CALL: Final = 256
+ENDED: Final = frozenset({"completed", "partial", "failed", "cancelled"})
+
+
+class Caller(Protocol):
+    """The part of the client that following needs."""
+
+    def call(self, verb: str, **arguments: object) -> dict[str, Any]:
+        """Carry out a verb."""
+
+
+def follow_job(client: Caller, job: int, *, screen: Screen, poll_s: float = POLL_S) -> int:
+    """Show a job's progress until it ends, then its report; return its exit code."""
+    told: Document | None = None
+    try:
+        with _state_on_signal(screen) as latest:
+            while True:
+                detail = client.call("job.show", job=job, items_from=0, items_max=1)
+                latest.append(detail)
+                del latest[:-1]
+                if detail["state"] in ENDED:
+                    break
+                status = status_document(detail)
+                if screen.output == "jsonl" and status != told:
+                    screen.line(status)
+                told = status
+                screen.progress(status_line(detail))
+                threading.Event().wait(poll_s)
+    except KeyboardInterrupt:
+        screen.talk(
+            f"ctl: job {job} goes on without being watched\n"
+            f"hint: `ctl job wait {job}` watches it again, `ctl job cancel {job}` stops it"
+        )
+        return ExitCode.INTERRUPTED
+    screen.end_progress()
+    return show_end(fetch_job(client, job), screen=screen)
+
+
+def fetch_job(client: Caller, job: int) -> dict[str, Any]:
+    """Return a job with all its work items, however many calls that takes."""
+    detail = client.call("job.show", job=job, items_from=0, items_max=ITEMS_PER_CALL)
+    while detail["next_item"]:
+        more = client.call(
+            "job.show", job=job, items_from=detail["next_item"], items_max=ITEMS_PER_CALL
+        )
+        detail["items"] += more["items"]
+        detail["next_item"] = more["next_item"]
+    return detail
+
+
+def show_end(detail: Document, *, screen: Screen) -> int:
+    """Write the report of an ended job and return its exit code."""
+    code = detail["exit_code"]
+    if code is None:
+        code = ExitCode.OK if detail["state"] == "completed" else ExitCode.FAILED
+    if screen.output == "jsonl":
+        if code:
+            screen.line(
+                {
+                    "message_type": "error",
+                    "job": detail["job"],
+                    "message": report.termination(detail),
+                }
+            )
+        screen.line({"message_type": "summary", **detail})
+    else:
+        screen.show(detail, table=lambda: report.job_report(detail))
+    if code:
+        screen.failure(f"job {detail['job']} {detail['state']}: {detail['reason']}", code=code)
+    return int(code)
+
+
+def status_document(detail: Document) -> Document:
+    """Return the JSON line that says how far a job is."""
+    names = (
+        "job",
+        "kind",
+        "state",
+        "reason",
+        "percent_done",
+        "seconds_elapsed",
+        "seconds_remaining",
+        "total_bytes",
+        "bytes_done",
+        "error_count",
+    )
+    return {"message_type": "status", **{name: detail[name] for name in names}}
+
+
+def status_line(detail: Document) -> str:
+    """Draw the live line: what it does, how far, how fast, how long still; or what it waits for."""
+    head = f"job {detail['job']} {detail['state']}"
+    parts = [head]
+    if detail["bytes_done"] or detail["state"] == "copying":
+        done, total = detail["bytes_done"], detail["total_bytes"]
+        seconds = detail["seconds_copying"] or detail["seconds_elapsed"]
+        parts.append(
+            f"{render.bar(detail['percent_done'])} {detail['percent_done']:4.0%}"
+            f"  {format_size(done)} of {format_size(total)}"
+            f"  {render.rate(done, seconds)}"
+        )
+        if detail["seconds_remaining"]:
+            parts.append(f"eta {render.clock_time(detail['seconds_remaining'])}")
+    else:
+        parts.append(render.clock_time(detail["seconds_elapsed"]))
+    if detail["reason"]:
+        parts.append(f"waiting: {detail['reason'].removeprefix('waiting: ')}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def _state_on_signal(screen: Screen) -> Iterator[list[Document]]:
+    """Print the state on SIGUSR1, as dd and restic do.  Only the main thread may install a handler."""
+    latest: list[Document] = []
+
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        screen.talk(status_line(latest[-1]) if latest else "no answer yet")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield latest
+        return
+    before = signal.signal(signal.SIGUSR1, tell)
+    try:
+        yield latest
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,164 @@
+"""The report of one job, in the form that operators of Bareos know, with the lines that are ours.
+
+Pure: a JobDetail in, text out.  Ours are the byte ledger per logical unit, whether it balances, and the payload
+bytes of the controller, which are 0 by construction and shown so that anybody can see it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from backplane.units import format_duration, format_size
+from controller.cli import render
+from controller.cli.render import Document
+
+ITEMS_SHOWN_MAX: Final = 200
+"""More items than this are summed up in a table; JSON always has all."""
+
+TERMINATIONS: Final = {
+    "completed": "{kind} OK",
+    "partial": "{kind} OK -- with warnings",
+    "failed": "*** {kind} Error ***",
+    "cancelled": "{kind} Canceled",
+}
+DAMAGE_SHOWN_MAX: Final = 50
+
+
+def job_report(detail: Document) -> str:
+    """Return the whole report."""
+    parts = [render.block(_facts(detail)), _ledger(detail["ledger"])]
+    if detail["items"]:
+        parts.append(_items(detail))
+    damage = detail["result"].get("damage") or []
+    if damage:
+        parts.append(_damage(damage))
+    parts.append(render.block([("Termination", termination(detail))]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def termination(detail: Document) -> str:
+    """Return the last line of a report: how the job ended, or what it is doing or waiting for."""
+    state, reason = detail["state"], detail["reason"]
+    words = TERMINATIONS.get(state, f"not ended: {state}")
+    text = words.format(kind=str(detail["kind"]).capitalize())
+    return f"{text} ({reason})" if reason else text
+
+
+def _facts(detail: Document) -> list[tuple[str, str]]:
+    ledger, result = detail["ledger"], detail["result"]
+    moved, seconds = detail["bytes_done"], detail["seconds_copying"]
+    tapes = [device for device in ledger["devices"] if device["role"] == "tape"]
+    to_tape = sum(device["bytes_written"] for device in tapes)
+    from_tape = sum(device["bytes_read"] for device in tapes)
+    movers = sorted({item["mover"] for item in detail["items"] if item["mover"]})
+    facts = [
+        ("JobId", str(detail["job"])),
+        ("Job", f"{detail['kind']} of {detail['subject']}"),
+        ("State", str(detail["state"])),
+        ("Volume", str(result.get("volume") or detail["volume"] or "-")),
+        ("Backup", str(result.get("backup") or detail["backup"] or "-")),
+        ("Scheduled time", render.local_time(detail["submitted"])),
+        ("Start time", render.local_time(detail["started"])),
+        ("End time", render.local_time(detail["ended"])),
+        ("Elapsed time", format_duration(detail["seconds_elapsed"])),
+        ("Bytes", f"{render.exact_size(moved)} of {render.exact_size(detail['total_bytes'])}"),
+        ("Rate", f"{render.rate(moved, seconds)} while copying ({format_duration(seconds)})"),
+    ]
+    if to_tape:
+        facts.append(("Written to tape", render.tape_size(to_tape)))
+    if from_tape:
+        facts.append(("Read from tape", render.tape_size(from_tape)))
+    return [
+        *facts,
+        ("Cartridge(s)", ", ".join(_cartridges(detail)) or "-"),
+        ("Mover(s)", ", ".join(movers) or "-"),
+        ("Work items", str(detail["items_total"])),
+        ("Controller payload", f"{ledger['controller_payload_bytes']} bytes"),
+        ("Errors", str(detail["error_count"])),
+    ]
+
+
+def _cartridges(detail: Document) -> list[str]:
+    tags = detail["result"].get("tags")
+    if tags:
+        return [str(tag) for tag in tags]
+    return sorted({str(d["name"]) for d in detail["ledger"]["devices"] if d["role"] == "tape"})
+
+
+def _ledger(ledger: Document) -> str:
+    sums = [
+        ("planned", ledger["planned_bytes"]),
+        ("read", ledger["read_bytes"]),
+        ("written", ledger["written_bytes"]),
+        ("padded", ledger["padded_bytes"]),
+        ("discarded", ledger["discarded_bytes"]),
+        ("residual", ledger["residual_bytes"]),
+    ]
+    width = max(len(f"{count:,}") for _, count in sums)
+    lines = [f"    {name:<10} {count:>{width},}  {format_size(count)}" for name, count in sums]
+    verdict = "balanced" if ledger["is_balanced"] else "NOT BALANCED"
+    text = "\n".join([f"  Ledger ({verdict}):", *lines])
+    if not ledger["devices"]:
+        return text
+    columns = [
+        ("LOGICAL UNIT", render.text_of("name")),
+        ("ROLE", render.text_of("role")),
+        ("DESIGNATOR", render.text_of("designator")),
+        *[
+            (title, _count_of(key))
+            for title, key in (
+                ("READ", "bytes_read"),
+                ("WRITTEN", "bytes_written"),
+                ("PADDED", "bytes_padded"),
+                ("DISCARDED", "bytes_discarded"),
+                ("RECORDS R", "records_read"),
+                ("RECORDS W", "records_written"),
+                ("FILEMARKS W", "filemarks_written"),
+            )
+        ],
+    ]
+    numbers = [title for title, _ in columns[3:]]
+    return f"{text}\n\n{_indented(render.table(columns, ledger['devices'], right=numbers))}"
+
+
+def _count_of(key: str) -> Any:
+    return lambda row: f"{row[key]:,}"
+
+
+def _items(detail: Document) -> str:
+    columns = [
+        ("ITEM", render.text_of("item")),
+        ("PURPOSE", render.text_of("purpose")),
+        ("STATE", render.text_of("state")),
+        ("MOVER", render.text_of("mover")),
+        ("ATTEMPT", render.text_of("attempt")),
+        ("EPOCH", render.text_of("epoch")),
+        ("STATUS", render.text_of("status")),
+        ("SEGMENTS", render.text_of("segments")),
+        ("PLANNED", render.size_of("planned_bytes")),
+        ("SECONDS", lambda row: f"{row['seconds']:.2f}"),
+        ("SENSE", render.text_of("sense_text")),
+    ]
+    shown = detail["items"][:ITEMS_SHOWN_MAX]
+    numbers = ("ITEM", "ATTEMPT", "EPOCH", "SEGMENTS", "PLANNED", "SECONDS")
+    text = f"  Work items:\n{_indented(render.table(columns, shown, right=numbers))}"
+    rest = detail["items_total"] - len(shown)
+    return f"{text}\n    ... and {rest} more; --output json has them all" if rest > 0 else text
+
+
+def _damage(damage: list[Document]) -> str:
+    columns = [
+        ("FIRST LBA", render.text_of("first_lba")),
+        ("BLOCKS", render.text_of("blocks")),
+        ("CARTRIDGE", render.text_of("tag")),
+        ("REASON", render.text_of("reason")),
+    ]
+    shown = damage[:DAMAGE_SHOWN_MAX]
+    text = _indented(render.table(columns, shown, right=("FIRST LBA", "BLOCKS")))
+    rest = len(damage) - len(shown)
+    more = f"\n    ... and {rest} more; --output json has them all" if rest > 0 else ""
+    return f"  Damage:\n{text}{more}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.split("\n"))
