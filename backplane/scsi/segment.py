@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias, get_args
 
 from backplane.errors import LocalProtocolError
 from backplane.scsi.layout import Field, Layout, flag, offset_of, read_fields, whole
@@ -501,24 +501,7 @@ Segment: TypeAlias = (
     | RegisterKey
 )
 
-SEGMENT_TYPES: Final[tuple[type[Segment], ...]] = (
-    BlockToStream,
-    StreamToBlock,
-    BlockToBlock,
-    StreamToStream,
-    InlineToStream,
-    EmbeddedToStream,
-    StreamToDiscard,
-    VerifyCscd,
-    BlockOffsetToStream,
-    StreamToBlockOffset,
-    BlockOffsetToBlockOffset,
-    WriteFilemarks,
-    Space,
-    Locate,
-    TapeImageCopy,
-    RegisterKey,
-)
+SEGMENT_TYPES: Final[tuple[type[Segment], ...]] = get_args(Segment)
 
 _BY_CODE: Final[dict[int, type[Segment]]] = {
     code: cls for cls in SEGMENT_TYPES for code in (cls.CODE, cls.HOLD_CODE) if code is not None

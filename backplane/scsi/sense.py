@@ -96,6 +96,16 @@ class FieldPointer:
             in_segment=bool(data[0] & _SEGMENT_DESCRIPTOR),
         )
 
+    def fields(self) -> dict[str, object]:
+        """Return the parts by name."""
+        return {
+            "field_pointer": self.field,
+            "bit_pointer": self.bit,
+            "command_data": self.in_command,
+            "segment_descriptor": self.in_segment,
+            "words": self.describe(),
+        }
+
     def describe(self) -> str:
         """Say where the field is."""
         place = "segment descriptor" if self.in_segment else "parameter list"
@@ -121,6 +131,16 @@ class Forwarded:
             return Sense.decode(self.sense_data)
         except SenseError:
             return None
+
+    def fields(self) -> dict[str, object]:
+        """Return the parts by name; the sense data in hex and decoded."""
+        sense = self.sense()
+        return {
+            "status": self.status,
+            "truncated": self.truncated,
+            "sense_data": self.sense_data.hex(),
+            "sense": sense.fields() if sense else None,
+        }
 
     def describe(self) -> str:
         """Say what the device answered."""
@@ -232,6 +252,30 @@ class Sense:
         if code in (0x72, 0x73):
             return _decode_descriptor(data)
         raise SenseError(f"sense data with response code {code:02X}h, expected 70h to 73h")
+
+    def fields(self) -> dict[str, object]:
+        """Return every part by name, with the words for codes; for JSON."""
+        shown: dict[str, object] = {
+            "sense_key": int(self.key),
+            "sense_key_name": name_of_key(self.key),
+            "additional_sense_code": self.asc,
+            "additional_sense_code_qualifier": self.ascq,
+            "additional_sense_name": name_of_additional_sense(self.asc, self.ascq),
+            "deferred": self.deferred,
+            "valid": self.information is not None,
+            "information": self.information,
+            "filemark": self.filemark,
+            "end_of_medium": self.end_of_medium,
+            "incorrect_length": self.incorrect_length,
+            "sense_key_specific": self.field_pointer.fields() if self.field_pointer else None,
+        }
+        if self.key is SenseKey.COPY_ABORTED:
+            shown["segment_number"] = self.segment
+            shown["source"] = self.source.fields() if self.source else None
+            shown["destination"] = self.destination.fields() if self.destination else None
+        else:
+            shown["command_specific_information"] = self.command_specific
+        return {**shown, "words": self.describe()}
 
     def describe(self) -> str:
         """Say it in words, for people."""
