@@ -9,18 +9,30 @@ folder=$1
 here=$(dirname "$0")
 
 key() { # service role name
-    ctl keys create --folder "$folder/$1/keys" --role "$2" --name "$3"
+    if ! [ -e "$folder/$1/keys/$3.secret" ]; then
+        ctl keys create --folder "$folder/$1/keys" --role "$2" --name "$3" >/dev/null
+        echo "made the key of $3"
+    fi
 }
 
 key controller controller controller
 key disk storage disk
 key tape storage tape
-key mover mover mover
 key operator operator operator
+number=1
+while [ "$number" -le "${MOVERS_MAX:-16}" ]; do
+    key mover mover "mover-$number"
+    number=$((number + 1))
+done
 
 # The controller knows everybody; everybody else knows the controller.
 for service in disk tape mover operator; do
-    cp "$folder/$service/keys/authorized/$service.public" "$folder/controller/keys/authorized/"
+    for public in "$folder/$service"/keys/authorized/*.public; do
+        case $public in
+            */controller.public) ;;
+            *) cp "$public" "$folder/controller/keys/authorized/" ;;
+        esac
+    done
     cp "$folder/controller/keys/authorized/controller.public" "$folder/$service/keys/authorized/"
 done
 

@@ -138,16 +138,23 @@ def test_a_daemon_refuses_a_configuration_that_is_not_there(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["controller", "mover_node", "storage_node", "controller.cli"])
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("controller.__main__", ["--config", "none.toml"]),
+        ("mover_node.__main__", ["--config", "none.toml"]),
+        ("storage_node.__main__", ["--config", "none.toml"]),
+        ("controller.cli", ["job", "list"]),
+    ],
+)
 def test_a_program_refuses_to_start_without_assertions(
-    installed: Path, tmp_path: Path, module: str
+    installed: Path, tmp_path: Path, module: str, arguments: list[str]
 ) -> None:
     """Assertions state invariants; under -O a broken one would write to tape."""
     code = (
         "import sys, importlib\n"
-        f"module = importlib.import_module({module!r} + ('' if '.' in {module!r} else '.__main__'))\n"
-        "sys.argv = ['program', '--help']\n"
-        "sys.exit(module.main())"
+        f"sys.argv = ['program', *{arguments!r}]\n"
+        f"sys.exit(importlib.import_module({module!r}).main())"
     )
     done = run([installed / "python", "-O", "-c", code], tmp_path)
     assert done.returncode != 0
