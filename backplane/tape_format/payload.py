@@ -78,7 +78,8 @@ def _plain(value: object) -> object:
 
 @cache
 def _schema(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}  # no class variables
 
 
 def _checked(hint: Any, raw: object, path: str) -> object:
