@@ -132,6 +132,8 @@ class Machine:
         self._runnable: deque[tuple[_Task, Any, BackupError | None]] = deque()
         self._effects: list[Effect] = []
         self._answers: dict[int, _Task] = {}
+        self._adopted: dict[ItemId, ItemRow] = {}
+        """Items of an earlier life whose job has not come to wait for them yet, in their present state."""
         self._request = 0
 
     # --- driving ---------------------------------------------------------------------------------
@@ -193,7 +195,10 @@ class Machine:
         self.dispatcher.check()
         waiting = {task.item for task in self._tasks.values() if task.item}
         held = set(self.dispatcher.ready) | set(self.dispatcher.leases)
-        assert held == waiting, f"items {held} are held, tasks wait for {waiting}"
+        adopted = {item for item, row in self._adopted.items() if row.state == "leased"}
+        assert held == waiting | adopted, (
+            f"{held} are held, {waiting} waited for, {adopted} adopted"
+        )
         for task in self._tasks.values():
             assert task.wish is not None
             assert not task.request or self._answers.get(task.request) is task
@@ -555,6 +560,8 @@ class Machine:
         for task in list(self._tasks.values()):
             if task.item == row.item:
                 self._grant(task, row)
+        if row.item in self._adopted:
+            self._adopted[row.item] = row
 
     def _assign(self) -> None:
         for row, name, uses in self.dispatcher.assign(now=self.now, next_epoch=self.next_epoch):
@@ -578,13 +585,16 @@ class Machine:
     def _take_up(self, job: Job, item: ItemRow | None) -> None:
         """Begin the procedure of a job that was there before the controller started."""
         self.log(job, "info", f"taken up again after a restart, in state {job.state.value}")
-        if item is not None and item.state == "leased":
-            self.dispatcher.adopt(item, now=self.now)
+        if item is not None and item.state == "planned":
+            self.record(replace(item, state="revoked", detail="never sent"))
         if "ending" in job.plan:
             self._spawn_cleanup(job)
         elif job.row.is_cancelled:
             self._fail(job, JobCancelledError("cancelled by an operator"))
         else:
+            if item is not None and item.state == "leased":
+                self.dispatcher.adopt(item, now=self.now)
+                self._adopted[item.item] = item
             self.spawn(procedures.begin(self, job, item=item), job=job)
 
     def _settle(self) -> None:
@@ -625,9 +635,10 @@ class Machine:
                 task.item = wish.row.item
                 if wish.row.state == "planned":
                     self.dispatcher.offer(wish.row, wish.uses, avoid=self._unlucky(task))
-                elif wish.row.item not in self.dispatcher.leases:
-                    # Ended, and recorded so, in an earlier life.
-                    self._grant(task, wish.row)
+                else:
+                    adopted = self._adopted.pop(wish.row.item)
+                    if adopted.state != "leased":
+                        self._grant(task, adopted)  # It ended while the job was on its way here.
             case Extents():
                 assert task.job is not None
                 self._effects.append(FetchExtents(job=task.job.row.job, backup=wish.backup))
@@ -723,6 +734,9 @@ class Machine:
 
     def _fail(self, job: Job, error: BackupError) -> None:
         """A job's procedure ended in an error: decide how the job ends, durably, then clean up."""
+        for item in [item for item, row in self._adopted.items() if row.job == job.row.job]:
+            del self._adopted[item]
+            self.dispatcher.withdraw(item)
         is_cancelled = isinstance(error, JobCancelledError)
         state = JobState.CANCELLED if is_cancelled else JobState.FAILED
         job.plan["ending"] = {
