@@ -40,7 +40,7 @@ class Vol1:
 
 def encode_vol1(tag: str) -> bytes:
     """Return the label of the cartridge with this barcode."""
-    if not 1 <= len(tag) <= 32 or not _PRINTABLE.issuperset(tag.encode("ascii", "replace")):
+    if not (1 <= len(tag) <= 32 and tag.isascii() and tag.isprintable()):
         raise VolumeError(f"no volume tag: {tag!r}")
     identifier = tag[:_IDENTIFIER_CHARACTERS].ljust(_IDENTIFIER_CHARACTERS)
     label = f"VOL1{identifier} {'':13}{OWNER:13}{OWNER:14}{'':28}4"

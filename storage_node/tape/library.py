@@ -148,11 +148,11 @@ class TapeLibrary:
         return self.folder / tag
 
     def facts(self, tag: str) -> CartridgeFacts:
-        """Look at one cartridge.  One that is in a drive moves to end of data."""
+        """Look at one cartridge.  One that is in a drive is not moved; the drive's owner must hold its lock."""
         folder = self.find(tag)
         drive = self.drive_with(tag)
         if drive is not None:
-            return _facts_in(drive, tag)
+            return _facts_in(drive.side_view(), tag)
         drive = VirtualDrive()
         try:
             drive.load(folder, announce=False)
@@ -164,7 +164,7 @@ class TapeLibrary:
             drive.unload()
 
     def cartridges(self) -> list[CartridgeFacts]:
-        """Look at all cartridges.  One that is in a drive moves to end of data."""
+        """Look at all cartridges; see `facts`."""
         found = [self.facts(tag) for tag in self.tags()]
         serials = Counter(facts.serial for facts in found if facts.serial)
         volumes = Counter(facts.volume for facts in found if facts.volume)

@@ -7,24 +7,16 @@ command that causes it, or by the flush; there are no deferred errors.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final
-
 from backplane.crc import EMPTY, combine, crc32c
-from backplane.errors import BusyError, MediumError, NotFoundError, SenseTriple
-from backplane.scsi.sense import Sense, SenseKey
-from backplane.units import GIB, MIB
-from backplane.wire.frames import Status
+from storage_node.core import tape_sense
 from storage_node.core.tape_index import ENTRY_BYTES, Entry
 from storage_node.core.tape_position import (
     RECORD_BYTES_MAX,
     Ending,
-    Marks,
     Motion,
     PositionReport,
     Room,
     SpaceCode,
-    block_limits,
     file_number,
     locate_file,
     locate_object,
@@ -32,210 +24,13 @@ from storage_node.core.tape_position import (
     space_filemarks,
     variable_read,
 )
-from storage_node.tape.cartridge import NO_SPACE, Cartridge, OpenMedium
-from storage_node.tape.cartridge_info import counted_load
-from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, DriveMode, Outcome
-from storage_node.tape.medium import FileMedium
-
-UNFLUSHED_BYTES_MAX: Final = 1 * GIB
-"""The buffer of the drive, about that of a real one: more than this is never lost with the power."""
-
-_SPACE_CHECK_BYTES: Final = 64 * MIB
-"""How often the free space of the file system below is looked at: no later than a big tape's early warning reserve."""
-
-_HOST_RESERVE_BYTES: Final = 1 * MIB
-"""Free space that is left for the index and for `cartridge.json`."""
-
-_NO_MEDIUM: Final = SenseTriple(0x02, 0x3A, 0x00)
-_MEDIUM_CHANGED: Final = SenseTriple(0x06, 0x28, 0x00)
-_WRITE_PROTECTED: Final = SenseTriple(0x07, 0x27, 0x00)
-_OVERWRITE_REFUSED: Final = SenseTriple(0x07, 0x30, 0x0C)
-_INVALID_FIELD: Final = SenseTriple(0x05, 0x24, 0x00)
-_WRONG_POSITION: Final = SenseTriple(0x0B, 0x3B, 0x00)
-_GUARD_CHECK: Final = SenseTriple(0x0B, 0x10, 0x01)
-_READ_ERROR: Final = SenseTriple(0x03, 0x11, 0x00)
-_WRITE_ERROR: Final = SenseTriple(0x03, 0x0C, 0x00)
-_END_UNKNOWN: Final = SenseTriple(0x03, 0x31, 0x00)
-_FILEMARK: Final = SenseTriple(0x00, 0x00, 0x01)
-_END_OF_MEDIUM: Final = SenseTriple(0x00, 0x00, 0x02)
-_BEGINNING: Final = SenseTriple(0x00, 0x00, 0x04)
-_PROGRAMMABLE_WARNING: Final = SenseTriple(0x00, 0x00, 0x07)
-_INCORRECT_LENGTH: Final = SenseTriple(0x00, 0x00, 0x00)
-_END_OF_DATA: Final = SenseTriple(0x08, 0x00, 0x05)
-_OVERFLOW: Final = SenseTriple(0x0D, 0x00, 0x02)
+from storage_node.tape.cartridge import NO_SPACE, Cartridge
+from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, Outcome
+from storage_node.tape.head import TapeHead
 
 
-class VirtualDrive:
+class VirtualDrive(TapeHead):
     """Implements `Drive`."""
-
-    def __init__(
-        self,
-        *,
-        unflushed_bytes_max: int = UNFLUSHED_BYTES_MAX,
-        open_medium: OpenMedium = FileMedium,
-    ) -> None:
-        self._unflushed_bytes_max = unflushed_bytes_max
-        self._open_medium = open_medium
-        self._mode = DriveMode()
-        self._cartridge: Cartridge | None = None
-        self._position = 0
-        self._has_attention = False
-        self._permission: int | None = None
-        self._marks = Marks(0, 0, 0)
-        self._marks_good_until = 0
-        self._scratch = bytearray()
-
-    # --- medium ----------------------------------------------------------------------------------
-
-    @property
-    def cartridge(self) -> Cartridge | None:
-        """The cartridge in the drive."""
-        return self._cartridge
-
-    def load(self, folder: Path, *, announce: bool = True) -> Cartridge:
-        """Put a cartridge in, at BOP; the next command answers with a unit attention.
-
-        Raises `BusyError` if there is one already, `VolumeError` or `MediumError` if it cannot be opened.  Without
-        `announce` it is only looked at: not counted, no unit attention.
-        """
-        if self._cartridge is not None:
-            raise BusyError(f"cartridge {self._cartridge.info.tag} is in the drive")
-        cartridge = Cartridge.open(folder, open_medium=self._open_medium)
-        try:
-            if announce:
-                cartridge.save_info(counted_load(cartridge.info))
-            self._look_at_space(cartridge)
-        except OSError as error:
-            cartridge.abandon()
-            raise MediumError(f"cartridge {cartridge.info.tag}: {error}") from error
-        self._cartridge = cartridge
-        self._position = 0
-        self._has_attention = announce
-        self._permission = None
-        return cartridge
-
-    def unload(self) -> Outcome:
-        """Flush and take the cartridge out.  It is out also if that failed, as the sense data then say."""
-        cartridge, self._cartridge = self._cartridge, None
-        if cartridge is None:
-            return self._check(_NO_MEDIUM)
-        self._position, self._has_attention, self._permission = 0, False, None
-        failed_before = cartridge.failure is not None
-        try:
-            cartridge.close()
-        except OSError:
-            return self._check(_WRITE_ERROR)
-        return self._check(_WRITE_ERROR) if failed_before else self._good()
-
-    def stored_crcs(self, start: int, end: int) -> bytes:
-        """Return the packed `>I` CRC32C of the records `start`..`end`-1, without reading them.
-
-        Raises `NotFoundError` without a cartridge or beyond end of data, `MediumError` at a damaged entry.
-        """
-        cartridge = self._cartridge
-        if cartridge is None:
-            raise NotFoundError("no cartridge is loaded")
-        if not 0 <= start <= end <= cartridge.object_count:
-            raise NotFoundError(f"objects {start} to {end} are not all on the tape")
-        packed = bytearray()
-        for number in range(start, end):
-            entry = cartridge.entry(number)
-            if entry is None:
-                raise MediumError(f"object {number} of {cartridge.info.tag} is lost")
-            if not entry.is_filemark:
-                packed += entry.crc32c.to_bytes(4, "big")
-        return bytes(packed)
-
-    # --- answers ---------------------------------------------------------------------------------
-
-    def _good(
-        self, *, data: memoryview | None = None, crc: int = 0, report: PositionReport | None = None
-    ) -> Outcome:
-        return Outcome(
-            status=Status.GOOD, position=self._position, data=data, crc32c=crc, report=report
-        )
-
-    def _check(
-        self,
-        triple: SenseTriple,
-        *,
-        information: int | None = None,
-        end_of_medium: bool = False,
-        incorrect_length: bool = False,
-        data: memoryview | None = None,
-        crc: int = 0,
-    ) -> Outcome:
-        sense = Sense(
-            key=SenseKey(triple.key),
-            asc=triple.asc,
-            ascq=triple.ascq,
-            information=information,
-            filemark=triple == _FILEMARK,
-            end_of_medium=end_of_medium,
-            incorrect_length=incorrect_length,
-        )
-        return Outcome(
-            status=Status.CHECK_CONDITION,
-            position=self._position,
-            sense=sense,
-            data=data,
-            crc32c=crc,
-        )
-
-    def _ready(self, expected_position: int | None = None) -> Cartridge | Outcome:
-        """Return the cartridge, or why there can be no command now."""
-        cartridge = self._cartridge
-        if cartridge is None:
-            return self._check(_NO_MEDIUM)
-        if self._has_attention:
-            self._has_attention = False
-            return self._check(_MEDIUM_CHANGED)
-        if cartridge.failure is not None:
-            return self._check(_WRITE_ERROR)
-        if expected_position is not None and expected_position != self._position:
-            return self._check(_WRONG_POSITION)
-        return cartridge
-
-    def _ready_to_move(self, expected_position: int | None = None) -> Cartridge | Outcome:
-        """As `_ready`, and flush: reads and motions empty the buffer (tape reference 5.7)."""
-        cartridge = self._ready(expected_position)
-        if isinstance(cartridge, Outcome):
-            return cartridge
-        return self._flushed(cartridge) or cartridge
-
-    def _flushed(self, cartridge: Cartridge) -> Outcome | None:
-        try:
-            cartridge.flush()
-        except OSError:
-            return self._check(_WRITE_ERROR)
-        return None
-
-    def test_unit_ready(self) -> Outcome:
-        """Say whether a cartridge is loaded; takes the unit attention after a load."""
-        cartridge = self._ready()
-        return cartridge if isinstance(cartridge, Outcome) else self._good()
-
-    # --- mode ------------------------------------------------------------------------------------
-
-    @property
-    def mode(self) -> DriveMode:
-        """The mode parameters in force."""
-        return self._mode
-
-    def set_mode(self, mode: DriveMode) -> Outcome:
-        """Change the mode parameters; flushes.  Works without a cartridge."""
-        if not 0 <= mode.block_length <= RECORD_BYTES_MAX:
-            return self._check(_INVALID_FIELD)
-        if self._cartridge is not None and self._cartridge.failure is None:
-            failed = self._flushed(self._cartridge)
-            if failed is not None:
-                return failed
-        self._mode = mode
-        return self._good()
-
-    def read_block_limits(self) -> bytes:
-        """Return the six bytes of READ BLOCK LIMITS."""
-        return block_limits()
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -247,16 +42,16 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if len(data) > RECORD_BYTES_MAX:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         if _crc32c(data) != crc32c:
-            return self._check(_GUARD_CHECK)
+            return self._check(tape_sense.GUARD_CHECK)
         if not data:
             return self._good()
         room = self._put(cartridge, data, crc32c)
         if isinstance(room, Outcome):
             return room
         if room is Room.NONE:
-            return self._check(_OVERFLOW, information=len(data), end_of_medium=True)
+            return self._check(tape_sense.OVERFLOW, information=len(data), end_of_medium=True)
         return self._written(room)
 
     def write_blocks(
@@ -268,9 +63,9 @@ class VirtualDrive:
             return cartridge
         length = self._mode.block_length
         if length == 0 or len(data) % length or len(data) > RECORD_BYTES_MAX:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         if _crc32c(data) != crc32c:
-            return self._check(_GUARD_CHECK)
+            return self._check(tape_sense.GUARD_CHECK)
         worst = Room.FREE
         for start in range(0, len(data), length):
             block = data[start : start + length]
@@ -279,7 +74,7 @@ class VirtualDrive:
                 return room
             if room is Room.NONE:
                 left = (len(data) - start) // length
-                return self._check(_OVERFLOW, information=left, end_of_medium=True)
+                return self._check(tape_sense.OVERFLOW, information=left, end_of_medium=True)
             worst = _worse(worst, room)
         return self._written(worst)
 
@@ -293,9 +88,9 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if not 0 <= count <= FILEMARKS_PER_COMMAND_MAX:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         if immediate and not self._mode.is_buffered:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         worst = Room.FREE
         for left in range(count, 0, -1):
             room = self._put(cartridge, None, EMPTY)
@@ -303,7 +98,9 @@ class VirtualDrive:
                 return room
             if room is Room.NONE:
                 failed = None if immediate else self._flushed(cartridge)
-                return failed or self._check(_OVERFLOW, information=left, end_of_medium=True)
+                return failed or self._check(
+                    tape_sense.OVERFLOW, information=left, end_of_medium=True
+                )
             worst = _worse(worst, room)
         if not immediate:
             failed = self._flushed(cartridge)
@@ -322,9 +119,9 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if object_number is not None and object_number != self._position:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         if object_number is not None and cartridge.info.is_worm:
-            return self._check(_OVERWRITE_REFUSED)
+            return self._check(tape_sense.OVERWRITE_REFUSED)
         self._permission = object_number
         return self._good()
 
@@ -339,14 +136,14 @@ class VirtualDrive:
         cartridge = self._ready(expected_position)
         if isinstance(cartridge, Outcome):
             return cartridge
-        if cartridge.info.is_write_protected:
-            return self._check(_WRITE_PROTECTED)
+        if cartridge.info.is_write_protected or self._is_side_view:
+            return self._check(tape_sense.WRITE_PROTECTED)
         if not cartridge.recovered.is_appendable:
-            return self._check(_END_UNKNOWN)
+            return self._check(tape_sense.END_UNKNOWN)
         is_overwrite = self._position < cartridge.object_count
         is_protected = self._mode.is_append_only and self._permission != self._position
         if is_overwrite and (is_protected or cartridge.info.is_worm):
-            return self._check(_OVERWRITE_REFUSED)
+            return self._check(tape_sense.OVERWRITE_REFUSED)
         return cartridge
 
     def _make_end_of_data(self, cartridge: Cartridge) -> Outcome | None:
@@ -357,7 +154,7 @@ class VirtualDrive:
         try:
             cartridge.truncate(self._position)
         except OSError:
-            return self._check(_WRITE_ERROR)
+            return self._check(tape_sense.WRITE_ERROR)
         return None
 
     def _put(self, cartridge: Cartridge, data: memoryview | None, crc: int) -> Room | Outcome:
@@ -381,7 +178,7 @@ class VirtualDrive:
                 # The file system is full before the tape is: this is the physical end now.
                 self._marks_good_until = -1
                 return Room.NONE
-            return self._check(_WRITE_ERROR)
+            return self._check(tape_sense.WRITE_ERROR)
         self._position += 1
         if room is Room.EARLY_WARNING and before < self._marks.early_warning:
             # SEW: what led up to early warning is on the medium before anybody hears of it.
@@ -393,15 +190,10 @@ class VirtualDrive:
     def _written(self, room: Room) -> Outcome:
         """Report success, with the warning that belongs to the place."""
         if room is Room.EARLY_WARNING:
-            return self._check(_END_OF_MEDIUM, information=0, end_of_medium=True)
+            return self._check(tape_sense.END_OF_MEDIUM, information=0, end_of_medium=True)
         if room is Room.PROGRAMMABLE_EARLY_WARNING:
-            return self._check(_PROGRAMMABLE_WARNING, information=0, end_of_medium=True)
+            return self._check(tape_sense.PROGRAMMABLE_WARNING, information=0, end_of_medium=True)
         return self._good()
-
-    def _look_at_space(self, cartridge: Cartridge) -> None:
-        free = max(0, cartridge.free_bytes() - _HOST_RESERVE_BYTES)
-        self._marks = cartridge.info.marks(end_bytes_max=cartridge.used_bytes + free)
-        self._marks_good_until = cartridge.used_bytes + _SPACE_CHECK_BYTES
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -417,7 +209,7 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if len(buffer) > RECORD_BYTES_MAX:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         if not buffer:
             return self._good()
         entry = self._next_record(cartridge, residual=len(buffer))
@@ -433,11 +225,11 @@ class VirtualDrive:
         crc = self._fetch(cartridge, entry, data)
         self._position += 1
         if crc is None:
-            return self._check(_READ_ERROR, information=len(buffer))
+            return self._check(tape_sense.READ_ERROR, information=len(buffer))
         if not length.is_incorrect:
             return self._good(data=data, crc=crc)
         return self._check(
-            _INCORRECT_LENGTH,
+            tape_sense.INCORRECT_LENGTH,
             information=length.information,
             incorrect_length=True,
             data=data,
@@ -453,7 +245,7 @@ class VirtualDrive:
             return cartridge
         length = self._mode.block_length
         if suppress_length or length == 0 or not 0 <= count * length <= len(buffer):
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         crc = EMPTY
         for done in range(count):
             data, left = buffer[: done * length], count - done
@@ -466,7 +258,7 @@ class VirtualDrive:
             self._position += 1
             if piece is None:
                 return self._check(
-                    _INCORRECT_LENGTH if is_incorrect else _READ_ERROR,
+                    tape_sense.INCORRECT_LENGTH if is_incorrect else tape_sense.READ_ERROR,
                     information=left,
                     incorrect_length=is_incorrect,
                     data=data,
@@ -487,15 +279,19 @@ class VirtualDrive:
         if self._position == cartridge.object_count:
             is_beyond = cartridge.used_bytes >= self._marks.early_warning
             return self._check(
-                _END_OF_DATA, information=residual, end_of_medium=is_beyond, data=data, crc=crc
+                tape_sense.END_OF_DATA,
+                information=residual,
+                end_of_medium=is_beyond,
+                data=data,
+                crc=crc,
             )
         entry = cartridge.entry(self._position)
         if entry is None:
             self._position += 1
-            return self._check(_READ_ERROR, information=residual, data=data, crc=crc)
+            return self._check(tape_sense.READ_ERROR, information=residual, data=data, crc=crc)
         if entry.is_filemark:
             self._position += 1
-            return self._check(_FILEMARK, information=residual, data=data, crc=crc)
+            return self._check(tape_sense.FILEMARK, information=residual, data=data, crc=crc)
         return entry
 
     def _fetch(self, cartridge: Cartridge, entry: Entry, data: memoryview) -> int | None:
@@ -534,7 +330,7 @@ class VirtualDrive:
             )
         if code == SpaceCode.END_OF_DATA:
             return self._moved(Motion(end))
-        return self._check(_INVALID_FIELD)
+        return self._check(tape_sense.INVALID_FIELD)
 
     def locate(self, object_number: int, *, partition: int | None = None) -> Outcome:
         """Go to an object; there is only partition 0."""
@@ -542,7 +338,7 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if partition not in (None, 0) or object_number < 0:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         return self._located(locate_object(object_number, end_of_data=cartridge.object_count))
 
     def locate_file(self, file_number: int) -> Outcome:
@@ -551,7 +347,7 @@ class VirtualDrive:
         if isinstance(cartridge, Outcome):
             return cartridge
         if file_number < 0:
-            return self._check(_INVALID_FIELD)
+            return self._check(tape_sense.INVALID_FIELD)
         end, marks = cartridge.object_count, cartridge.filemarks
         return self._located(locate_file(file_number, filemarks=marks, end_of_data=end))
 
@@ -565,14 +361,14 @@ class VirtualDrive:
         if motion.ending is Ending.DONE:
             return self._good()
         if motion.ending is Ending.FILEMARK:
-            return self._check(_FILEMARK, information=motion.residual)
+            return self._check(tape_sense.FILEMARK, information=motion.residual)
         if motion.ending is Ending.END_OF_DATA:
-            return self._check(_END_OF_DATA, information=motion.residual)
-        return self._check(_BEGINNING, information=motion.residual, end_of_medium=True)
+            return self._check(tape_sense.END_OF_DATA, information=motion.residual)
+        return self._check(tape_sense.BEGINNING, information=motion.residual, end_of_medium=True)
 
     def _located(self, motion: Motion) -> Outcome:
         self._position = motion.position
-        return self._good() if motion.ending is Ending.DONE else self._check(_END_OF_DATA)
+        return self._good() if motion.ending is Ending.DONE else self._check(tape_sense.END_OF_DATA)
 
     def read_position(self) -> Outcome:
         """Return a `PositionReport`."""

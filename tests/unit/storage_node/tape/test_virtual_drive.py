@@ -1,0 +1,397 @@
+"""The virtual drive keeps the contract of all drives, and what only files can do to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backplane.crc import crc32c
+from backplane.errors import BusyError, NotFoundError, VolumeError
+from backplane.testing.contracts.tape_drive import (
+    TapeBench,
+    TapeDriveContract,
+    check,
+    content,
+    good,
+)
+from storage_node.tape.cartridge import Cartridge
+from storage_node.tape.cartridge_info import load_cartridge_info, new_cartridge_info
+from storage_node.tape.drive import Drive
+from storage_node.tape.medium import Buffer, FileMedium
+from storage_node.tape.virtual_drive import VirtualDrive
+
+NO_MEDIUM = (0x02, 0x3A, 0x00)
+MEDIUM_CHANGED = (0x06, 0x28, 0x00)
+WRITE_PROTECTED = (0x07, 0x27, 0x00)
+READ_ERROR = (0x03, 0x11, 0x00)
+WRITE_ERROR = (0x03, 0x0C, 0x00)
+OVERFLOW = (0x0D, 0x00, 0x02)
+END_OF_MEDIUM = (0x00, 0x00, 0x02)
+END_OF_DATA = (0x08, 0x00, 0x05)
+
+
+def create(folder: Path, *, capacity_bytes: int = 1 << 20, **options: Any) -> Path:
+    info = new_cartridge_info(
+        serial="0123456789abcdef" * 2,
+        tag="TAPE01L8",
+        created="2026-01-11T10:43:48Z",
+        capacity_bytes=capacity_bytes,
+        **options,
+    )
+    Cartridge.create(folder, info)
+    return folder
+
+
+class FaultyMedium(FileMedium):
+    """A file that fails when told to."""
+
+    def __init__(self, path: Path, faults: dict[str, int]) -> None:
+        super().__init__(path)
+        self._faults = faults
+
+    def _fail(self, name: str) -> None:
+        number = self._faults.get(name)
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    def write(self, buffers: Sequence[Buffer], offset: int) -> None:
+        if "write" in self._faults:
+            # What a full disk does: part of the bytes, then the error.
+            super().write([memoryview(buffers[-1])[:10]], offset)
+            self._fail("write")
+        super().write(buffers, offset)
+
+    def synchronise(self) -> None:
+        self._fail("synchronise")
+        super().synchronise()
+
+    def read(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        self._fail("read")
+        return super().read(buffers, offset)
+
+    def free_bytes(self) -> int:
+        return self._faults.get("free", 1 << 40)
+
+
+class Drives:
+    """Drives that are unloaded at the end."""
+
+    def __init__(self) -> None:
+        self.made: list[VirtualDrive] = []
+
+    def new(self, folder: Path | None = None, **options: Any) -> VirtualDrive:
+        drive = VirtualDrive(**options)
+        self.made.append(drive)
+        if folder is not None:
+            drive.load(folder)
+            assert drive.test_unit_ready().triple == MEDIUM_CHANGED
+        return drive
+
+
+@pytest.fixture
+def drives() -> Iterator[Drives]:
+    made = Drives()
+    yield made
+    for drive in made.made:
+        drive.unload()
+
+
+class TestVirtualDrive(TapeDriveContract):
+    @pytest.fixture(autouse=True)
+    def _keep(self, drives: Drives) -> None:
+        self.drives = drives
+
+    def new_drive(self, folder: Path, **options: Any) -> Drive:
+        return self.drives.new(create(folder, **options))
+
+
+# --- medium --------------------------------------------------------------------------------------
+
+
+def test_every_command_without_a_cartridge_says_so(drives: Drives) -> None:
+    drive = drives.new()
+    bench = TapeBench(drive)
+    outcomes = [
+        drive.test_unit_ready(),
+        bench.put(b"x"),
+        bench.get(1),
+        drive.write_filemarks(1),
+        drive.flush(),
+        drive.space(0, 1),
+        drive.locate(0),
+        drive.locate_file(0),
+        drive.rewind(),
+        drive.read_position(),
+        drive.allow_overwrite(0),
+        drive.erase(),
+        drive.unload(),
+    ]
+    for outcome in outcomes:
+        check(outcome, NO_MEDIUM, position=0)
+
+
+def test_the_first_command_after_a_load_is_told_that_the_medium_changed(
+    tmp_path: Path, drives: Drives
+) -> None:
+    drive = drives.new()
+    drive.load(create(tmp_path / "A"))
+    bench = TapeBench(drive)
+    check(bench.put(b"x"), MEDIUM_CHANGED, position=0)
+    good(bench.put(b"x"), position=1)
+
+
+def test_a_loaded_drive_takes_no_second_cartridge(tmp_path: Path, drives: Drives) -> None:
+    drive = drives.new(create(tmp_path / "A"))
+    with pytest.raises(BusyError):
+        drive.load(create(tmp_path / "B"))
+
+
+def test_a_folder_without_a_cartridge_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError):
+        VirtualDrive().load(tmp_path)
+
+
+def test_loads_are_counted_and_the_change_reference_grows_with_the_first_write(
+    tmp_path: Path, drives: Drives
+) -> None:
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    assert load_cartridge_info(folder).load_count == 1
+    assert load_cartridge_info(folder).volume_change_reference == 0
+    TapeBench(drive).write(10, 10)
+    assert load_cartridge_info(folder).volume_change_reference == 1
+    drive.unload()
+    drive.load(folder)
+    assert drive.cartridge is not None
+    info = drive.cartridge.info
+    assert (info.load_count, info.volume_change_reference) == (2, 1)
+
+
+def test_a_write_protected_cartridge_is_read_and_not_written(
+    tmp_path: Path, drives: Drives
+) -> None:
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.write(10)
+    drive.unload()
+    path = folder / "cartridge.json"
+    path.write_text(
+        path.read_text().replace('"is_write_protected": false', '"is_write_protected": true')
+    )
+    drive.load(folder)
+    drive.test_unit_ready()
+    good(bench.get(10), position=1, data=content(0, 10))
+    check(bench.put(b"x"), WRITE_PROTECTED, position=1)
+    check(drive.write_filemarks(1), WRITE_PROTECTED, position=1)
+    check(drive.erase(), WRITE_PROTECTED, position=1)
+    good(drive.write_filemarks(0), position=1)
+
+
+def test_what_was_flushed_is_there_after_reloading(tmp_path: Path, drives: Drives) -> None:
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.write(100, 0, 200)
+    assert drive.unload().is_good
+    drive.load(folder)
+    drive.test_unit_ready()
+    assert drive.cartridge is not None
+    assert drive.cartridge.recovered.is_clean
+    good(bench.get(100), position=1, data=content(0, 100))
+    bench.drive.space(1, 1)
+    good(bench.get(200), position=3, data=content(2, 200))
+
+
+def test_a_side_view_reads_without_moving_or_flushing(tmp_path: Path, drives: Drives) -> None:
+    drive = drives.new(create(tmp_path / "A"))
+    bench = TapeBench(drive)
+    bench.write(100, 200)
+    view = TapeBench(drive.side_view())
+    good(view.get(100), position=1, data=content(0, 100))
+    check(view.put(b"x"), WRITE_PROTECTED, position=1)
+    report = drive.read_position().report
+    assert report is not None
+    assert (report.object_number, report.durable_object) == (2, 0)
+    good(bench.put(b"x", expected_position=2), position=3)
+
+
+def test_stored_checksums_are_listed_without_filemarks(tmp_path: Path, drives: Drives) -> None:
+    drive = drives.new(create(tmp_path / "A"))
+    TapeBench(drive).write(100, 0, 200)
+    expected = b"".join(
+        crc32c(content(n, size)).to_bytes(4, "big") for n, size in ((0, 100), (2, 200))
+    )
+    assert drive.stored_crcs(0, 3) == expected
+    drive.flush()
+    assert drive.stored_crcs(1, 3) == expected[4:]
+    with pytest.raises(NotFoundError):
+        drive.stored_crcs(0, 4)
+
+
+def test_the_buffer_is_bounded(tmp_path: Path, drives: Drives) -> None:
+    drive = drives.new(create(tmp_path / "A"), unflushed_bytes_max=1000)
+    bench = TapeBench(drive)
+    bench.write(400, 400)
+    report = drive.read_position().report
+    assert report is not None
+    assert report.durable_object == 0
+    bench.write(400)
+    report = drive.read_position().report
+    assert report is not None
+    assert report.durable_object == 3
+
+
+# --- faults of the files below (T3, T11, T12, T13) -------------------------------------------------
+
+
+def faulty(tmp_path: Path, drives: Drives) -> tuple[TapeBench, dict[str, int]]:
+    faults: dict[str, int] = {}
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder, open_medium=lambda path: FaultyMedium(path, faults))
+    bench = TapeBench(drive)
+    bench.write(100)
+    drive.write_filemarks(1)
+    return bench, faults
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_file_system_is_the_physical_end_and_nothing_of_the_record_is_on_the_tape(
+    tmp_path: Path, drives: Drives, number: int
+) -> None:
+    bench, faults = faulty(tmp_path, drives)
+    faults["write"] = number
+    check(bench.put(b"x" * 500), OVERFLOW, position=2, information=500, flags="EOM")
+    faults.clear()
+    faults["free"] = 2 << 20  # somebody made room: less than would fit the capacity
+    assert bench.put(b"trailer").is_done
+    assert bench.drive.write_filemarks(1).is_done
+    bench.drive.locate(2)
+    good(bench.get(7), position=3, data=b"trailer")
+
+
+def test_a_file_system_that_gets_full_moves_early_warning(tmp_path: Path, drives: Drives) -> None:
+    """The reserve for the trailer must be there when it is needed, also if the disk is smaller than the tape."""
+    folder = create(tmp_path / "A", capacity_bytes=1 << 40)
+    faults = {"free": (1 << 20) + 5000}
+    drive = drives.new(folder, open_medium=lambda path: FaultyMedium(path, faults))
+    outcome = TapeBench(drive).put(b"x")
+    check(outcome, END_OF_MEDIUM, position=1, information=0, flags="EOM")
+
+
+def test_a_failed_write_ends_the_session_and_keeps_the_last_good_position(
+    tmp_path: Path, drives: Drives
+) -> None:
+    bench, faults = faulty(tmp_path, drives)
+    faults["write"] = errno.EIO
+    check(bench.put(b"x" * 500), WRITE_ERROR, position=2)
+    faults.clear()
+    for outcome in (bench.put(b"x"), bench.drive.flush(), bench.drive.rewind(), bench.get(9)):
+        check(outcome, WRITE_ERROR, position=2)
+    drive = bench.drive
+    folder = drive.cartridge.folder
+    check(drive.unload(), WRITE_ERROR, position=0)
+    report = drive.load(folder).recovered
+    assert report.objects == 2
+    assert not report.damage
+    drive.test_unit_ready()
+    drive.space(3)
+    good(bench.put(b"x"), position=3)
+
+
+def test_a_failed_synchronisation_is_never_tried_again(tmp_path: Path, drives: Drives) -> None:
+    bench, faults = faulty(tmp_path, drives)
+    good(bench.put(b"lost"), position=3)
+    faults["synchronise"] = errno.EIO
+    check(bench.drive.write_filemarks(1), WRITE_ERROR, position=4)
+    faults.clear()
+    check(bench.drive.flush(), WRITE_ERROR, position=4)
+    check(bench.put(b"x"), WRITE_ERROR, position=4)
+    drive = bench.drive
+    folder = drive.cartridge.folder
+    check(drive.unload(), WRITE_ERROR, position=0)
+    assert drive.load(folder).object_count == 2
+    drive.test_unit_ready()
+    good(bench.get(100), position=1, data=content(0, 100))
+
+
+def test_an_unreadable_sector_is_a_medium_error_and_the_tape_goes_on(
+    tmp_path: Path, drives: Drives
+) -> None:
+    bench, faults = faulty(tmp_path, drives)
+    bench.drive.rewind()
+    bench.drive.stored_crcs(0, 1)  # the index is in the cache: only the data fail
+    faults["read"] = errno.EIO
+    check(bench.get(100), READ_ERROR, position=1, information=100)
+    faults.clear()
+    bench.drive.rewind()
+    good(bench.get(100), position=1, data=content(0, 100))
+
+
+def test_a_flipped_bit_is_a_medium_error_whatever_part_of_the_record_is_wanted(
+    tmp_path: Path, drives: Drives
+) -> None:
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.write(100, 100)
+    drive.flush()
+    flip(folder / "data", 32 + 90)
+    for size in (100, 150, 50):
+        drive.rewind()
+        check(bench.get(size), READ_ERROR, position=1, information=size)
+    good(bench.get(100), position=2, data=content(1, 100))
+    bench.set_mode(block_length=100)
+    drive.rewind()
+    check(bench.get_blocks(2, 100), READ_ERROR, position=1, information=2)
+
+
+def test_swapped_records_and_those_of_another_cartridge_are_medium_errors(
+    tmp_path: Path, drives: Drives
+) -> None:
+    """T13: the checksum of the right record stands in the index, so another record's bytes do not fit."""
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.write(100, 100, 100)
+    drive.flush()
+    data = bytearray((folder / "data").read_bytes())
+    data[0:132], data[132:264] = data[132:264], data[0:132]
+    (folder / "data").write_bytes(data)
+    drive.rewind()
+    check(bench.get(100), READ_ERROR, position=1, information=100)
+    check(bench.get(100), READ_ERROR, position=2, information=100)
+    good(bench.get(100), position=3, data=content(2, 100))
+
+
+def test_a_cartridge_whose_data_were_cut_off_is_read_and_not_appended_to(
+    tmp_path: Path, drives: Drives
+) -> None:
+    """T8: end of data is not where it was; appending would hide that."""
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.write(100, 100, 100)
+    drive.unload()
+    os.truncate(folder / "data", 250)
+    report = drive.load(folder).recovered
+    drive.test_unit_ready()
+    assert not report.is_appendable
+    assert report.damage == ("the data end 146 bytes too early",)
+    good(bench.get(100), position=1, data=content(0, 100))
+    check(bench.get(100), READ_ERROR, position=2, information=100)
+    check(bench.get(100), READ_ERROR, position=3, information=100)
+    check(bench.put(b"x"), (0x03, 0x31, 0x00), position=3)
+
+
+def flip(path: Path, offset: int, mask: int = 0x10) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        value = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([value ^ mask]))
