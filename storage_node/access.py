@@ -179,17 +179,16 @@ class Access:
 
 def audit_refusal(what: str, grant: Grant | None, error: BackupError) -> None:
     """Write the audit line of a refusal, with the reason that the peer is not told."""
-    reason = "; ".join([error.message, *getattr(error, "__notes__", ())])
-    if grant is None:
-        audit.warning("refused %s: %s", what, reason)
-        return
-    audit.warning(
-        "refused %s on %s for job %d item %d epoch %d holder %s: %s",
-        what,
-        grant.designator.hex(),
-        grant.job,
-        grant.item,
-        grant.epoch,
-        grant.holder.hex()[:16],
-        reason,
-    )
+    facts: dict[str, object] = {
+        "request": what,
+        "reason": "; ".join([error.message, *getattr(error, "__notes__", ())]),
+    }
+    if grant is not None:
+        facts |= {
+            "unit": grant.designator.hex(),
+            "job": grant.job,
+            "item": grant.item,
+            "epoch": grant.epoch,
+            "holder": grant.holder.hex()[:16],
+        }
+    audit.warning("refused", extra=facts)

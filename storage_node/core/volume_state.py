@@ -282,18 +282,10 @@ class VolumeBook:
             raise RefusedError(
                 f"volume {record.name!r} is not empty", hint="force it to lose what is there"
             )
-        record = replace(
-            record,
-            state=State.RESTORING,
-            job=job,
-            epoch=epoch,
-            needs_discard=not record.is_empty,
-        )
+        # Also if empty: the first write of a writer that is not fenced yet may be under way.
+        record = replace(record, state=State.RESTORING, job=job, epoch=epoch, needs_discard=True)
         self.volumes[volume] = record
-        effects: list[Effect] = [RecordVolume(record)]
-        if record.needs_discard:
-            effects.append(DiscardData(volume))
-        return effects
+        return [RecordVolume(record), DiscardData(volume)]
 
     def discarded(self, volume: VolumeId) -> list[Effect]:
         """The content is gone: writers may come."""
@@ -418,7 +410,6 @@ class VolumeBook:
             assert record.state is State.RESTORING or not record.job
             if record.needs_discard:
                 assert record.state in (State.RESTORING, State.RESTORE_FAILED)
-                assert not record.is_empty
         for view, held in self.views.items():
             assert held.view == view
             assert self.volumes[held.volume].state is State.ONLINE

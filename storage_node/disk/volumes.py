@@ -131,8 +131,12 @@ class VolumeStore:
     def _folder(self, record: VolumeRecord) -> Path:
         return self._volumes / record.volume
 
+    def path(self, record: VolumeRecord) -> Path:
+        """Return where the data of a volume are."""
+        return Path(record.path) if record.path else self._folder(record) / "data.img"
+
     def _open(self, record: VolumeRecord) -> BlockDevice:
-        path = Path(record.path) if record.path else self._folder(record) / "data.img"
+        path = self.path(record)
         device = FileDevice(path, block_bytes=record.block_bytes, is_shared=not record.path)
         if device.size_bytes != record.size_bytes:
             device.close()

@@ -59,6 +59,14 @@ def offline(book: VolumeBook, *, epoch: int = 5, job: int = JOB, is_forced: bool
     )
 
 
+def restoring() -> VolumeBook:
+    """A volume that is offline and discarded, ready to be written."""
+    book = book_with_volume()
+    offline(book)
+    book.discarded(VOLUME)
+    return book
+
+
 def publish(book: VolumeBook, state: str = "online", *, epoch: int = 9, job: int = JOB,
             floor_: Floor | None = None) -> list[Effect]:  # fmt: skip
     return book.publish(
@@ -146,6 +154,7 @@ def test_deleting_is_refused_while_somebody_needs_the_volume() -> None:
         book.delete(VOLUME, has_writer=False)
     book.release(VIEW)
     offline(book)
+    book.discarded(VOLUME)
     with pytest.raises(BusyError):
         book.delete(VOLUME, has_writer=False)
     publish(book)
@@ -166,10 +175,13 @@ def test_the_first_write_makes_a_volume_not_empty_and_is_recorded_once() -> None
 
 
 def test_a_restore_takes_an_empty_volume_offline_and_publishes_it() -> None:
+    """Also an empty one is discarded: a writer's first write may have been under way."""
     book = book_with_volume()
-    (recorded,) = offline(book)
+    recorded, discard = offline(book)
     assert isinstance(recorded, RecordVolume)
     assert recorded.record.state is State.RESTORING
+    assert discard == DiscardData(VOLUME)
+    book.discarded(VOLUME)
     assert book.gate(VOLUME) is WriteGate.OPEN
     synced, published = publish(book)
     assert synced == SyncData(VOLUME)
@@ -232,8 +244,7 @@ def test_a_held_or_imported_volume_is_no_restore_target() -> None:
 
 @pytest.mark.parametrize("wrong", [floor(0), floor(8), floor(10), floor(9, b"writer" * 5 + b"..")])
 def test_publishing_needs_a_floor_of_its_own_epoch_that_no_writer_holds(wrong: Floor) -> None:
-    book = book_with_volume()
-    offline(book)
+    book = restoring()
     with pytest.raises(StaleError):
         publish(book, floor_=wrong)
     assert book.volumes[VOLUME].state is State.RESTORING
@@ -248,6 +259,7 @@ def test_without_the_publish_rule_a_volume_goes_online_under_its_writer() -> Non
     book = PublishUnfenced()
     create(book)
     offline(book)
+    book.discarded(VOLUME)
     assert publish(book, floor_=floor(5, b"w" * 32))
 
 
@@ -264,8 +276,7 @@ def test_publishing_twice_is_publishing_once_and_the_other_way_is_refused() -> N
 
 
 def test_a_failed_restore_stays_offline_until_the_next_one() -> None:
-    book = book_with_volume()
-    offline(book)
+    book = restoring()
     book.written(VOLUME)
     (recorded,) = publish(book, "restore-failed")
     assert isinstance(recorded, RecordVolume)

@@ -1,0 +1,45 @@
+"""Settings of a storage node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from backplane.runtime.config import Between
+from storage_node.data_server import CONNECTIONS_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageNodeConfig:
+    """One TOML file; `docs/config.md` describes the keys."""
+
+    name: str
+    roles: tuple[Literal["disk", "tape"], ...]
+    controller: str
+    controller_key_file: Path
+    key_file: Path
+    state_folder: Path
+    listen: tuple[str, ...] = ("tcp://127.0.0.1:0",)
+    advertise: tuple[str, ...] = ()
+    attach_paths: tuple[Path, ...] = ()
+    library_folder: Path | None = None
+    drives: Annotated[int, Between(1, 64)] = 1
+    connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
+    ready_file: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    log_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.roles or len(set(self.roles)) != len(self.roles):
+            raise ValueError("roles: one or both of disk and tape, each once")
+        if not self.listen:
+            raise ValueError("listen: at least one data address")
+        if len(self.listen) > 8 or len(self.advertise) > 8:
+            raise ValueError("listen, advertise: at most 8 addresses")
+
+    @property
+    def library(self) -> Path:
+        """The folder of the tape library; beside the state if it is not given."""
+        return self.library_folder or self.state_folder / "library"

@@ -1,0 +1,380 @@
+"""Requests from the controller: to a worker, and back as an answer.
+
+    loop thread:  message -> key -> worker ............ -> answer -> send
+    worker:                          DiskControl, TapeControl, Access
+
+The key is the designator of the volume or drive, so requests about one thing run in order and never block the loop.
+Each receipt of a request is answered once; doing it twice is harmless (see the cores).
+
+Waiting for quiet costs no worker: a `view.create` that has to wait is a timer here, and is tried again by a worker when
+the rules say that it may succeed.  A double of a waiting request joins it, with the time that is left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from backplane.errors import BackupError, NotFoundError, UsageError
+from backplane.ids import Designator, ViewId, VolumeId
+from backplane.runtime.loop import Loop, Timer
+from backplane.scsi.designator import designator_of
+from backplane.wire.messages import (
+    Message,
+    NodeFailed,
+    NodeInventory,
+    NodeReply,
+    TapeAdd,
+    TapeDigest,
+    TapeLoad,
+    UnitFence,
+    UnitFenced,
+    ViewCreate,
+    ViewExtents,
+    ViewRelease,
+    ViewState,
+    VolumeAttach,
+    VolumeCreate,
+    VolumeDelete,
+    VolumeOffline,
+    VolumePublish,
+    VolumeState,
+)
+from storage_node.access import Access
+from storage_node.core.write_inactivity import AskAgain, QuietWait
+from storage_node.disk_control import DiskControl
+from storage_node.tape_control import TapeControl
+from storage_node.workers import KeyedWorkers
+
+log = logging.getLogger(__name__)
+
+INVENTORY_PAUSE_S: Final = 0.2
+"""Changes within this time are told in one inventory."""
+
+SYNC_TIMEOUT_S_MAX: Final = 86400.0
+
+
+@dataclass(slots=True)
+class _Wait:
+    """A `view.create` that waits for quiet, with the numbers of all receipts to answer."""
+
+    message: ViewCreate
+    rule: QuietWait
+    requests: list[int]
+    timer: Timer | None = None
+    is_released: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIdentity:
+    """What the inventory says of the node itself."""
+
+    boot_id: bytes
+    public_key: bytes
+    addresses: tuple[str, ...]
+    roles: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Views:
+    """Views of this node as the loop needs them: which volume's key, and when their time is over."""
+
+    volumes: dict[ViewId, VolumeId] = field(default_factory=dict)
+    expiries: dict[ViewId, Timer] = field(default_factory=dict)
+
+
+class Control:
+    """Routes requests.  All methods belong to the loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        workers: KeyedWorkers,
+        access: Access,
+        identity: NodeIdentity,
+        disk: DiskControl | None,
+        tape: TapeControl | None,
+        send: Callable[[Message], None],
+    ) -> None:
+        self._loop = loop
+        self._workers = workers
+        self._access = access
+        self._identity = identity
+        self._disk = disk
+        self._tape = tape
+        self._send = send
+        self._waits: dict[ViewId, _Wait] = {}
+        self._views = _Views()
+        self._inventory_timer: Timer | None = None
+        for view in disk.views() if disk is not None else ():
+            self._remember_view(view.view, view.volume, view.ttl_s)
+
+    # --- inventory -------------------------------------------------------------------------------
+
+    def send_inventory(self) -> None:
+        """Tell the controller everything that is here."""
+        self._inventory_timer = None
+
+        def look() -> None:
+            inventory = self._inventory()
+            self._loop.post(lambda: self._send(inventory))
+
+        try:
+            self._workers.submit("inventory", look)
+        except BackupError as error:
+            log.warning("no inventory", extra={"reason": str(error)})
+
+    def _changed(self) -> None:
+        if self._inventory_timer is None:
+            self._inventory_timer = self._loop.after(INVENTORY_PAUSE_S, self.send_inventory)
+
+    def _inventory(self) -> NodeInventory:
+        volumes, views = self._disk.describe() if self._disk is not None else ((), ())
+        drives, cartridges = self._tape.describe() if self._tape is not None else ((), ())
+        return NodeInventory(
+            boot_id=self._identity.boot_id,
+            public_key=self._identity.public_key,
+            addresses=self._identity.addresses,
+            roles=self._identity.roles,
+            volumes=volumes,
+            views=views,
+            drives=drives,
+            cartridges=cartridges,
+        )
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def handle(self, message: Message) -> None:
+        """Take one message of the controller."""
+        match message:
+            case UnitFence():
+                self._run(
+                    self._key(message.designator), message.request, lambda: self._fence(message)
+                )
+            case VolumeCreate():
+                self._volume(message, lambda disk: disk.create(message))
+            case VolumeAttach():
+                self._volume(message, lambda disk: disk.attach(message))
+            case VolumeDelete():
+                self._volume(message, lambda disk: disk.delete(message.volume))
+            case VolumeOffline():
+                self._volume(message, lambda disk: disk.offline(message))
+            case VolumePublish():
+                self._volume(message, lambda disk: disk.publish(message))
+            case ViewCreate():
+                self._create_view(message)
+            case ViewRelease():
+                self._release_view(message)
+            case ViewExtents():
+                self._run(
+                    self._key(message.designator), message.request, lambda: self._extents(message)
+                )
+            case TapeLoad():
+                self._tape_request(message.drive, message.request, lambda tape: tape.load(message))
+            case TapeDigest():
+                self._run(
+                    ("tape", message.drive),
+                    message.request,
+                    lambda: _digest(self._tape_role(), message),
+                )
+            case TapeAdd():
+                self._tape_request(message.tag, message.request, lambda tape: _add(tape, message))
+            case _:
+                log.warning("a message that is not for storage nodes", extra={"kind": message.kind})
+
+    def _volume(
+        self,
+        message: VolumeCreate | VolumeAttach | VolumeDelete | VolumeOffline | VolumePublish,
+        work: Callable[[DiskControl], VolumeState | None],
+    ) -> None:
+        def run() -> NodeReply:
+            found = work(self._disk_role())
+            volumes = () if found is None else (found,)
+            return NodeReply(request=message.request, boot_id=b"", volumes=volumes)
+
+        self._run(_volume_key(message.volume), message.request, run, is_change=True)
+
+    def _tape_request(
+        self, key: str, request: int, work: Callable[[TapeControl], NodeReply]
+    ) -> None:
+        self._run(("tape", key), request, lambda: work(self._tape_role()), is_change=True)
+
+    def _fence(self, message: UnitFence) -> UnitFenced:
+        self._access.fence(message.designator, message.epoch)
+        position = 0
+        if self._tape is not None and self._tape.is_drive(message.designator):
+            position = self._tape.end_of_data(message.designator)
+        with self._access.locked() as rules:
+            epoch = rules.floor(message.designator).epoch
+        return UnitFenced(
+            request=message.request,
+            designator=message.designator,
+            epoch=epoch,
+            boot_id=self._identity.boot_id,
+            position=position,
+        )
+
+    def _extents(self, message: ViewExtents) -> NodeReply:
+        extents, next_lba = self._disk_role().extents(message)
+        return NodeReply(request=message.request, boot_id=b"", extents=extents, next_lba=next_lba)
+
+    def _disk_role(self) -> DiskControl:
+        if self._disk is None:
+            raise NotFoundError("this node has no disk role")
+        return self._disk
+
+    def _tape_role(self) -> TapeControl:
+        if self._tape is None:
+            raise NotFoundError("this node has no tape role")
+        return self._tape
+
+    # --- views -----------------------------------------------------------------------------------
+
+    def _create_view(self, message: ViewCreate) -> None:
+        waiting = self._waits.get(message.view)
+        if waiting is not None:
+            if message.request not in waiting.requests:
+                waiting.requests.append(message.request)
+            return
+        if not (message.quiet_s >= 0 and 0 <= message.timeout_s <= SYNC_TIMEOUT_S_MAX):
+            error = UsageError(f"a sync timeout of 0 to {SYNC_TIMEOUT_S_MAX:g} s")
+            self._send(_failed(message.request, error))
+            return
+        rule = QuietWait(
+            asked_s=self._loop.now(), quiet_s=message.quiet_s, timeout_s=message.timeout_s
+        )
+        wait = self._waits[message.view] = _Wait(message, rule, [message.request])
+        self._views.volumes[message.view] = message.volume
+        self._try_view(wait)
+
+    def _try_view(self, wait: _Wait) -> None:
+        wait.timer = None
+
+        def attempt() -> None:
+            try:
+                answer: ViewState | AskAgain | BackupError = self._disk_role().create_view(
+                    wait.message, wait.rule
+                )
+            except BackupError as error:
+                answer = error
+            self._loop.post(lambda: self._view_tried(wait, answer))
+
+        try:
+            self._workers.submit(_volume_key(wait.message.volume), attempt)
+        except BackupError as error:
+            self._view_tried(wait, error)
+
+    def _view_tried(self, wait: _Wait, answer: ViewState | AskAgain | BackupError) -> None:
+        if isinstance(answer, AskAgain) and wait.is_released:
+            answer = NotFoundError("the view was released while it waited for quiet")
+        if isinstance(answer, AskAgain):
+            delay_s = answer.at_s - self._loop.now()
+            wait.timer = self._loop.after(delay_s, lambda: self._try_view(wait))
+            return
+        if self._waits.get(wait.message.view) is wait:
+            del self._waits[wait.message.view]
+        for request in wait.requests:
+            if isinstance(answer, BackupError):
+                self._send(_failed(request, answer))
+            else:
+                reply = NodeReply(request=request, boot_id=self._identity.boot_id, views=(answer,))
+                self._send(reply)
+        if isinstance(answer, ViewState):
+            if answer.view not in self._views.expiries and not wait.is_released:
+                self._remember_view(answer.view, answer.volume, wait.message.ttl_s)
+            self._changed()
+
+    def _release_view(self, message: ViewRelease) -> None:
+        self._release(message.view, message.request)
+
+    def _release(self, view: ViewId, request: int | None) -> None:
+        wait = self._waits.pop(view, None)
+        if wait is not None:
+            wait.is_released = True
+            if wait.timer is not None:
+                wait.timer.cancel()
+                self._view_tried(wait, AskAgain(self._loop.now()))
+        volume = self._views.volumes.pop(view, None)
+        expiry = self._views.expiries.pop(view, None)
+        if expiry is not None:
+            expiry.cancel()
+
+        def run() -> NodeReply:
+            self._disk_role().release_view(view)
+            return NodeReply(request=request or 0, boot_id=b"")
+
+        key = view if volume is None else _volume_key(volume)
+        self._run(key, request, run, is_change=True)
+
+    def _remember_view(self, view: ViewId, volume: VolumeId, ttl_s: float) -> None:
+        def expire() -> None:
+            log.warning("a static view has outlived its time", extra={"view": view})
+            self._release(view, None)
+
+        self._views.volumes[view] = volume
+        self._views.expiries[view] = self._loop.after(ttl_s, expire)
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def _key(self, designator: Designator) -> Hashable:
+        """Return the key of the volume, view or drive behind a designator."""
+        for view, volume in self._views.volumes.items():
+            if _volume_key(view) == designator:
+                return _volume_key(volume)
+        return designator
+
+    def _run(
+        self,
+        key: Hashable,
+        request: int | None,
+        work: Callable[[], NodeReply | UnitFenced],
+        *,
+        is_change: bool = False,
+    ) -> None:
+        def run() -> None:
+            answer: Message
+            try:
+                done = work()
+                answer = replace(done, boot_id=self._identity.boot_id)
+            except BackupError as error:
+                answer = _failed(request or 0, error)
+            self._loop.post(lambda: self._answer(answer, request, is_change=is_change))
+
+        try:
+            self._workers.submit(key, run)
+        except BackupError as error:
+            if request is not None:
+                self._send(_failed(request, error))
+
+    def _answer(self, answer: Message, request: int | None, *, is_change: bool) -> None:
+        if isinstance(answer, NodeFailed):
+            log.info("request failed", extra={"error": answer.error, "reason": answer.reason})
+        if request is not None:
+            self._send(answer)
+        if is_change:
+            self._changed()
+
+
+def _volume_key(uuid_hex: str) -> Hashable:
+    try:
+        return designator_of(uuid_hex)
+    except BackupError:
+        return uuid_hex  # no identifier: the request will be refused
+
+
+def _failed(request: int, error: BackupError) -> NodeFailed:
+    return NodeFailed(
+        request=request, error=error.kind, reason=error.message[:4000], hint=error.hint[:4000]
+    )
+
+
+def _digest(tape: TapeControl, message: TapeDigest) -> NodeReply:
+    digests, following = tape.digest(message.drive, message.start, message.end)
+    return NodeReply(request=message.request, boot_id=b"", digests=digests, next_object=following)
+
+
+def _add(tape: TapeControl, message: TapeAdd) -> NodeReply:
+    return NodeReply(request=message.request, boot_id=b"", cartridges=(tape.add(message),))

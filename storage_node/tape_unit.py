@@ -1,0 +1,184 @@
+"""A tape drive as a logical unit on data channels.
+
+One command at a time: the unit's mutex covers the admission, the command and the position after it, so a fence that has
+drained the unit knows that no command of a lower epoch is left.  The expected position of an appending command is
+checked by the rules (with the grant's own lowest position) and again by the drive.
+
+The drive is append-only.  A grant that appends from a position before end of data (behind the last commit, over the
+orphan tail of an earlier attempt) permits exactly that once, with the first appending command of a session.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from backplane.crc import crc32c
+from backplane.errors import BackupError, UsageError
+from backplane.ids import Designator
+from backplane.transport.stream import Opened
+from backplane.wire.frames import (
+    ANY_POSITION,
+    Entry,
+    Header,
+    Opcode,
+    Protection,
+    decode_entries,
+)
+from storage_node.access import Access
+from storage_node.core.admission import Request, Session
+from storage_node.core.tape_position import RECORD_BYTES_MAX
+from storage_node.data_server import Exchange
+from storage_node.disk_unit import GUARD_CHECK_FAILED
+from storage_node.tape.drive import Drive, Outcome
+
+PERIPHERAL_DEVICE_TYPE: Final = 0x01
+IMMEDIATE: Final = 0x01
+SUPPRESS_LENGTH: Final = 0x01
+_APPENDING: Final = frozenset({Opcode.WRITE_RECORD, Opcode.WRITE_FILEMARKS})
+
+
+class TapeUnit:
+    """A drive with a name and a designator.  Whoever touches `drive` holds `mutex`."""
+
+    def __init__(self, name: str, designator: Designator, drive: Drive, access: Access) -> None:
+        self.name = name
+        self.designator = designator
+        self.drive = drive
+        self.access = access
+        self.mutex = threading.Lock()
+        self.position = 0
+
+    def opened(self, boot_id: bytes) -> Opened:
+        """Describe the drive."""
+        with self.mutex:
+            return Opened(
+                boot_id=boot_id,
+                peripheral_device_type=PERIPHERAL_DEVICE_TYPE,
+                position=self.position,
+                record_bytes_max=RECORD_BYTES_MAX,
+            )
+
+    def handler(self, exchange: Exchange, session: Session) -> TapeHandler:
+        """Begin to serve a connection."""
+        return TapeHandler(self, exchange, session)
+
+
+class TapeHandler:
+    """Serves one connection."""
+
+    def __init__(self, unit: TapeUnit, exchange: Exchange, session: Session) -> None:
+        self._unit = unit
+        self._drive = unit.drive
+        self._exchange = exchange
+        self._session = session
+        self._may_overwrite = True
+
+    def handle(self, header: Header, extra: bytes) -> None:
+        """Answer one request."""
+        entries = decode_entries(extra)
+        is_checked = header.data_bytes > 0
+        data: memoryview | None = None
+        try:
+            request = self._request(header, entries)
+            if is_checked:
+                self._unit.access.check(self._session, request)
+        except BackupError as error:
+            self._exchange.drain(header)
+            self._refuse(header, error)
+            return
+        if is_checked:
+            data = self._exchange.receive(header)
+            if header.protection is not Protection.CRC32C:
+                self._refuse(header, BackupError("no checksum", sense=GUARD_CHECK_FAILED))
+                return
+        with self._unit.mutex:
+            outcome = self._enter_and_run(header, request, data, is_checked=is_checked)
+        if outcome is not None:
+            self._answer(header, outcome)
+
+    def _request(self, header: Header, entries: tuple[Entry, ...]) -> Request:
+        moved = header.length if header.opcode in (Opcode.READ_RECORD, Opcode.WRITE_RECORD) else 0
+        if moved > RECORD_BYTES_MAX:
+            raise UsageError(f"a record of {moved} bytes, at most {RECORD_BYTES_MAX}")
+        return Request(
+            opcode=header.opcode,
+            boot=header.boot,
+            moved_bytes=moved,
+            address=header.address,
+            entries=entries,
+        )
+
+    def _enter_and_run(
+        self, header: Header, request: Request, data: memoryview | None, *, is_checked: bool
+    ) -> Outcome | None:
+        unit = self._unit
+        try:
+            unit.access.enter(self._session, request, is_checked=is_checked, position=unit.position)
+        except BackupError as error:
+            self._refuse(header, error)
+            return None
+        try:
+            outcome = self._run(header, data)
+            unit.position = outcome.position
+            return outcome
+        finally:
+            unit.access.leave(self._session, has_written=header.opcode in _APPENDING)
+
+    def _run(self, header: Header, data: memoryview | None) -> Outcome:
+        drive = self._drive
+        match header.opcode:
+            case Opcode.WRITE_RECORD:
+                self._permit_overwrite()
+                return drive.write_record(
+                    data if data is not None else memoryview(b""),
+                    crc32c=header.crc32c,
+                    expected_position=header.address,
+                )
+            case Opcode.WRITE_FILEMARKS:
+                self._permit_overwrite()
+                return drive.write_filemarks(
+                    header.length,
+                    immediate=bool(header.status & IMMEDIATE),
+                    expected_position=header.address,
+                )
+            case Opcode.READ_RECORD:
+                return drive.read_record(
+                    self._exchange.buffer(header.length),
+                    suppress_length=bool(header.status & SUPPRESS_LENGTH),
+                    expected_position=None if header.address == ANY_POSITION else header.address,
+                )
+            case Opcode.SPACE:
+                return drive.space(header.status & 0x0F, _signed(header.length))
+            case Opcode.LOCATE:
+                return drive.locate(header.address)
+            case Opcode.READ_POSITION:
+                return drive.read_position()
+            case Opcode.FLUSH:
+                return drive.flush()
+            case _:
+                return drive.test_unit_ready()
+
+    def _permit_overwrite(self) -> None:
+        if self._may_overwrite and self._unit.position == self._session.grant.position:
+            # Whatever it answers, the write that follows meets it again and says it.
+            self._drive.allow_overwrite(self._unit.position)
+        self._may_overwrite = False
+
+    def _answer(self, header: Header, outcome: Outcome) -> None:
+        data: memoryview | bytes | None = outcome.data
+        checksum: int | None = outcome.crc32c if outcome.data is not None else None
+        if outcome.report is not None:
+            data = outcome.report.encode_long()
+            checksum = crc32c(data)
+        self._exchange.reply(
+            header, data=data, crc32c=checksum, address=outcome.position, sense=outcome.sense
+        )
+
+    def _refuse(self, header: Header, error: BackupError) -> None:
+        self._exchange.refuse(header, error, address=self._unit.position)
+
+
+def _signed(value: int) -> int:
+    """SPACE carries its count as a 32-bit two's complement."""
+    return value - (1 << 32) if value & 0x8000_0000 else value
