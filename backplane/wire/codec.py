@@ -26,6 +26,10 @@ IDENTIFIER_CHARACTERS_MAX: Final = 128
 IDENTIFIER_BYTES_MAX: Final = 64
 """Most bytes of a bytes field that has no `Limit` of its own."""
 
+ELEMENTS_MAX: Final = 2048
+"""Most elements of any tuple.  msgpack reserves what an array's header announces before it sees an element, so nested
+headers cost memory: this bounds it to 17 MB for the worst message."""
+
 _INTEGER_END: Final = 2**64
 _KIND_SHOWN_MAX: Final = 40
 
@@ -198,6 +202,7 @@ def _shape(annotation: Any, where: str) -> _Shape:
         element, more = get_args(annotation)
         assert more is Ellipsis, f"{where}: only tuples of any length"
         assert limit is not None, f"{where}: a tuple needs a limit"
+        assert limit.most <= ELEMENTS_MAX, f"{where}: more than {ELEMENTS_MAX} elements"
         return _Tuple(_shape(element, where), limit.most)
     assert dataclasses.is_dataclass(annotation), f"{where}: the codec knows no {annotation}"
     assert isinstance(annotation, type)
@@ -228,7 +233,7 @@ def decode(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> Message:
     if len(data) > bytes_max:
         raise RemoteProtocolError(f"message of {len(data)} bytes, at most {bytes_max}")
     try:
-        value = unpack(data, binary_bytes_max=bytes_max)
+        value = unpack(data, binary_bytes_max=bytes_max, array_length_max=ELEMENTS_MAX)
     except PackingError as error:
         raise RemoteProtocolError(str(error)) from error
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str:

@@ -28,7 +28,12 @@ def pack(value: Any) -> bytes:
     return bytes(msgpack.packb(value, use_bin_type=True))
 
 
-def unpack(data: bytes, *, binary_bytes_max: int = BINARY_BYTES_MAX) -> Any:
+def unpack(
+    data: bytes,
+    *,
+    binary_bytes_max: int = BINARY_BYTES_MAX,
+    array_length_max: int = ARRAY_LENGTH_MAX,
+) -> Any:
     """Decode one value or raise `PackingError`."""
     try:
         value = msgpack.unpackb(
@@ -36,7 +41,7 @@ def unpack(data: bytes, *, binary_bytes_max: int = BINARY_BYTES_MAX) -> Any:
             raw=False,
             strict_map_key=True,
             use_list=True,
-            max_array_len=ARRAY_LENGTH_MAX,
+            max_array_len=array_length_max,
             max_map_len=MAP_LENGTH_MAX,
             max_str_len=STRING_BYTES_MAX,
             max_bin_len=binary_bytes_max,

@@ -40,6 +40,7 @@ class Config:
     labels: dict[str, str] = field(default_factory=dict)
 
 
+HINT = "write for example 500ms, 80s, 1h30m or 2 weeks"
 MINIMAL = 'config_version = 1\nlisten = "tcp://x"\n[catalog]\nfile = "c.sqlite"\n'
 
 
@@ -141,10 +142,8 @@ def test_all_mistakes_are_reported_together_with_file_and_key(tmp_path: Path) ->
         "controller.toml: listen: missing",
         "controller.toml: catalog.file: must be a path",
         "controller.toml: catalog.cache: must be 0B or more",
-        "controller.toml: lease: not a duration: '2 fortnights' "
-        "(write for example 500ms, 80s, 1h30m or 2 weeks)",
-        "environment variable CONTROLLER_RETRY: retry: not a duration: 'soon' "
-        "(write for example 500ms, 80s, 1h30m or 2 weeks)",
+        f"controller.toml: lease: not a duration: '2 fortnights' ({HINT})",
+        f"environment variable CONTROLLER_RETRY: retry: not a duration: 'soon' ({HINT})",
         "controller.toml: port: must be 0 to 65535",
         "controller.toml: is_strict: must be true or false",
         "conf.d/x.toml: ratio: must be a number",

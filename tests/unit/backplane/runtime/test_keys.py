@@ -48,7 +48,7 @@ def test_the_secret_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     create_key_pair(tmp_path, role="mover", name="m1")
     (tmp_path / "m1.secret").chmod(mode)
-    with pytest.raises(RefusedError, match="can be read by others.*chmod 600"):
+    with pytest.raises(RefusedError, match=r"can be read by others.*chmod 600"):
         load_key_pair(tmp_path / "m1.secret")
 
 
