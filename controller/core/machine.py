@@ -10,14 +10,12 @@ dispatcher.  Whatever a restart needs is in rows that were returned in a `Record
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, assert_never
+from dataclasses import replace
+from typing import Any, assert_never
 
 from backplane.errors import BackupError, NotFoundError, UnreachableError, error_from_kind
 from backplane.ids import Epoch, ItemId, JobId, NodeName
-from backplane.scsi.sense import Sense
 from backplane.wire.frames import Status
 from backplane.wire.messages import (
     LedgerEntry,
@@ -55,7 +53,6 @@ from controller.core.effects import (
     Effect,
     Event,
     ExtentsFetched,
-    FetchExtents,
     FromPeer,
     PeerLost,
     PeerReady,
@@ -70,38 +67,11 @@ from controller.core.job import ENDED, Job, JobState
 from controller.core.planner import RECORD_BYTES
 from controller.core.procedure import (
     Ask,
-    Claim,
-    Extents,
     JobCancelledError,
-    NotYet,
     Procedure,
-    Run,
-    Signal,
-    Wish,
 )
 from controller.core.registry import Mover, Node, Registry
-
-RESEND_S: Final = 3.0
-"""How long a request to a node may go unanswered before it is sent again."""
-
-CALL_TIMEOUT_S: Final = 60.0
-"""How long an operator's call may wait for a storage node."""
-
-
-@dataclass(slots=True)
-class _Task:
-    """A procedure and what it waits for."""
-
-    number: int
-    procedure: Procedure
-    job: Job | None
-    call: int = 0
-    wish: Wish | None = None
-    request: int = 0
-    resend_at: float = 0.0
-    deadline: float | None = None
-    item: ItemId = ItemId(0)  # noqa: RUF009 - a number
-    is_cleanup: bool = False
+from controller.core.tasks import Task, Tasks
 
 
 class Machine:
@@ -127,14 +97,8 @@ class Machine:
         self._snapshot: Snapshot | None = snapshot
         self._counters = dict(snapshot.counters)
         self._event_sequences = dict(snapshot.event_sequences)
-        self._tasks: dict[int, _Task] = {}
-        self._next_task = 1
-        self._runnable: deque[tuple[_Task, Any, BackupError | None]] = deque()
         self._effects: list[Effect] = []
-        self._answers: dict[int, _Task] = {}
-        self._adopted: dict[ItemId, ItemRow] = {}
-        """Items of an earlier life whose job has not come to wait for them yet, in their present state."""
-        self._request = 0
+        self._tasks = Tasks(self)
 
     # --- driving ---------------------------------------------------------------------------------
 
@@ -144,7 +108,7 @@ class Machine:
         snapshot, self._snapshot = self._snapshot, None
         self.now, self.wall = now, wall
         # Answers to requests of an earlier life must never match one of ours.
-        self._request = self.next_number("boot") << 32
+        self._tasks.begin_requests_at(self.next_number("boot") << 32)
         for node in snapshot.nodes:
             self.registry.nodes[node.name] = Node(row=node, since=wall)
         self.registry.volumes = {row.volume: row for row in snapshot.volumes}
@@ -172,7 +136,7 @@ class Machine:
             case Call():
                 self._on_call(event)
             case ExtentsFetched():
-                self._on_extents(event)
+                self._tasks.extents_fetched(event)
             case Tick():
                 self._on_tick()
             case _:
@@ -182,28 +146,13 @@ class Machine:
 
     def deadline(self) -> float | None:
         """When the core wants a `Tick`."""
-        times = [] if (lease := self.dispatcher.deadline()) is None else [lease]
-        for task in self._tasks.values():
-            if task.request and self._is_reachable(task):
-                times.append(task.resend_at)
-            if task.deadline is not None:
-                times.append(task.deadline)
-        return min(times, default=None)
+        times = (self.dispatcher.deadline(), self._tasks.deadline())
+        return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
         """Assert the invariants over all state."""
         self.dispatcher.check()
-        waiting = {task.item for task in self._tasks.values() if task.item}
-        held = set(self.dispatcher.ready) | set(self.dispatcher.leases)
-        adopted = {item for item, row in self._adopted.items() if row.state == "leased"}
-        assert held == waiting | adopted, (
-            f"{held} are held, {waiting} waited for, {adopted} adopted"
-        )
-        for task in self._tasks.values():
-            assert task.wish is not None
-            assert not task.request or self._answers.get(task.request) is task
-            if task.job is not None and not task.is_cleanup:
-                assert not task.job.has_ended
+        self._tasks.check()
         for claims in (self.registry.drive_claims, self.registry.volume_claims):
             for job in claims.values():
                 assert job in self.jobs
@@ -269,14 +218,13 @@ class Machine:
         """Return the value of a counter without taking one."""
         return self._counters.get(name, 0)
 
+    def emit(self, effect: Effect) -> None:
+        """Add an effect."""
+        self._effects.append(effect)
+
     def spawn(self, procedure: Procedure, *, job: Job | None = None, call: int = 0) -> None:
         """Begin a procedure."""
-        task = _Task(number=self._next_task, procedure=procedure, job=job, call=call)
-        if call:
-            task.deadline = self.now + CALL_TIMEOUT_S
-        self._next_task += 1
-        self._tasks[task.number] = task
-        self._runnable.append((task, None, None))
+        self._tasks.spawn(procedure, job=job, call=call)
 
     def answer(
         self,
@@ -303,20 +251,20 @@ class Machine:
 
     def signal(self, name: str, value: Any) -> bool:
         """Wake the procedure that waits for an operator's word; False when none does."""
-        for task in self._tasks.values():
-            if isinstance(task.wish, Signal) and task.wish.name == name:
-                self._grant(task, value)
-                return True
-        return False
+        return self._tasks.signal(name, value)
 
     def cancel(self, job: Job) -> None:
         """Stop a job: its wish is withdrawn and `JobCancelledError` raised there."""
         job.update(is_cancelled=True)
         self.save(job)
-        for task in list(self._tasks.values()):
-            if task.job is job and not task.is_cleanup:
-                self._withdraw(task)
-                self._runnable.append((task, None, JobCancelledError("cancelled by an operator")))
+        self._tasks.interrupt(job, JobCancelledError("cancelled by an operator"))
+
+    def give_reason(self, job: Job, reason: str) -> None:
+        """Show why a job waits; empty when it goes on."""
+        if not job.has_ended and job.row.reason != reason:
+            self.enter(job, job.state, reason=reason)
+            if reason:
+                self.log(job, "info", reason)
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -345,9 +293,7 @@ class Machine:
         if name in self.registry.nodes:
             self.registry.nodes[name].is_online = False
             self.registry.nodes[name].since = self.wall
-            for task in list(self._tasks.values()):
-                if isinstance(task.wish, Ask) and task.wish.node == name:
-                    self._node_is_away(task, task.wish)
+            self._tasks.node_is_away(name)
 
     def _on_message(self, name: NodeName, message: Message) -> None:
         match message:
@@ -388,9 +334,7 @@ class Machine:
         for view in node.views.values():
             if view.view not in active:
                 self.spawn(self._release_orphan(name, view.view))
-        for task in self._tasks.values():
-            if isinstance(task.wish, Ask) and task.wish.node == name:
-                self._send_request(task, task.wish)
+        self._tasks.node_is_here(name)
 
     def _release_orphan(self, node: NodeName, view: str) -> Procedure:
         """Release a view whose job has ended while its node was away."""
@@ -434,17 +378,15 @@ class Machine:
             )
 
     def _on_answer(self, name: NodeName, message: NodeReply | UnitFenced | NodeFailed) -> None:
-        task = self._answers.get(message.request)
-        if task is None or not isinstance(task.wish, Ask) or task.wish.node != name:
+        if not self._tasks.waits_for(message.request, node=name):
             return  # Late or doubled: answered already.
         if isinstance(message, NodeFailed):
-            self._withdraw(task)
             error = error_from_kind(message.error, message.reason, hint=message.hint)
-            self._runnable.append((task, None, error))
+            self._tasks.refused(message.request, error)
             return
         if isinstance(message, NodeReply):
             self._learn(name, message)
-        self._grant(task, message)
+        self._tasks.answered(message)
 
     def _learn(self, name: NodeName, reply: NodeReply) -> None:
         node = self.registry.nodes[name]
@@ -507,37 +449,10 @@ class Machine:
         except BackupError as error:
             self._effects.append(Refuse(call=call.call, error=error))
 
-    def _on_extents(self, event: ExtentsFetched) -> None:
-        for task in list(self._tasks.values()):
-            wish = task.wish
-            if (
-                isinstance(wish, Extents)
-                and task.job is not None
-                and task.job.row.job == event.job
-                and wish.backup == event.backup
-            ):
-                self._grant(task, event.runs)
-
     def _on_tick(self) -> None:
         for row in self.dispatcher.lose(now=self.now):
             self._item_lost(row, "the mover's lease has expired")
-        for task in list(self._tasks.values()):
-            if task.deadline is not None and task.deadline <= self.now:
-                self._time_is_up(task)
-            elif task.request and task.resend_at <= self.now and isinstance(task.wish, Ask):
-                self._send_request(task, task.wish)
-
-    def _time_is_up(self, task: _Task) -> None:
-        wish = task.wish
-        if isinstance(wish, Signal):
-            self._grant(task, None)
-            return
-        self._withdraw(task)
-        task.deadline = None
-        what = wish.what if isinstance(wish, Ask) else "the call"
-        self._runnable.append(
-            (task, None, UnreachableError(f"{what}: no answer within {CALL_TIMEOUT_S:.0f} s"))
-        )
+        self._tasks.tick()
 
     # --- items -----------------------------------------------------------------------------------
 
@@ -557,11 +472,7 @@ class Machine:
         for mover in self.registry.movers.values():
             if mover.item == row.item:
                 mover.item = mover.job = 0
-        for task in list(self._tasks.values()):
-            if task.item == row.item:
-                self._grant(task, row)
-        if row.item in self._adopted:
-            self._adopted[row.item] = row
+        self._tasks.item_ended(row)
 
     def _assign(self) -> None:
         for row, name, uses in self.dispatcher.assign(now=self.now, next_epoch=self.next_epoch):
@@ -573,12 +484,11 @@ class Machine:
             mover.item, mover.job = row.item, row.job
             mover.bytes_read = mover.bytes_written = 0
             job = self.jobs[row.job]
-            if job.row.reason:
-                self.enter(job, job.state)
+            self.give_reason(job, "")
         online = any(mover.is_online for mover in self.registry.movers.values())
         for waiting in self.dispatcher.ready.values():
             reason = "waiting: all movers are busy" if online else "waiting: no mover is connected"
-            self._give_reason(self.jobs[waiting.row.job], reason)
+            self.give_reason(self.jobs[waiting.row.job], reason)
 
     # --- tasks -----------------------------------------------------------------------------------
 
@@ -594,134 +504,18 @@ class Machine:
         else:
             if item is not None and item.state == "leased":
                 self.dispatcher.adopt(item, now=self.now)
-                self._adopted[item.item] = item
+                self._tasks.adopted[item.item] = item
             self.spawn(procedures.begin(self, job, item=item), job=job)
 
     def _settle(self) -> None:
         """Run what can run, hand out items, try claims again, until nothing moves any more."""
         while True:
-            while self._runnable:
-                task, value, error = self._runnable.popleft()
-                if task.number in self._tasks:
-                    self._step(task, value, error)
-            self._try_claims()
+            moved = self._tasks.run()
             self._assign()
-            if not self._runnable:
+            if not moved:
                 return
 
-    def _step(self, task: _Task, value: Any, error: BackupError | None) -> None:
-        try:
-            if error is not None:
-                task.wish = task.procedure.throw(error)
-            else:
-                task.wish = task.procedure.send(value)
-        except StopIteration:
-            del self._tasks[task.number]
-            return
-        except BackupError as failure:
-            del self._tasks[task.number]
-            self._task_failed(task, failure)
-            return
-        self._wish(task, task.wish)
-
-    def _wish(self, task: _Task, wish: Wish) -> None:
-        match wish:
-            case Ask():
-                self._request += 1
-                task.request = self._request
-                self._answers[task.request] = task
-                self._send_request(task, wish)
-            case Run():
-                task.item = wish.row.item
-                if wish.row.state == "planned":
-                    self.dispatcher.offer(wish.row, wish.uses, avoid=self._unlucky(task))
-                else:
-                    adopted = self._adopted.pop(wish.row.item)
-                    if adopted.state != "leased":
-                        self._grant(task, adopted)  # It ended while the job was on its way here.
-            case Extents():
-                assert task.job is not None
-                self._effects.append(FetchExtents(job=task.job.row.job, backup=wish.backup))
-            case Signal():
-                task.deadline = self.now + wish.timeout_s
-            case Claim():
-                pass  # Tried in `_try_claims`.
-            case _:
-                assert_never(wish)
-
-    def _unlucky(self, task: _Task) -> frozenset[NodeName]:
-        if task.job is None:
-            return frozenset()
-        return frozenset(NodeName(name) for name in task.job.plan.get("unlucky", []))
-
-    def _try_claims(self) -> None:
-        for task in sorted(self._tasks.values(), key=lambda each: each.number):
-            if not isinstance(task.wish, Claim):
-                continue
-            try:
-                result = task.wish.attempt()
-            except BackupError as error:
-                self._withdraw(task)
-                self._runnable.append((task, None, error))
-                continue
-            if isinstance(result, NotYet):
-                if task.job is not None:
-                    self._give_reason(task.job, result.reason)
-            else:
-                self._grant(task, result)
-
-    def _give_reason(self, job: Job, reason: str) -> None:
-        if not job.has_ended and job.row.reason != reason:
-            self.enter(job, job.state, reason=reason)
-            self.log(job, "info", reason)
-
-    def _send_request(self, task: _Task, wish: Ask) -> None:
-        if not self.registry.is_online(wish.node):
-            self._node_is_away(task, wish)
-            return
-        if task.job is not None and task.job.row.reason.startswith("waiting: storage node"):
-            self.enter(task.job, task.job.state)
-        task.resend_at = self.now + RESEND_S
-        self._effects.append(Send(peer=wish.node, message=wish.make(task.request)))
-
-    def _node_is_away(self, task: _Task, wish: Ask) -> None:
-        if wish.gives_up or task.call:
-            self._withdraw(task)
-            self._runnable.append(
-                (task, None, UnreachableError(f"{wish.what}: storage node {wish.node} is away"))
-            )
-        elif task.job is not None:
-            self._give_reason(task.job, f"waiting: storage node {wish.node} is away")
-
-    def _is_reachable(self, task: _Task) -> bool:
-        return isinstance(task.wish, Ask) and self.registry.is_online(task.wish.node)
-
-    def _grant(self, task: _Task, value: Any) -> None:
-        self._withdraw(task)
-        self._runnable.append((task, value, None))
-
-    def _withdraw(self, task: _Task) -> None:
-        """Forget what a task waits for."""
-        self._answers.pop(task.request, None)
-        task.request = 0
-        if task.item:
-            lease = self.dispatcher.withdraw(task.item)
-            if lease is not None:
-                self._effects.append(
-                    Send(
-                        peer=lease.mover,
-                        message=WorkRevoked(
-                            item=task.item, epoch=lease.row.epoch, reason="cancelled"
-                        ),
-                    )
-                )
-                self.record(replace(lease.row, state="revoked", detail="cancelled"))
-            task.item = ItemId(0)
-        if isinstance(task.wish, Signal):
-            task.deadline = None
-        task.wish = None
-
-    def _task_failed(self, task: _Task, error: BackupError) -> None:
+    def task_failed(self, task: Task, error: BackupError) -> None:
         if task.call:
             self._effects.append(Refuse(call=task.call, error=error))
         elif task.job is None:
@@ -734,9 +528,7 @@ class Machine:
 
     def _fail(self, job: Job, error: BackupError) -> None:
         """A job's procedure ended in an error: decide how the job ends, durably, then clean up."""
-        for item in [item for item, row in self._adopted.items() if row.job == job.row.job]:
-            del self._adopted[item]
-            self.dispatcher.withdraw(item)
+        self._tasks.drop_adopted(job)
         is_cancelled = isinstance(error, JobCancelledError)
         state = JobState.CANCELLED if is_cancelled else JobState.FAILED
         job.plan["ending"] = {
@@ -751,10 +543,7 @@ class Machine:
         self._spawn_cleanup(job)
 
     def _spawn_cleanup(self, job: Job) -> None:
-        task = _Task(number=self._next_task, procedure=self._cleanup(job), job=job, is_cleanup=True)
-        self._next_task += 1
-        self._tasks[task.number] = task
-        self._runnable.append((task, None, None))
+        self._tasks.spawn(self._cleanup(job), job=job, is_cleanup=True)
 
     def _cleanup(self, job: Job) -> Procedure:
         yield from procedures.clean_up(self, job)
@@ -811,8 +600,3 @@ def ledger_text(ledger: tuple[LedgerEntry, ...]) -> str:
             for entry in ledger
         ]
     )
-
-
-def sense_of(row: ItemRow) -> Sense | None:
-    """Return the decoded sense of an ended item, None if it has none."""
-    return Sense.decode(row.sense) if row.sense else None

@@ -20,6 +20,7 @@ from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import CartridgeRow, PartRow
+from controller.core.job import Job
 from controller.core.procedure import NotYet
 from controller.core.registry import Drive, Registry
 
@@ -124,3 +125,12 @@ def check_tail(
             f"cartridge {row.tag}: the last trailer on the tape is part {reply.trailer_sequence} at object "
             f"{found.trailer_object}, the catalog says part {last.sequence} at {last.trailer_object}"
         )
+
+
+def tag_claims(jobs: dict[JobId, Job]) -> dict[VolumeTag, JobId]:
+    """Return which active job works with which cartridge."""
+    return {
+        VolumeTag(job.plan["tag"]): number
+        for number, job in jobs.items()
+        if not job.has_ended and "tag" in job.plan
+    }

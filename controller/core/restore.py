@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from backplane.errors import BackupError, ExitCode, MediumError, RefusedError, VolumeError
-from backplane.ids import Designator, ItemId, NodeName, VolumeTag
+from backplane.ids import Designator, ItemId, NodeName
 from backplane.scsi.sense import SenseKey
 from backplane.wire.grants import Rights
 from backplane.wire.messages import (
@@ -41,7 +41,7 @@ from controller.core.items import (
     tape_use,
 )
 from controller.core.job import Job, JobState
-from controller.core.media import check_label, mount
+from controller.core.media import check_label, mount, tag_claims
 from controller.core.planner import (
     PartData,
     PlannedList,
@@ -335,11 +335,7 @@ class _PartReader:
         """Claim a drive for the part's cartridge, load it, check that it is the one."""
 
         def attempt() -> Any:
-            claims = {
-                VolumeTag(job.plan["tag"]): job.row.job
-                for job in self.desk.jobs.values()
-                if not job.has_ended and "tag" in job.plan
-            }
+            claims = tag_claims(self.desk.jobs)
             row = self.desk.registry.cartridges[part.tag]
             return mount(self.desk.registry, self.job.row.job, row, claims=claims)
 
