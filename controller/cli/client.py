@@ -1,8 +1,9 @@
 """Request and reply to the controller, for `ctl`.
 
 One DEALER endpoint, polled in a plain loop.  A call is sent again until it is answered or the controller has been
-silent for too long (a pong breaks the silence: some calls wait for a storage node): calls are idempotent (those that make something carry a token), so a lost reply, a restart of
-the controller and a doubled call all end the same way.
+silent for too long (a pong breaks the silence: some calls wait for a storage node).  Calls are idempotent, those
+that make something by the token they carry; so a lost reply, a restart of the controller and a doubled call all end
+the same way.
 
     hello --> welcome --> call --> reply | failed
                 ^           |

@@ -153,7 +153,7 @@ def send_image(
 
     `report` is called with the byte address that is reached.
     """
-    sent = 0
+    sent, before = 0, _stamp(descriptor)
     in_flight: deque[_Request] = deque()
     for address, data in image_pieces(descriptor, size, block_bytes=block_bytes):
         if len(in_flight) == WINDOW_REQUESTS:
@@ -163,10 +163,18 @@ def send_image(
         report(address)
     while in_flight:
         _settle_write(channel, in_flight)
+    if _stamp(descriptor) != before:
+        raise MediumError("the image was changed while it was read", hint="nothing may write to it")
     channel.request(Opcode.FLUSH)
     _check(channel.reply(), what="making the volume durable")
     report(size)
     return sent
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    """What changes when somebody writes to a regular file or cuts it short; holes at its end do not tell."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def _send(channel: Channel, in_flight: deque[_Request], request: _Request) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from backplane import crc
 from backplane.errors import BackupError
-from backplane.runtime.keys import KeyTable, ensure_key_pair
+from backplane.ids import Designator, Epoch, ItemId, JobId, NodeName
+from backplane.runtime.keys import KeyPair, KeyTable, ensure_key_pair
+from backplane.scsi.sense import Sense
+from backplane.transport import stream
 from backplane.transport.base import Received
 from backplane.transport.zeromq import RouterEndpoint
+from backplane.wire import grants
+from backplane.wire.frames import Entry, Header, Opcode, Protection, Status, decode_entries
 from backplane.wire.messages import (
     Message,
     OperatorCall,
@@ -134,8 +143,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def controller(state: Path) -> Iterator[FakeController]:
+def controller(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
     """A fake controller that the state folder names."""
+    monkeypatch.setattr("controller.cli.client.RESEND_S", 0.1)
     fake = FakeController(state)
     record = {
         "address": fake.address,
@@ -161,6 +171,136 @@ def ctl(state: Path, capsys: pytest.CaptureFixture[str]) -> Ctl:
         return code, captured.out, captured.err
 
     return run
+
+
+class FakeDiskNode:
+    """One logical unit in memory, behind the real handshake; can damage what it carries."""
+
+    def __init__(self, size: int) -> None:
+        self.content = bytearray(size)
+        self.requests: list[tuple[Opcode, tuple[Entry, ...]]] = []
+        self.damaged_writes = 0
+        """So many writes are refused with a failed guard check, as if damaged on the way."""
+        self.damaged_reads = 0
+        """So many reads arrive with a flipped byte."""
+        self.failing: Opcode | None = None
+        self.keys = KeyPair(*_new_keys(), role="storage", name="disk")
+        self.controller_keys = KeyPair(*_new_keys(), role="controller", name="controller")
+        self._boot_id = bytes(range(16))
+        self._listener, self.address = stream.listen("tcp://127.0.0.1:0")
+        self._thread = threading.Thread(target=self._serve, name="fake-disk-node")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def channel(self, holder: str) -> dict[str, Any]:
+        """Return the channel document by which the holder of a key (hexadecimal) may use the unit."""
+        body = grants.encode_grant(
+            grants.Grant(
+                node=NodeName("disk"),
+                designator=Designator(bytes.fromhex("3aabbccddeeff001")),
+                rights=grants.Rights.READ | grants.Rights.WRITE,
+                extents=((0, len(self.content) // 512),),
+                position=0,
+                job=JobId(0),
+                item=ItemId(0),
+                epoch=Epoch(1),
+                holder=bytes.fromhex(holder),
+                ttl_s=60.0,
+                bytes_max=1 << 40,
+            )
+        )
+        shared = grants.agree(self.controller_keys.secret, self.keys.public)
+        return {
+            "designator": "3aabbccddeeff001",
+            "addresses": [self.address],
+            "node_key": self.keys.public.hex(),
+            "grant": body.hex(),
+            "tag": grants.grant_tag(body, key=grants.grant_key(shared)).hex(),
+        }
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with sock, contextlib.suppress(BackupError):
+                connection, _ = stream.serve_handshake(
+                    sock,
+                    boot_id=self._boot_id,
+                    secret_key=self.keys.secret,
+                    controller_key=self.controller_keys.public,
+                    admit=lambda _grant: stream.Opened(
+                        boot_id=self._boot_id, peripheral_device_type=0, block_bytes=512
+                    ),
+                )
+                while True:
+                    self._answer(connection)
+
+    def _answer(self, connection: stream.Connection) -> None:
+        header, extra = connection.receive_header()
+        entries = decode_entries(extra)
+        self.requests.append((header.opcode, entries))
+        data, sense = b"", b""
+        match header.opcode:
+            case Opcode.WRITE:
+                data_in = connection.receive_data(header.length)
+                assert crc.crc32c(data_in) == header.crc32c
+                if self.damaged_writes:
+                    self.damaged_writes -= 1
+                    sense = Sense(key=0x0B, asc=0x10, ascq=0x01).encode_fixed()
+                else:
+                    self._store(entries, data_in)
+            case Opcode.READ:
+                data = b"".join(
+                    bytes(self.content[e.byte_address : e.byte_address + e.byte_count])
+                    for e in entries
+                )
+        if header.opcode is self.failing:
+            data, sense = b"", Sense(key=0x03, asc=0x11, ascq=0x00).encode_fixed()
+        checksum = crc.crc32c(data)
+        if data and self.damaged_reads:
+            self.damaged_reads -= 1
+            data = bytes([data[0] ^ 1]) + data[1:]
+        connection.send(
+            Header(
+                opcode=header.opcode,
+                is_reply=True,
+                sequence=header.sequence,
+                status=Status.CHECK_CONDITION if sense else Status.GOOD,
+                protection=Protection.CRC32C if data else Protection.NONE,
+                length=len(data),
+                crc32c=checksum,
+                extra=len(sense),
+                boot=connection.boot,
+            ),
+            extra=sense,
+            data=data or None,
+        )
+
+    def _store(self, entries: tuple[Entry, ...], data: bytearray) -> None:
+        for entry in entries:
+            part, data = data[: entry.byte_count], data[entry.byte_count :]
+            self.content[entry.byte_address : entry.byte_address + entry.byte_count] = part
+
+
+def _new_keys() -> tuple[bytes, bytes]:
+    private = X25519PrivateKey.generate()
+    return private.public_key().public_bytes_raw(), private.private_bytes_raw()
+
+
+@pytest.fixture
+def disk_node() -> Iterator[FakeDiskNode]:
+    """A fake disk node with a unit of 3 MiB and one block."""
+    node = FakeDiskNode(3 * 1024 * 1024 + 512)
+    yield node
+    node.close()
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+LIST = """\
+BACKUP  NAME                       STATE      CREATED              VOLUME SIZE            DATA  PARTS  CARTRIDGES
+     3  vol1/2026-01-11T10:43:48Z  completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  LTO001L8
+"""
+
+PAGE = """\
+  Backup:       3
+  Name:         vol1/2026-01-11T10:43:48Z
+  State:        completed
+  Volume:       vol1 (0123456789abcdef0123456789abcdef)
+  Job:          7
+  Created:      2026-01-11 10:43:48
+  Volume size:  4,294,967,296 (4GiB)
+  Blocks:       8,388,608 of 512 bytes
+  Data:         3GiB (3.22 GB)
+  Extents:      12
+  Consistency:  crash
+  Static view:  hold
+  Cartridges:   LTO001L8
+
+PART  CARTRIDGE  SEQUENCE  HEADER  DATA  TRAILER  RECORDS  RECORD           BYTES
+   1  LTO001L8          1       3     4     3077     3072    1MiB  3GiB (3.22 GB)
+"""
+
+
+def test_list_as_a_table(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["backup.list"] = {"backups": [documents["backup"]]}
+    assert ctl("backup", "list", "--volume", "vol1") == (0, LIST, "")
+    assert controller.arguments("backup.list") == {"volume": "vol1"}
+
+
+def test_an_empty_list_says_so_in_words_but_not_in_data(controller: Any, ctl: Any) -> None:
+    controller.answers["backup.list"] = {"backups": []}
+    assert ctl("backup", "list")[1] == "no backups\n"
+    assert ctl("backup", "list", "--output", "jsonl")[1] == ""
+    assert json.loads(ctl("backup", "list", "--output", "json")[1]) == {"backups": []}
+
+
+def test_show_as_a_page(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["backup.show"] = documents["backup_detail"]
+    assert ctl("backup", "show", "vol1/latest") == (0, PAGE, "")
+    assert controller.arguments("backup.show") == {"backup": "vol1/latest"}

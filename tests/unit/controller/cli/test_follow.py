@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from controller.cli.follow import follow_job, status_line
+from controller.cli.render import Screen
+
+
+class Teller:
+    """Answers job.show with one document after the other; the last one for ever."""
+
+    def __init__(self, *details: Any) -> None:
+        self._details = list(details)
+        self.asked = 0
+
+    def call(self, verb: str, **arguments: object) -> dict[str, Any]:
+        assert verb == "job.show"
+        self.asked += 1
+        detail = self._details.pop(0) if len(self._details) > 1 else self._details[0]
+        if isinstance(detail, BaseException):
+            raise detail
+        if callable(detail):
+            return detail()  # type: ignore[no-any-return]
+        return dict(detail)
+
+
+def a_screen(output: Any = "table", *, is_terminal: bool = False) -> tuple[Screen, Any, Any]:
+    out, err = io.StringIO(), io.StringIO()
+    screen = Screen(output, stdout=out, stderr=err, has_colour=False, is_terminal=is_terminal)
+    return screen, out, err
+
+
+def copying(documents: Any, **changes: Any) -> Any:
+    return (
+        documents["detail"]
+        | {
+            "state": "copying",
+            "exit_code": None,
+            "bytes_done": 1073741824,
+            "percent_done": 1 / 3,
+            "seconds_copying": 2.0,
+            "seconds_remaining": 65.0,
+        }
+        | changes
+    )
+
+
+def test_on_a_terminal_the_line_is_redrawn_and_removed_before_the_report(documents: Any) -> None:
+    screen, out, err = a_screen(is_terminal=True)
+    teller = Teller(copying(documents), documents["detail"])
+    assert follow_job(teller, 7, screen=screen, poll_s=0.0) == 0
+    lines = err.getvalue().split("\r\x1b[K")
+    assert lines == [
+        "",
+        "job 7 copying  [########................]  33%  1GiB of 3GiB  512MiB/s  eta 1:05",
+        "",
+    ]
+    assert "Termination:  Backup OK" in out.getvalue()
+
+
+def test_on_a_pipe_nothing_is_said_before_the_report(documents: Any) -> None:
+    screen, out, err = a_screen()
+    follow_job(Teller(copying(documents), documents["detail"]), 7, screen=screen, poll_s=0.0)
+    assert err.getvalue() == ""
+    assert out.getvalue().count("JobId") == 1
+
+
+def test_a_job_that_waits_says_for_what(documents: Any) -> None:
+    detail = documents["detail"] | {
+        "state": "queued",
+        "reason": "waiting: cartridge LTO002L8",
+        "bytes_done": 0,
+        "seconds_elapsed": 61.0,
+    }
+    assert status_line(detail) == "job 7 queued  1:01  waiting: cartridge LTO002L8"
+
+
+def test_json_lines_are_written_only_when_something_changed(documents: Any) -> None:
+    screen, out, _ = a_screen("jsonl")
+    teller = Teller(copying(documents), copying(documents), documents["detail"])
+    follow_job(teller, 7, screen=screen, poll_s=0.0)
+    kinds = [json.loads(line)["message_type"] for line in out.getvalue().splitlines()]
+    assert kinds == ["status", "summary"]
+
+
+def test_a_failed_job_ends_with_its_code_and_an_error_line(documents: Any) -> None:
+    screen, out, err = a_screen("jsonl")
+    failed = documents["detail"] | {"state": "failed", "reason": "tape is full", "exit_code": 7}
+    assert follow_job(Teller(failed), 7, screen=screen, poll_s=0.0) == 7
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["message_type"] for line in lines] == ["error", "summary"]
+    told, as_json = err.getvalue().splitlines()
+    assert told == "ctl: job 7 failed: tape is full"
+    assert json.loads(as_json) == {
+        "message_type": "exit_error",
+        "code": 7,
+        "message": "job 7 failed: tape is full",
+        "hint": "",
+    }
+
+
+@pytest.mark.parametrize(("state", "code"), [("completed", 0), ("cancelled", 1), ("failed", 1)])
+def test_a_job_that_ended_without_a_code_has_one_all_the_same(
+    documents: Any, state: str, code: int
+) -> None:
+    screen, _, _ = a_screen()
+    ended = documents["detail"] | {"state": state, "exit_code": None}
+    assert follow_job(Teller(ended), 7, screen=screen, poll_s=0.0) == code
+
+
+def test_an_interrupt_leaves_the_job_running_and_says_how_to_cancel_it(documents: Any) -> None:
+    screen, out, err = a_screen()
+    teller = Teller(copying(documents), KeyboardInterrupt())
+    assert follow_job(teller, 7, screen=screen, poll_s=0.0) == 130
+    assert "ctl: job 7 goes on" in err.getvalue()
+    assert "ctl job cancel 7" in err.getvalue()
+    assert out.getvalue() == ""
+
+
+def test_sigusr1_prints_the_state(documents: Any) -> None:
+    screen, _, err = a_screen()
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def signalled() -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return copying(documents)
+
+    follow_job(
+        Teller(copying(documents), signalled, documents["detail"]), 7, screen=screen, poll_s=0.0
+    )
+    assert "job 7 copying" in err.getvalue()
+    assert signal.getsignal(signal.SIGUSR1) == before

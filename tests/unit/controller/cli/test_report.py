@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controller.cli.report import ITEMS_SHOWN_MAX, job_report, termination
+
+REPORT = """\
+  JobId:               7
+  Job:                 backup of vol1
+  State:               completed
+  Volume:              vol1
+  Backup:              3
+  Scheduled time:      2026-01-11 10:43:40
+  Start time:          2026-01-11 10:43:41
+  End time:            2026-01-11 10:43:48
+  Elapsed time:        7s
+  Bytes:               3,221,225,472 (3GiB) of 3,221,225,472 (3GiB)
+  Rate:                1GiB/s while copying (3s)
+  Written to tape:     3GiB (3.22 GB)
+  Cartridge(s):        LTO001L8
+  Mover(s):            mover-1
+  Work items:          1
+  Controller payload:  0 bytes
+  Errors:              0
+
+  Ledger (balanced):
+    planned    3,221,225,472  3GiB
+    read       3,221,225,472  3GiB
+    written    3,221,225,472  3GiB
+    padded                 0  0B
+    discarded              0  0B
+    residual               0  0B
+
+    LOGICAL UNIT  ROLE  DESIGNATOR                 READ        WRITTEN  PADDED  DISCARDED  RECORDS R  RECORDS W  FILEMARKS W
+    vol1          disk  3aabbccddeeff001  3,221,225,472              0       0          0          0          0            0
+    drive-0       tape  3aabbccddeeff002              0  3,221,225,472       0          0          0      3,072            1
+
+  Work items:
+    ITEM  PURPOSE  STATE  MOVER    ATTEMPT  EPOCH  STATUS  SEGMENTS  PLANNED  SECONDS  SENSE
+      11  data     done   mover-1        1      5  00h            3     3GiB     1.25  -
+
+  Termination:  Backup OK"""
+
+
+@pytest.fixture(autouse=True)
+def _in_utc(state: Any) -> None:
+    """Times are shown as local time; the fixture sets the zone."""
+
+
+def test_the_whole_report(documents: Any) -> None:
+    assert job_report(documents["detail"]) == REPORT
+
+
+def test_a_ledger_that_does_not_balance_cannot_be_overlooked(documents: Any) -> None:
+    detail = documents["detail"]
+    detail["ledger"]["is_balanced"] = False
+    assert "Ledger (NOT BALANCED)" in job_report(detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"state": "failed", "reason": "no mover"}, "*** Backup Error *** (no mover)"),
+        ({"state": "partial", "reason": "2 files"}, "Backup OK -- with warnings (2 files)"),
+        ({"state": "cancelled", "kind": "restore"}, "Restore Canceled"),
+        ({"state": "queued", "reason": "no drive"}, "not ended: queued (no drive)"),
+    ],
+)
+def test_the_last_line_says_how_it_ended(documents: Any, changes: Any, line: str) -> None:
+    assert termination(documents["detail"] | changes) == line
+
+
+def test_damage_is_listed_by_lba(documents: Any) -> None:
+    detail = documents["detail"]
+    detail["result"]["damage"] = [
+        {"first_lba": 2048, "blocks": 8, "tag": "LTO001L8", "reason": "wrong checksum"}
+    ]
+    assert "       2048       8  LTO001L8   wrong checksum" in job_report(detail)
+
+
+def test_more_items_than_fit_are_counted(documents: Any) -> None:
+    detail = documents["detail"]
+    detail["items"] *= ITEMS_SHOWN_MAX + 5
+    detail["items_total"] = ITEMS_SHOWN_MAX + 5
+    assert "... and 5 more; --output json has them all" in job_report(detail)
+
+
+def test_a_job_that_has_done_nothing_yet_has_a_report(documents: Any) -> None:
+    detail = documents["detail"] | {
+        "items": [],
+        "items_total": 0,
+        "state": "queued",
+        "started": "",
+        "ended": "",
+        "backup": 0,
+        "result": {},
+        "seconds_copying": 0.0,
+        "bytes_done": 0,
+    }
+    detail["ledger"]["devices"] = []
+    report = job_report(detail)
+    assert "Start time:          -" in report
+    assert "Rate:                - while copying (0s)" in report

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from backplane.errors import BusyError, NotFoundError, RefusedError
+
+
+def test_backup_prints_the_job_and_how_to_watch_it(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    assert ctl("submit", "backup", "vol1") == (0, "job 7\n", "watch it with `ctl job wait 7`\n")
+    arguments = controller.arguments("job.submit")
+    assert len(arguments.pop("token")) == 36
+    assert arguments == {"kind": "backup", "volume": "vol1", "quiet_s": 3.0, "sync_timeout_s": 80.0}
+
+
+def test_backup_takes_durations_as_people_write_them(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    ctl("submit", "backup", "vol1", "--inactivity", "500ms", "--sync-timeout", "5m")
+    arguments = controller.arguments("job.submit")
+    assert (arguments["quiet_s"], arguments["sync_timeout_s"]) == (0.5, 300.0)
+
+
+def test_a_call_whose_answer_was_lost_is_sent_with_the_same_token(
+    controller: Any, ctl: Any
+) -> None:
+    """A lost reply must not start a second backup."""
+    controller.answers["job.submit"] = {"job": 7}
+    controller.lost_calls = 1
+    assert ctl("submit", "backup", "vol1")[0] == 0
+    tokens = {arguments["token"] for _, arguments in controller.calls}
+    assert len(controller.calls) == 2
+    assert len(tokens) == 1
+
+
+def test_restore_to_a_new_volume(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    assert ctl("submit", "restore", "vol1/latest", "--new", "copy")[0] == 0
+    arguments = controller.arguments("job.submit")
+    assert {k: arguments[k] for k in ("kind", "backup", "to", "new", "force")} == {
+        "kind": "restore",
+        "backup": "vol1/latest",
+        "to": "",
+        "new": "copy",
+        "force": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("3",),
+        ("3", "--to", "a", "--new", "b"),
+        ("3", "--new", "b", "--force"),
+    ],
+)
+def test_a_restore_that_makes_no_sense_is_refused_before_any_call(
+    ctl: Any, arguments: tuple[str, ...]
+) -> None:
+    code, out, err = ctl("submit", "restore", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("ctl: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotFoundError("no backup 99"), 4),
+        (RefusedError("vol2 is smaller than the backup"), 5),
+        (RefusedError("vol2 is not empty", hint="--force overwrites it"), 5),
+        (BusyError("vol2 is held by job 6"), 5),
+    ],
+)
+def test_what_the_controller_refuses_ends_with_its_code(
+    controller: Any, ctl: Any, error: Any, code: int
+) -> None:
+    controller.answers["job.submit"] = error
+    got, out, err = ctl("submit", "restore", "99", "--to", "vol2")
+    assert (got, out) == (code, "")
+    assert err.splitlines()[0] == f"ctl: {error.message}"
+
+
+def test_verify_waits_and_ends_with_code_8_if_there_is_damage(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    damage = [{"first_lba": 2048, "blocks": 8, "tag": "LTO001L8", "reason": "wrong checksum"}]
+    controller.answers["job.submit"] = {"job": 9}
+    controller.answers["job.show"] = documents["detail"] | {
+        "job": 9,
+        "kind": "verify",
+        "state": "failed",
+        "reason": "8 blocks are damaged",
+        "exit_code": 8,
+        "result": {"backup": 3, "damage": damage},
+    }
+    code, out, err = ctl("submit", "verify", "3", "--wait")
+    assert code == 8
+    assert "     2048       8  LTO001L8   wrong checksum" in out
+    assert "*** Verify Error *** (8 blocks are damaged)" in out
+    assert err == "ctl: job 9 failed: 8 blocks are damaged\n"
+
+
+def test_wait_as_json_lines_tells_status_and_summary(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    detail = documents["detail"]
+    controller.answers["job.submit"] = {"job": 7}
+    controller.answers["job.show"] = [
+        detail | {"state": "queued", "reason": "waiting: no mover", "exit_code": None},
+        detail | {"state": "copying", "bytes_done": 1048576, "percent_done": 0.1},
+        detail,
+    ]
+    code, out, err = ctl("submit", "backup", "vol1", "--wait", "--output", "jsonl")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [line["message_type"] for line in lines] == ["status", "status", "summary"]
+    assert lines[0]["reason"] == "waiting: no mover"
+    assert lines[1] == {
+        "message_type": "status",
+        "job": 7,
+        "kind": "backup",
+        "state": "copying",
+        "reason": "",
+        "percent_done": 0.1,
+        "seconds_elapsed": 7.0,
+        "seconds_remaining": 0.0,
+        "total_bytes": 3221225472,
+        "bytes_done": 1048576,
+        "error_count": 0,
+    }
+    assert lines[2]["ledger"]["is_balanced"] is True
+
+
+def test_wait_as_json_prints_one_document(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    controller.answers["job.show"] = documents["detail"]
+    code, out, _ = ctl("submit", "backup", "vol1", "--wait", "--output", "json")
+    assert code == 0
+    assert json.loads(out) == documents["detail"]

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backplane.errors import RefusedError
+from backplane.wire.frames import Opcode
+from controller.cli.volume import volume_extents
+
+PAGE = """\
+  Volume:        vol1
+  State:         online
+  Size:          4,294,967,296 (4GiB)
+  Used:          3,221,225,472 (3GiB)
+  Blocks:        8,388,608 of 512 bytes
+  Held by:       -
+  Empty:         no
+  Node:          disk (online)
+  Path on node:  /srv/vol1.img
+  Identifier:    0123456789abcdef0123456789abcdef
+  Designator:    3aabbccddeeff001
+  Created:       2026-01-11 10:40:00
+"""
+
+LIST = """\
+VOLUME  STATE      SIZE  USED  BLOCK  HELD BY  NODE  DESIGNATOR
+vol1    online     4GiB  3GiB    512  -        disk  3aabbccddeeff001
+vol2    restoring  4GiB    0B    512  job 8    disk  3aabbccddeeff002
+"""
+
+
+def test_list_as_a_table(controller: Any, ctl: Any, documents: Any) -> None:
+    first = documents["volume"]
+    second = first | {
+        "name": "vol2",
+        "state": "restoring",
+        "used_bytes": 0,
+        "held_by": 8,
+        "designator": "3aabbccddeeff002",
+    }
+    controller.answers["volume.list"] = {"volumes": [first, second]}
+    assert ctl("volume", "list") == (0, LIST, "")
+
+
+def test_show_as_a_page(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["volume.show"] = documents["volume"]
+    assert ctl("volume", "show", "vol1") == (0, PAGE, "")
+
+
+def test_create_an_empty_volume(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["volume.create"] = documents["volume"]
+    code, out, _ = ctl("volume", "create", "vol1", "--size", "4GiB", "--block-size", "4096")
+    assert (code, out) == (0, PAGE)
+    arguments = controller.arguments("volume.create")
+    del arguments["token"]
+    assert arguments == {
+        "name": "vol1",
+        "size_bytes": 4294967296,
+        "block_bytes": 4096,
+        "node": "",
+    }
+
+
+def test_attach_names_a_path_of_the_node(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["volume.attach"] = documents["volume"]
+    assert ctl("volume", "create", "v", "--attach", "/dev/sdb", "--node", "disk")[0] == 0
+    arguments = controller.arguments("volume.attach")
+    assert (arguments["path"], arguments["node"]) == ("/dev/sdb", "disk")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--size", "1GiB", "--attach", "/dev/sdb"),
+        ("--size", "1000"),
+        ("--size", "0"),
+        ("--size", "much"),
+    ],
+)
+def test_a_volume_without_a_sensible_origin_is_a_usage_error(
+    controller: Any, ctl: Any, arguments: tuple[str, ...]
+) -> None:
+    code, out, err = ctl("volume", "create", "v", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("ctl: ")
+    assert controller.calls == []
+
+
+def prepare_import(controller: Any, disk_node: Any, volume: Any) -> None:
+    controller.answers["volume.import_begin"] = lambda arguments: {
+        "volume": volume,
+        "channel": disk_node.channel(arguments["holder"]),
+    }
+    controller.answers["volume.import_end"] = volume
+
+
+def test_from_an_image_sends_its_data_and_not_its_holes(
+    controller: Any, ctl: Any, documents: Any, disk_node: Any, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(3 * 1024 * 1024 + 100)
+        file.seek(1024 * 1024)
+        file.write(b"middle" * 1000)
+        file.seek(3 * 1024 * 1024)
+        file.write(b"end")
+    prepare_import(controller, disk_node, documents["volume"])
+    code, out, err = ctl("volume", "create", "vol1", "--from", str(image))
+    assert (code, out) == (0, PAGE)
+    assert (
+        err
+        == f"{image} is filled up with 412 zero bytes to a whole number of blocks of 512 bytes\n"
+    )
+    assert bytes(disk_node.content) == image.read_bytes() + bytes(412)
+    written = sum(e.byte_count for _, entries in disk_node.requests for e in entries)
+    assert written < 256 * 1024
+    assert disk_node.requests[-1][0].name == "FLUSH"
+    begun = controller.arguments("volume.import_begin")
+    assert (begun["size_bytes"], begun["block_bytes"]) == (3 * 1024 * 1024 + 512, 512)
+    assert controller.arguments("volume.import_end") == {"name": "vol1", "ok": True}
+
+
+def test_an_import_that_fails_leaves_no_volume(
+    controller: Any, ctl: Any, documents: Any, disk_node: Any, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(8192))
+    disk_node.failing = Opcode.WRITE
+    prepare_import(controller, disk_node, documents["volume"])
+    code, out, err = ctl("volume", "create", "vol1", "--from", str(image))
+    assert (code, out) == (1, "")
+    assert "writing byte 0" in err
+    assert controller.arguments("volume.import_end") == {"name": "vol1", "ok": False}
+
+
+@pytest.mark.parametrize(("name", "code"), [("missing.img", 4), (".", 2), ("empty.img", 2)])
+def test_what_is_no_image_is_refused_before_any_call(
+    controller: Any, ctl: Any, tmp_path: Path, name: str, code: int
+) -> None:
+    (tmp_path / "empty.img").write_bytes(b"")
+    assert ctl("volume", "create", "vol1", "--from", str(tmp_path / name))[0] == code
+    assert controller.calls == []
+
+
+def prepare_export(controller: Any, disk_node: Any, *, extents: Any) -> None:
+    blocks = len(disk_node.content) // 512
+    controller.answers["volume.export_begin"] = lambda arguments: {
+        "volume": {},
+        "channel": disk_node.channel(arguments["holder"]),
+        "view": "ab" * 16,
+        "blocks": blocks,
+        "block_bytes": 512,
+    }
+    controller.answers["volume.extents"] = extents
+    controller.answers["volume.export_end"] = {}
+
+
+def test_export_writes_a_sparse_file_and_ends_the_view(
+    controller: Any, ctl: Any, disk_node: Any, tmp_path: Path
+) -> None:
+    blocks = len(disk_node.content) // 512
+    disk_node.content[2048 * 512 : 2050 * 512] = os.urandom(1024)
+    pages = [
+        {"extents": [[0, 8]], "next_lba": 2048},
+        {"extents": [[2048, 2]], "next_lba": blocks},
+    ]
+    prepare_export(controller, disk_node, extents=pages)
+    target = tmp_path / "out.img"
+    code, out, err = ctl("volume", "export", "vol1", str(target), "--output", "json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["bytes_received"] == 10 * 512
+    assert target.read_bytes() == bytes(disk_node.content)
+    assert target.stat().st_blocks * 512 < 100_000
+    assert controller.arguments("volume.export_end") == {"view": "ab" * 16}
+    starts = [a["start_lba"] for verb, a in controller.calls if verb == "volume.extents"]
+    assert starts == [0, 2048]
+
+
+def test_export_never_overwrites_without_force(
+    controller: Any, ctl: Any, disk_node: Any, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.img"
+    target.write_text("precious")
+    blocks = len(disk_node.content) // 512
+    prepare_export(controller, disk_node, extents={"extents": [], "next_lba": blocks})
+    code, _, err = ctl("volume", "export", "vol1", str(target))
+    assert code == 5
+    assert err == f"ctl: {target} exists already\nhint: --force overwrites it\n"
+    assert target.read_text() == "precious"
+    assert controller.calls == []
+    assert ctl("volume", "export", "vol1", str(target), "--force")[0] == 0
+    assert target.stat().st_size == len(disk_node.content)
+
+
+def test_an_export_that_fails_leaves_no_file_and_no_view(
+    controller: Any, ctl: Any, disk_node: Any, tmp_path: Path
+) -> None:
+    prepare_export(controller, disk_node, extents=RefusedError("gone"))
+    code, _, err = ctl("volume", "export", "vol1", str(tmp_path / "out.img"))
+    assert (code, err) == (5, "ctl: gone\n")
+    assert list(tmp_path.glob("*img*")) == []
+    assert [verb for verb, _ in controller.calls].count("volume.export_end") == 1
+
+
+def test_a_list_of_extents_that_does_not_go_on_is_an_error() -> None:
+    class Stuck:
+        def call(self, verb: str, **arguments: object) -> dict[str, Any]:
+            return {"extents": [], "next_lba": 0}
+
+    with pytest.raises(Exception, match="does not go on"):
+        list(volume_extents(Stuck(), "3a", blocks=8))
+
+
+def test_delete_asks_and_without_a_terminal_needs_yes(
+    controller: Any, ctl: Any, documents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.answers["volume.show"] = documents["volume"]
+    controller.answers["volume.delete"] = {}
+    with open(os.devnull) as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        code, out, err = ctl("volume", "delete", "vol1")
+    assert (code, out) == (5, "")
+    assert "--yes" in err
+    assert [verb for verb, _ in controller.calls] == ["volume.show"]
+    assert ctl("volume", "delete", "vol1", "--yes", "--force") == (
+        0,
+        "deleted volume vol1, 3GiB used\n",
+        "",
+    )
+    assert controller.arguments("volume.delete") == {"name": "vol1", "force": True}
+
+
+def test_delete_dry_run_deletes_nothing(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["volume.show"] = documents["volume"]
+    code, out, _ = ctl("volume", "delete", "vol1", "--dry-run")
+    assert (code, out) == (0, "would delete volume vol1, 3GiB used\n")
+    assert [verb for verb, _ in controller.calls] == ["volume.show"]
