@@ -13,6 +13,7 @@ misnamed or claims a key that another file claims too admits nobody.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -75,32 +76,42 @@ class KeyPair:
 
 
 def create_key_pair(folder: Path, *, role: str, name: str) -> KeyPair:
-    """Make a new identity: write `NAME.secret` and `authorized/NAME.public`, durably.
+    """Make a new identity: write `authorized/NAME.public` and `NAME.secret`, durably.
 
     Raises `RefusedError` if the secret exists already: a key is never overwritten.
     """
     _check_identity(role, name)
     private = X25519PrivateKey.generate()
     pair = KeyPair(private.public_key().public_bytes_raw(), private.private_bytes_raw(), role, name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = _text(pair) + f'secret = "{pair.secret.hex()}"\n'
-    _write(folder / f"{name}.secret", text, mode=0o600, may_replace=False)
-    _publish(folder, pair)
+    secret, authorized = folder / f"{name}.secret", folder / AUTHORIZED_FOLDER
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        authorized.mkdir(mode=0o755, exist_ok=True)
+        with _locked(folder):
+            if secret.exists():
+                raise _taken(secret)
+            # The public file first: a crash in between leaves a key that nobody holds.  The other way round would leave
+            # a secret without its public file, which looks like a key that was revoked.
+            _write(authorized / f"{name}.public", _text(pair), mode=0o644, may_replace=True)
+            text = _text(pair) + f'secret = "{pair.secret.hex()}"\n'
+            _write(secret, text, mode=0o600, may_replace=False)
+    except OSError as error:
+        raise RefusedError(f"cannot write keys to {folder}: {error.strerror}") from error
     return pair
 
 
 def ensure_key_pair(folder: Path, *, role: str, name: str) -> KeyPair:
-    """Load the identity of that name, or make it.  Completes a creation that a crash cut short."""
-    try:
-        pair = load_key_pair(folder / f"{name}.secret")
-    except NotFoundError:
-        return create_key_pair(folder, role=role, name=name)
+    """Load the identity of that name, or make it.  A key that was revoked stays revoked."""
+    secret = folder / f"{name}.secret"
+    if not secret.exists():
+        try:
+            return create_key_pair(folder, role=role, name=name)
+        except RefusedError:
+            if not secret.exists():  # else somebody was faster, and theirs is as good
+                raise
+    pair = load_key_pair(secret)
     if (pair.role, pair.name) != (role, name):
-        raise RefusedError(
-            f"{folder / f'{name}.secret'} belongs to {pair.role} {pair.name!r}, not {role} {name!r}"
-        )
-    if not (folder / AUTHORIZED_FOLDER / f"{name}.public").exists():
-        _publish(folder, pair)
+        raise RefusedError(f"{secret} belongs to {pair.role} {pair.name!r}, not {role} {name!r}")
     return pair
 
 
@@ -232,10 +243,21 @@ def _text(key: KeyPair) -> str:
     return f'role = "{key.role}"\nname = "{key.name}"\npublic = "{key.public.hex()}"\n'
 
 
-def _publish(folder: Path, pair: KeyPair) -> None:
-    authorized = folder / AUTHORIZED_FOLDER
-    authorized.mkdir(mode=0o755, exist_ok=True)
-    _write(authorized / f"{pair.name}.public", _text(pair), mode=0o644, may_replace=True)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One maker of keys per folder at a time: init containers start together."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken(secret: Path) -> RefusedError:
+    return RefusedError(
+        f"{secret} exists already", hint="a key is never overwritten; remove it to make a new one"
+    )
 
 
 def _write(path: Path, text: str, *, mode: int, may_replace: bool) -> None:
@@ -255,9 +277,7 @@ def _write(path: Path, text: str, *, mode: int, may_replace: bool) -> None:
         else:
             path.hardlink_to(temporary)  # unlike rename, fails if the name is taken
     except FileExistsError as error:
-        raise RefusedError(
-            f"{path} exists already", hint="a key is never overwritten; remove it to make a new one"
-        ) from error
+        raise _taken(path) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -272,7 +292,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise NotFoundError(f"no key file {path}", hint="ctl node add makes keys") from error
+        raise NotFoundError(f"no key file {path}", hint="ctl keys create makes keys") from error
     except OSError as error:
         raise RefusedError(f"cannot read the key file {path}: {error.strerror}") from error
     try:

@@ -62,7 +62,9 @@ OPERATOR: Final = "operator"
 
 SPOKEN: Final[dict[str, frozenset[type[Message]]]] = {
     "mover": frozenset({messages.WorkRequest, messages.WorkProgress, messages.WorkDone}),
-    "storage": frozenset({messages.NodeInventory, messages.NodeReply, messages.NodeFailed}),
+    "storage": frozenset(
+        {messages.NodeInventory, messages.NodeReply, messages.NodeFailed, messages.UnitFenced}
+    ),
     OPERATOR: frozenset({messages.OperatorCall}),
 }
 """What each role may say to the controller in a session, besides hello and ping."""
@@ -600,4 +602,6 @@ def _slot(role: str, name: str, boot_id: bytes) -> tuple[str, str, bytes]:
 
 
 def _refuse(peer: bytes, reason: str) -> SendTo:
-    return SendTo(peer, SessionRefused(reason=reason, hint="ask for a key: ctl node add"))
+    return SendTo(
+        peer, SessionRefused(reason=reason, hint="ask for a key; ctl keys create makes one")
+    )

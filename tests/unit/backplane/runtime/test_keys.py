@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from backplane.errors import ConfigError, NotFoundError, RefusedError, UsageError
 from backplane.runtime.keys import (
     Authorized,
+    KeyPair,
     KeyTable,
     create_key_pair,
     ensure_key_pair,
@@ -59,11 +61,49 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     assert load_key_pair(tmp_path / "m1.secret") == pair
 
 
-def test_ensure_makes_a_key_once_and_completes_half_a_creation(tmp_path: Path) -> None:
+def test_ensure_makes_a_key_once(tmp_path: Path) -> None:
     pair = ensure_key_pair(tmp_path, role="mover", name="m1")
-    (tmp_path / "authorized" / "m1.public").unlink()  # as after a crash between the two files
     assert ensure_key_pair(tmp_path, role="mover", name="m1") == pair
-    assert load_public_key(tmp_path / "authorized" / "m1.public").public == pair.public
+
+
+def test_ensure_completes_what_a_crash_cut_short(tmp_path: Path) -> None:
+    """The public file is written first, so half a creation is a key that nobody holds."""
+    lost = create_key_pair(tmp_path, role="mover", name="m1")
+    (tmp_path / "m1.secret").unlink()
+    pair = ensure_key_pair(tmp_path, role="mover", name="m1")
+    table = KeyTable(tmp_path / "authorized")
+    assert table.lookup(pair.public)
+    assert table.lookup(lost.public) is None
+
+
+def test_ensure_does_not_bring_a_revoked_key_back(tmp_path: Path) -> None:
+    pair = ensure_key_pair(tmp_path, role="mover", name="m1")
+    (tmp_path / "authorized" / "m1.public").unlink()
+    assert ensure_key_pair(tmp_path, role="mover", name="m1") == pair
+    assert KeyTable(tmp_path / "authorized").lookup(pair.public) is None
+
+
+def test_makers_that_race_agree_on_one_key(tmp_path: Path) -> None:
+    pairs: list[KeyPair] = []
+    threads = [
+        threading.Thread(
+            target=lambda: pairs.append(ensure_key_pair(tmp_path, role="mover", name="m1"))
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pairs) == 8
+    assert len(set(pairs)) == 1
+    assert load_public_key(tmp_path / "authorized" / "m1.public").public == pairs[0].public
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusedError, match="cannot write keys"):
+        create_key_pair(tmp_path / "file", role="mover", name="m1")
 
 
 def test_ensure_refuses_a_key_of_another_role(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import InvalidTransition, RemoteProtocolError
 from backplane.ids import Epoch, ItemId, NodeName
+from backplane.wire import messages
 from backplane.wire import session as sessions_module
 from backplane.wire.messages import (
     Message,
@@ -26,6 +27,7 @@ from backplane.wire.session import (
     CONNECT_PAUSE_S,
     HELLO_PAUSE_MAX_S,
     SESSIONS_MAX,
+    SPOKEN,
     TRANSITIONS,
     Authorized,
     Deliver,
@@ -359,6 +361,21 @@ def test_a_role_may_not_say_what_is_for_others() -> None:
     assert isinstance(fault, Fault)
     assert isinstance(answer, SendTo)
     assert isinstance(answer.message, ProtocolFault)
+
+
+def test_every_message_has_somebody_who_may_send_it() -> None:
+    """A kind that is missing from the table would be answered with a fault."""
+    by_peers = {cls for spoken in SPOKEN.values() for cls in spoken}
+    by_everybody = {SessionHello, SessionPing}
+    by_controller = set(messages.ALL) - by_peers - by_everybody
+    assert {cls.kind for cls in by_peers} == {
+        *("work.request", "work.progress", "work.done"),
+        *("node.inventory", "node.reply", "node.failed", "unit.fenced"),
+        "operator.call",
+    }
+    assert {cls.kind.partition(".")[0] for cls in by_controller} == {
+        *("session", "protocol", "work", "unit", "volume", "view", "tape", "operator")
+    }
 
 
 def test_silence_ends_a_session_and_a_late_word_is_answered_with_unknown() -> None:
