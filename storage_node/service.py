@@ -88,7 +88,7 @@ class StorageNode:
             role=ROLE,
             name=config.name,
             boot_id=boot_id,
-            program=f"storage-node {importlib.metadata.version('serverless-backup')}",
+            program=f"storage-node {_version()}",
             on_ready=self._on_ready,
             on_message=self._on_message,
             on_refused=self._on_refused,
@@ -188,6 +188,13 @@ def run(config: StorageNodeConfig) -> None:
         loop = Loop()
         stack.callback(loop.close)
         StorageNode(config, loop=loop, stack=stack, clock=SystemClock()).run()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("serverless-backup")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a checkout"
 
 
 def _node_keys(config: StorageNodeConfig) -> KeyPair:
