@@ -180,7 +180,7 @@ class Sense:
                 raise LocalProtocolError(f"INFORMATION {self.information} does not fit 64 bits")
         if not 0 <= self.command_specific <= 0xFFFF_FFFF:
             raise LocalProtocolError("COMMAND-SPECIFIC INFORMATION has 32 bits")
-        if self.key is SenseKey.COPY_ABORTED:
+        if self.key == SenseKey.COPY_ABORTED:
             if self.command_specific:
                 raise LocalProtocolError("COPY ABORTED uses the command-specific field itself")
             if self.segment is not None and not 0 <= self.segment <= 0xFFFF:
@@ -201,7 +201,7 @@ class Sense:
         source, destination = _areas(self.source, self.destination)
         source_at = _FIXED_BYTES if source else 0
         destination_at = _FIXED_BYTES + len(source) if destination else 0
-        if self.key is SenseKey.COPY_ABORTED:
+        if self.key == SenseKey.COPY_ABORTED:
             specific = source_at << 24 | destination_at << 16 | (self.segment or 0)
         else:
             specific = self.command_specific
@@ -269,7 +269,7 @@ class Sense:
             "incorrect_length": self.incorrect_length,
             "sense_key_specific": self.field_pointer.fields() if self.field_pointer else None,
         }
-        if self.key is SenseKey.COPY_ABORTED:
+        if self.key == SenseKey.COPY_ABORTED:
             shown["segment_number"] = self.segment
             shown["source"] = self.source.fields() if self.source else None
             shown["destination"] = self.destination.fields() if self.destination else None
@@ -289,7 +289,7 @@ class Sense:
         if self.segment is not None:
             parts.append(f"segment {self.segment}")
         if self.information is not None:
-            is_copy = self.key is SenseKey.COPY_ABORTED
+            is_copy = self.key == SenseKey.COPY_ABORTED
             parts.append(f"{'residual' if is_copy else 'information'} {self.information}")
         if self.command_specific:
             parts.append(f"command-specific information {self.command_specific}")
