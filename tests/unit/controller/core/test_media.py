@@ -1,0 +1,218 @@
+"""Never append blind: what is compared, and what each difference is called."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from backplane.errors import MediaNeededError, VolumeError
+from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
+from backplane.scsi.designator import designator_of
+from backplane.tape_format import DirectoryEntry, VolumeHeader
+from backplane.tape_format.payload import encode_payload
+from backplane.wire.messages import CartridgeState, DriveState, NodeReply
+from controller.catalog.store import CartridgeRow, NodeRow, PartRow
+from controller.core.media import Mounted, check_label, check_tail, choose_for_append, mount
+from controller.core.procedure import NotYet
+from controller.core.registry import Node, Registry
+
+STORE, UUID = "a" * 32, "b" * 32
+TAG = VolumeTag("LTO001L8")
+JOB = JobId(1)
+
+ROW = CartridgeRow(
+    tag=TAG,
+    cartridge=CartridgeId(UUID),
+    node=NodeName("tape"),
+    status="writable",
+    detail="",
+    end=20,
+    sequence=2,
+    capacity_bytes=10**9,
+    created="2026-01-11T10:43:48Z",
+)
+PART = PartRow(
+    backup=BackupId(5),
+    part=1,
+    tag=TAG,
+    cartridge=CartridgeId(UUID),
+    sequence=2,
+    header_object=10,
+    data_object=12,
+    trailer_object=17,
+    end=20,
+    records=4,
+    stream_start=0,
+    stream_bytes=100,
+    root="c" * 64,
+    is_last=True,
+    created="2026-01-11T10:43:48Z",
+)
+ENTRY = DirectoryEntry(
+    backup_uuid="e" * 32,
+    backup=5,
+    part=1,
+    header_object=10,
+    data_object=12,
+    trailer_object=17,
+    stream_bytes=100,
+    records=4,
+    root="c" * 64,
+    is_last=True,
+    volume_name="vol",
+    created="2026-01-11T10:43:48Z",
+)
+HEADER = VolumeHeader(
+    format_version=1,
+    cartridge=UUID,
+    tag=TAG,
+    created="2026-01-11T10:43:48Z",
+    owner="SDV",
+    store=STORE,
+    record_bytes=2**20,
+)
+
+
+def reply(*, end: int = 20, sequence: int = 2, entry: DirectoryEntry | None = ENTRY) -> NodeReply:
+    return NodeReply(
+        request=1,
+        boot_id=b"",
+        header=encode_payload(HEADER),
+        trailer_sequence=sequence if entry is not None else 0,
+        trailer=encode_payload(entry) if entry is not None else b"",
+        end=end,
+    )
+
+
+def test_the_cartridge_that_the_catalog_knows_is_appended_to() -> None:
+    check_label(ROW, reply(), store=STORE)
+    check_tail(ROW, reply(), PART, own=None)
+
+
+def test_an_orphan_tail_is_harmless() -> None:
+    check_tail(ROW, reply(end=23), PART, own=None)
+
+
+def test_another_label_is_another_cartridge() -> None:
+    with pytest.raises(VolumeError, match="is another one"):
+        check_label(replace(ROW, cartridge=CartridgeId("9" * 32)), reply(), store=STORE)
+
+
+def test_a_cartridge_of_another_catalog_is_refused() -> None:
+    with pytest.raises(VolumeError, match="belongs to another catalog"):
+        check_label(ROW, reply(), store="f" * 32)
+
+
+def test_a_cartridge_without_a_label_is_refused() -> None:
+    with pytest.raises(VolumeError, match="no label of ours"):
+        check_label(ROW, NodeReply(request=1, boot_id=b""), store=STORE)
+
+
+def test_shorter_than_the_catalog_is_refused() -> None:
+    with pytest.raises(VolumeError, match="shorter than the catalog"):
+        check_tail(ROW, reply(end=19), PART, own=None)
+
+
+def test_a_trailer_that_the_catalog_does_not_know_is_refused() -> None:
+    with pytest.raises(VolumeError, match="catalog is behind"):
+        check_tail(ROW, reply(end=40, sequence=3), PART, own=None)
+
+
+def test_a_missing_trailer_is_refused() -> None:
+    with pytest.raises(VolumeError, match="no trailer"):
+        check_tail(ROW, reply(entry=None), PART, own=None)
+
+
+@pytest.mark.parametrize("change", [{"root": "d" * 64}, {"data_object": 13, "trailer_object": 18}])
+def test_a_trailer_with_another_root_or_place_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(VolumeError, match="the catalog says part 2 at 17"):
+        check_tail(ROW, reply(entry=replace(ENTRY, **change)), PART, own=None)
+
+
+def test_the_trailer_of_the_part_in_hand_may_stand_there_already() -> None:
+    """The mover committed, and nobody lived to tell: the job that wrote it goes on from there."""
+    check_tail(ROW, reply(end=40, sequence=3), PART, own=("e" * 32, 1))
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def registry(*rows: CartridgeRow, drives: int = 1, loaded: str = "") -> Registry:
+    made = Registry()
+    node_row = NodeRow(
+        name=NodeName("tape"), public_key=b"", addresses=(), roles=("tape",), boot_id=b"", seen=""
+    )
+    node = Node(row=node_row, is_online=True)
+    for row in rows:
+        made.cartridges[row.tag] = row
+        node.cartridges[row.tag] = CartridgeState(
+            tag=row.tag,
+            cartridge=row.cartridge,
+            status="writable",
+            detail="",
+            capacity_bytes=0,
+            used_bytes=0,
+            end=row.end,
+            generation=0,
+        )
+    for number in range(drives):
+        name = f"drive-{number}"
+        node.drives[name] = DriveState(
+            drive=name,
+            designator=designator_of(f"{number:032x}"),
+            state="loaded" if loaded and number == drives - 1 else "empty",
+            loaded=loaded if number == drives - 1 else "",
+            epoch=0,
+        )
+    made.nodes[NodeName("tape")] = node
+    return made
+
+
+def chosen(made: Registry, claims: dict[VolumeTag, JobId] | None = None) -> str:
+    found = choose_for_append(made, JOB, claims=claims or {})
+    return found.tag if isinstance(found, Mounted) else found.reason
+
+
+BLANK = replace(ROW, tag=VolumeTag("LTO000L8"), status="blank", end=0, sequence=0)
+FULLER = replace(ROW, tag=VolumeTag("LTO009L8"), end=90)
+
+
+def test_the_fullest_writable_cartridge_comes_first_and_a_blank_one_last() -> None:
+    assert chosen(registry(BLANK, ROW, FULLER)) == "LTO009L8"
+    assert chosen(registry(BLANK)) == "LTO000L8"
+
+
+def test_a_cartridge_that_another_job_uses_is_passed_over() -> None:
+    made = registry(ROW, FULLER, drives=2)
+    assert chosen(made, {FULLER.tag: JobId(7)}) == "LTO001L8"
+    assert (
+        chosen(registry(ROW), {ROW.tag: JobId(7)}) == "waiting: cartridge LTO001L8 is used by job 7"
+    )
+
+
+def test_without_any_cartridge_that_could_take_data_media_are_needed() -> None:
+    with pytest.raises(MediaNeededError):
+        chosen(registry(replace(ROW, status="full"), replace(FULLER, status="error")))
+
+
+def test_a_job_waits_for_a_drive_that_another_has_claimed() -> None:
+    made = registry(ROW)
+    made.drive_claims[NodeName("tape"), "drive-0"] = JobId(7)
+    assert chosen(made) == "waiting: a free drive at tape"
+
+
+def test_the_drive_that_holds_the_cartridge_is_preferred() -> None:
+    found = mount(registry(ROW, drives=2, loaded=ROW.tag), JOB, ROW, claims={})
+    assert isinstance(found, Mounted)
+    assert found.drive.name == "drive-1"
+
+
+def test_a_cartridge_outside_the_library_or_at_a_node_away_is_waited_for() -> None:
+    made = registry(ROW)
+    del made.nodes[NodeName("tape")].cartridges[ROW.tag]
+    assert mount(made, JOB, ROW, claims={}) == NotYet(
+        "waiting: cartridge LTO001L8 is not in the library of tape"
+    )
+    made.nodes[NodeName("tape")].is_online = False
+    assert mount(made, JOB, ROW, claims={}) == NotYet("waiting: storage node tape is away")
