@@ -110,6 +110,14 @@ def test_11_2_param_hdr_a_truncated_list_is_1ah_00h(size: int) -> None:
 
 
 @pytest.mark.parametrize("form", list(Form))
+def test_11_2_param_hdr_a_list_is_truncated_at_every_byte(form: Form) -> None:
+    whole = a_list(form=form, inline_data=b"inline").encode()
+    for size in range(1, len(whole)):
+        assert refusal(whole[:size], form=form).triple == LENGTH_ERROR
+    assert accepted(whole, form=form).inline_data == b"inline"
+
+
+@pytest.mark.parametrize("form", list(Form))
 def test_11_2_param_hdr_a_length_of_0_is_no_error(form: Form) -> None:
     assert decode_parameter_list(b"", limits=MOVER_PARAMETERS, form=form) is None
 
