@@ -17,19 +17,21 @@ import click
 
 from backplane.errors import BackupError, ExitCode
 from controller.cli import render
-from controller.cli.backup import backup
+from controller.cli.backup import backup as backup_group
 from controller.cli.client import connect, exit_code_of, program_version
-from controller.cli.debug import debug
-from controller.cli.job import job
-from controller.cli.keys import keys
-from controller.cli.local import local
-from controller.cli.mover import mover, mover_table
-from controller.cli.node import node, node_table
+from controller.cli.debug import debug as debug_group
+from controller.cli.job import job as job_group
+from controller.cli.keys import keys as keys_group
+from controller.cli.local import local as local_group
+from controller.cli.mover import mover as mover_group
+from controller.cli.mover import mover_table
+from controller.cli.node import node as node_group
+from controller.cli.node import node_table
 from controller.cli.options import Group, Output, Settings, output_wanted
 from controller.cli.render import Document, Screen
-from controller.cli.submit import submit
-from controller.cli.tape import tape
-from controller.cli.volume import volume
+from controller.cli.submit import submit as submit_group
+from controller.cli.tape import tape as tape_group
+from controller.cli.volume import volume as volume_group
 
 
 @click.group(
@@ -79,8 +81,20 @@ def status_page(document: Document) -> str:
     return f"{facts}\n\n{node_table(document)}\n\n{mover_table(document)}"
 
 
-for _noun in (submit, job, backup, volume, tape, node, mover, keys, local, debug):
-    ctl.add_command(_noun)
+# Under names of their own: `controller.cli.job` stays the module.
+for _group in (
+    submit_group,
+    job_group,
+    backup_group,
+    volume_group,
+    tape_group,
+    node_group,
+    mover_group,
+    keys_group,
+    local_group,
+    debug_group,
+):
+    ctl.add_command(_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

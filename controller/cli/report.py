@@ -113,7 +113,7 @@ def _ledger(ledger: Document) -> str:
                 ("DISCARDED", "bytes_discarded"),
                 ("RECORDS R", "records_read"),
                 ("RECORDS W", "records_written"),
-                ("FILEMARKS W", "filemarks_written"),
+                ("FILEMARKS", "filemarks_written"),
             )
         ],
     ]
@@ -161,4 +161,4 @@ def _damage(damage: list[Document]) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+    return "\n".join(f"  {line}" for line in text.split("\n"))

@@ -20,7 +20,7 @@ from backplane import crc
 from backplane.errors import BackupError
 from backplane.ids import Designator, Epoch, ItemId, JobId, NodeName
 from backplane.runtime.keys import KeyPair, KeyTable, ensure_key_pair
-from backplane.scsi.sense import Sense
+from backplane.scsi.sense import Sense, SenseKey
 from backplane.transport import stream
 from backplane.transport.base import Received
 from backplane.transport.zeromq import RouterEndpoint
@@ -254,7 +254,7 @@ class FakeDiskNode:
                 assert crc.crc32c(data_in) == header.crc32c
                 if self.damaged_writes:
                     self.damaged_writes -= 1
-                    sense = Sense(key=0x0B, asc=0x10, ascq=0x01).encode_fixed()
+                    sense = Sense(key=SenseKey.ABORTED_COMMAND, asc=0x10, ascq=0x01).encode_fixed()
                 else:
                     self._store(entries, data_in)
             case Opcode.READ:
@@ -263,7 +263,7 @@ class FakeDiskNode:
                     for e in entries
                 )
         if header.opcode is self.failing:
-            data, sense = b"", Sense(key=0x03, asc=0x11, ascq=0x00).encode_fixed()
+            data, sense = b"", Sense(key=SenseKey.MEDIUM_ERROR, asc=0x11, ascq=0x00).encode_fixed()
         checksum = crc.crc32c(data)
         if data and self.damaged_reads:
             self.damaged_reads -= 1

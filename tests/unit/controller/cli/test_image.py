@@ -226,7 +226,7 @@ def test_a_new_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
         os.pwrite(descriptor, b"end", 97)
         assert not target.exists()
     assert target.read_bytes() == bytes(97) + b"end"
-    assert os.listdir(tmp_path) == ["out"]
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_new_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_new_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
         image.new_file(tmp_path / "out", size=100, is_forced=False),
     ):
         raise ZeroDivisionError
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
@@ -249,12 +249,11 @@ def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> N
 
 
 def test_a_full_file_system_is_an_error_with_its_name() -> None:
-    with pytest.raises(BackupError, match="No space left"):
-        descriptor = os.open("/dev/full", os.O_WRONLY)
-        try:
-            image._write(descriptor, memoryview(b"x"), 0)
-        finally:
-            os.close(descriptor)
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(BackupError, match="No space left"),
+    ):
+        image._write(full.fileno(), memoryview(b"x"), 0)
 
 
 @pytest.mark.parametrize("is_forced", [False, True])

@@ -31,15 +31,15 @@ def noun() -> None:
 
 @noun.command(examples=["program noun verb"])
 @click.pass_obj
-def verb(settings: Settings) -> Settings:
+def verb(settings: Settings) -> int:
     """Do it."""
-    return settings
+    return id(settings)
 
 
 def settings_of(*arguments: str) -> Settings:
     settings = Settings()
     given = program.main(args=list(arguments), standalone_mode=False, obj=settings)
-    assert given is settings
+    assert given == id(settings)
     return settings
 
 
@@ -113,7 +113,7 @@ def all_commands(group: click.Group, path: str) -> list[tuple[str, click.Command
     return found
 
 
-@pytest.mark.parametrize(("path", "command"), all_commands(root, "ctl"), ids=lambda v: str(v))
+@pytest.mark.parametrize(("path", "command"), all_commands(root, "ctl"), ids=str)
 def test_every_help_page_lists_exit_codes_and_shared_options(path: str, command: Any) -> None:
     page = command.get_help(click.Context(command, info_name=path))
     assert "Exit codes:" in page

@@ -33,13 +33,13 @@ REPORT = """\
     discarded              0  0B
     residual               0  0B
 
-    LOGICAL UNIT  ROLE  DESIGNATOR                 READ        WRITTEN  PADDED  DISCARDED  RECORDS R  RECORDS W  FILEMARKS W
-    vol1          disk  3aabbccddeeff001  3,221,225,472              0       0          0          0          0            0
-    drive-0       tape  3aabbccddeeff002              0  3,221,225,472       0          0          0      3,072            1
+  LOGICAL UNIT  ROLE  DESIGNATOR                 READ        WRITTEN  PADDED  DISCARDED  RECORDS R  RECORDS W  FILEMARKS
+  vol1          disk  3aabbccddeeff001  3,221,225,472              0       0          0          0          0          0
+  drive-0       tape  3aabbccddeeff002              0  3,221,225,472       0          0          0      3,072          1
 
   Work items:
-    ITEM  PURPOSE  STATE  MOVER    ATTEMPT  EPOCH  STATUS  SEGMENTS  PLANNED  SECONDS  SENSE
-      11  data     done   mover-1        1      5  00h            3     3GiB     1.25  -
+  ITEM  PURPOSE  STATE  MOVER    ATTEMPT  EPOCH  STATUS  SEGMENTS  PLANNED  SECONDS  SENSE
+    11  data     done   mover-1        1      5  00h            3     3GiB     1.25  -
 
   Termination:  Backup OK"""
 
