@@ -18,9 +18,8 @@ from backplane.wire.messages import (
     SessionRefused,
     SessionWelcome,
 )
-from backplane.wire.session import (
+from backplane.wire.peer_session import (
     Deliver,
-    Fault,
     Incoming,
     NotSent,
     Outgoing,
@@ -33,8 +32,8 @@ from backplane.wire.session import (
     Send,
     SessionLost,
     Start,
-    Tick,
 )
+from backplane.wire.session import Fault, Tick
 
 TIMER_SLACK_S: Final = 0.001
 _logger = logging.getLogger(__name__)

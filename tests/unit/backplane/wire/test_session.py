@@ -1,4 +1,4 @@
-"""Sessions: the peer's side, the controller's side, and both back to back."""
+"""The controller's side of sessions, and both sides back to back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backplane.errors import InvalidTransition, RemoteProtocolError
-from backplane.ids import Epoch, ItemId, NodeName
+from backplane.errors import RemoteProtocolError
+from backplane.ids import NodeName
 from backplane.wire import messages
 from backplane.wire import session as sessions_module
 from backplane.wire.messages import (
@@ -20,37 +20,28 @@ from backplane.wire.messages import (
     SessionRefused,
     SessionUnknown,
     SessionWelcome,
-    WorkAcknowledged,
     WorkRequest,
 )
+from backplane.wire.peer_session import (
+    Incoming,
+    PeerSession,
+    PeerState,
+    Send,
+    Start,
+)
 from backplane.wire.session import (
-    CONNECT_PAUSE_S,
-    HELLO_PAUSE_MAX_S,
     SESSIONS_MAX,
     SPOKEN,
-    TRANSITIONS,
     Authorized,
-    Deliver,
     Fault,
     FromPeer,
     Heard,
-    Incoming,
-    NotSent,
-    Outgoing,
     PeerLost,
     PeerReady,
-    PeerSession,
-    PeerState,
-    Ready,
-    Refused,
-    Send,
     SendTo,
-    SessionLost,
     Sessions,
     SessionsEffect,
-    Start,
     Tick,
-    Trigger,
 )
 
 HELLO = SessionHello(
@@ -63,200 +54,6 @@ WORK = WorkRequest(credit=1)
 def make_peer() -> PeerSession:
     return PeerSession(HELLO, jitter=lambda: 1.0)
 
-
-def make_ready(now: float = 0.0) -> PeerSession:
-    peer = make_peer()
-    peer.handle(Start(), now=now)
-    assert peer.handle(Incoming(WELCOME), now=now) == [Ready(WELCOME)]
-    return peer
-
-
-# --- the peer's side -----------------------------------------------------------------------------
-
-
-def test_hello_is_said_again_with_growing_pauses_until_welcomed() -> None:
-    peer = make_peer()
-    assert peer.handle(Start(), now=0.0) == [Send(HELLO)]
-    now, pauses = 0.0, []
-    for _ in range(7):
-        due = peer.deadline()
-        assert due is not None
-        assert peer.handle(Tick(), now=due - 0.01) == []
-        assert peer.handle(Tick(), now=due) == [Send(HELLO)]
-        pauses.append(due - now)
-        now = due
-    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert max(pauses) == HELLO_PAUSE_MAX_S
-    assert peer.waiting_for == "the controller does not answer"
-    assert peer.handle(Incoming(WELCOME), now=now) == [Ready(WELCOME)]
-    assert peer.state is PeerState.READY
-    assert peer.waiting_for == ""
-
-
-def test_jitter_halves_a_pause_at_most() -> None:
-    peer = PeerSession(HELLO, jitter=lambda: 0.0)
-    peer.handle(Start(), now=0.0)
-    assert peer.deadline() == 0.125
-
-
-def test_without_a_connection_the_hello_is_tried_often() -> None:
-    peer = make_peer()
-    peer.handle(Start(), now=0.0)
-    assert peer.handle(NotSent(HELLO), now=0.0) == []
-    assert peer.state is PeerState.CONNECTING
-    assert peer.waiting_for == "no connection to the controller"
-    assert peer.deadline() == CONNECT_PAUSE_S
-    assert peer.handle(Tick(), now=CONNECT_PAUSE_S) == [Send(HELLO)]
-    assert peer.state is PeerState.HELLOING
-
-
-def test_an_idle_session_pings_and_pongs_keep_it() -> None:
-    peer = make_ready()
-    now = 0.0
-    for sequence in range(1, 20):
-        now += 2.0
-        assert peer.handle(Tick(), now=now) == [Send(SessionPing(sequence=sequence))]
-        assert peer.handle(Incoming(SessionPong(sequence=sequence)), now=now) == []
-    assert peer.state is PeerState.READY
-
-
-def test_silence_for_three_heartbeats_ends_the_session_and_hello_is_said() -> None:
-    peer = make_ready()
-    assert peer.handle(Tick(), now=2.0) == [Send(SessionPing(sequence=1))]
-    assert peer.handle(Tick(), now=4.0) == [Send(SessionPing(sequence=2))]
-    lost, hello = peer.handle(Tick(), now=6.0)
-    assert isinstance(lost, SessionLost)
-    assert hello == Send(HELLO)
-    assert peer.state is PeerState.HELLOING
-
-
-def test_a_controller_that_forgot_us_is_told_again_who_we_are() -> None:
-    peer = make_ready()
-    lost, hello = peer.handle(Incoming(SessionUnknown()), now=1.0)
-    assert isinstance(lost, SessionLost)
-    assert hello == Send(HELLO)
-    assert peer.handle(Incoming(SessionUnknown()), now=1.0) == [], "the doubled answer is ignored"
-    assert peer.handle(Incoming(WELCOME), now=1.1) == [Ready(WELCOME)]
-
-
-def test_a_doubled_welcome_is_no_new_session() -> None:
-    peer = make_ready()
-    assert peer.handle(Incoming(WELCOME), now=0.1) == []
-
-
-def test_a_welcome_of_another_store_is_a_new_session() -> None:
-    peer = make_ready()
-    other = SessionWelcome(version=1, store="t", heartbeat_s=1.0)
-    assert peer.handle(Incoming(other), now=0.1) == [Ready(other)]
-    assert peer.deadline() == 1.1
-
-
-def test_messages_pass_only_within_the_session() -> None:
-    message = WorkAcknowledged(item=ItemId(1), epoch=Epoch(1))
-    peer = make_peer()
-    peer.handle(Start(), now=0.0)
-    assert peer.handle(Outgoing(WORK), now=0.0) == []
-    assert peer.handle(Incoming(message), now=0.0) == []
-    peer.handle(Incoming(WELCOME), now=0.0)
-    assert peer.handle(Outgoing(WORK), now=0.0) == [Send(WORK)]
-    assert peer.handle(Incoming(message), now=0.0) == [Deliver(message)]
-
-
-def test_a_lost_message_of_the_session_changes_nothing() -> None:
-    peer = make_ready()
-    assert peer.handle(NotSent(WORK), now=1.0) == []
-    assert peer.state is PeerState.READY
-
-
-@pytest.mark.parametrize("is_ready", [False, True])
-def test_a_refusal_is_for_good(is_ready: bool) -> None:
-    peer = make_ready() if is_ready else make_peer()
-    if not is_ready:
-        peer.handle(Start(), now=0.0)
-    refusal = SessionRefused(reason="no", hint="")
-    assert peer.handle(Incoming(refusal), now=1.0) == [Refused(refusal)]
-    assert peer.deadline() is None
-    assert peer.handle(Tick(), now=99.0) == []
-    assert peer.handle(Outgoing(WORK), now=99.0) == []
-    assert peer.handle(Incoming(WELCOME), now=99.0) == []
-    assert peer.waiting_for == "refused by the controller"
-
-
-@pytest.mark.parametrize(
-    "welcome",
-    [
-        SessionWelcome(version=2, store="s", heartbeat_s=2.0),
-        SessionWelcome(version=1, store="s", heartbeat_s=0.0),
-        SessionWelcome(version=1, store="s", heartbeat_s=-1.0),
-    ],
-)
-def test_a_welcome_that_makes_no_sense_ends_it(welcome: SessionWelcome) -> None:
-    peer = make_peer()
-    peer.handle(Start(), now=0.0)
-    (refused,) = peer.handle(Incoming(welcome), now=0.0)
-    assert isinstance(refused, Refused)
-
-
-def test_faults_are_reported_and_never_answered() -> None:
-    peer = make_ready()
-    for message in (ProtocolFault(reason="what?"), RemoteProtocolError("no message")):
-        (fault,) = peer.handle(Incoming(message), now=0.0)
-        assert isinstance(fault, Fault)
-
-
-def test_starting_twice_is_a_bug_that_tells_its_story() -> None:
-    peer = make_ready()
-    with pytest.raises(InvalidTransition, match=r"started in state ready.*started; welcomed"):
-        peer.handle(Start(), now=0.0)
-
-
-def test_every_state_has_its_row_in_the_table() -> None:
-    assert set(TRANSITIONS) == set(PeerState)
-    assert {trigger for row in TRANSITIONS.values() for trigger in row} == set(Trigger)
-
-
-INCOMING: list[Message | RemoteProtocolError] = [
-    WELCOME,
-    SessionWelcome(version=1, store="t", heartbeat_s=0.5),
-    SessionUnknown(),
-    SessionPong(sequence=1),
-    ProtocolFault(reason=""),
-    WorkAcknowledged(item=ItemId(1), epoch=Epoch(1)),
-    HELLO,
-    RemoteProtocolError("x"),
-    SessionRefused(reason="", hint=""),
-]
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.one_of(
-                st.sampled_from([Tick(), Outgoing(WORK), NotSent(HELLO), NotSent(WORK)]),
-                st.sampled_from(INCOMING).map(Incoming),
-            ),
-            st.floats(0.0, 8.0),
-        ),
-        max_size=40,
-    )
-)
-def test_no_order_of_events_from_outside_breaks_a_peer(
-    events: list[tuple[Tick | Outgoing | NotSent | Incoming, float]],
-) -> None:
-    peer, now = make_peer(), 0.0
-    peer.handle(Start(), now=now)
-    for event, pause in events:
-        now += pause
-        was_ready = peer.state is PeerState.READY
-        effects = peer.handle(event, now=now)
-        peer.check()
-        if was_ready and peer.state is not PeerState.READY:
-            assert any(isinstance(effect, SessionLost | Refused) for effect in effects)
-        due = peer.deadline()
-        assert (due is None) == (peer.state is PeerState.REFUSED)
-
-
-# --- the controller's side -----------------------------------------------------------------------
 
 MOVER = Authorized(role="mover", name="m1")
 KEY = b"k" * 32
@@ -416,6 +213,18 @@ def test_a_restart_ends_the_old_session_and_the_old_process_is_refused() -> None
     assert "taken over" in only_refusal(sessions.handle(heard(hello(b"1" * 16)), now=2.0))
     assert sessions.find("m1", role="mover") == ready.session
     sessions.check()
+
+
+def test_a_process_that_slept_while_its_successor_started_does_not_come_back() -> None:
+    sessions = make_sessions()
+    sessions.handle(heard(hello(b"1" * 16)), now=0.0)
+    assert sessions.handle(Tick(), now=10.0)
+    sessions.handle(heard(hello(b"2" * 16), peer=b"p2"), now=11.0)
+    assert sessions.handle(heard(WORK), now=12.0) == [SendTo(b"p1", SessionUnknown())]
+    assert "taken over" in only_refusal(sessions.handle(heard(hello(b"1" * 16)), now=12.0))
+    session = sessions.find("m1", role="mover")
+    assert session is not None
+    assert session.boot_id == b"2" * 16
 
 
 def test_a_stolen_routing_id_is_worth_nothing() -> None:
