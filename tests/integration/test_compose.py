@@ -232,6 +232,7 @@ def test_a_cluster_in_containers_backs_up_and_restores(cluster: Engine, shared: 
     wait_for_movers(cluster, 3)
     (shared / "input.img").write_bytes(os.urandom(VOLUME_BYTES))
 
+    cluster.ctl("tape", "add", "LTO001L8", "--capacity", "1GiB")
     cluster.ctl("volume", "create", "office", "--from", "/mnt/input.img", mount=shared)
     cluster.ctl("submit", "backup", "office", "--wait")
     cluster.ctl("submit", "restore", "office/latest", "--new", "copy", "--wait")
