@@ -256,7 +256,7 @@ def wait_for_movers(cluster: Engine, count: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         movers = json.loads(cluster.ctl("--output", "json", "mover", "list"))["movers"]
-        if len([mover for mover in movers if mover["state"] == "ready"]) == count:
+        if len([mover for mover in movers if mover["state"] != "away"]) == count:
             return
         time.sleep(0.5)
     pytest.fail(f"{count} movers did not appear: {cluster.ctl('mover', 'list')}")
