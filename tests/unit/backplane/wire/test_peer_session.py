@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,3 +242,46 @@ def test_no_order_of_events_from_outside_breaks_a_peer(
             assert any(isinstance(effect, SessionLost | Refused) for effect in effects)
         due = peer.deadline()
         assert (due is None) == (peer.state is PeerState.REFUSED)
+
+
+# --- its page ------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[4] / "docs" / "state-machines" / "peer-session.md"
+BEGIN = "--rewrite -->\n"
+END = "<!-- end of drawing -->"
+
+
+def drawing() -> str:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {PeerState.NEW.value}"]
+    lines += [
+        f"    {state.value} --> {target.value}: {trigger.value}"
+        for state, row in TRANSITIONS.items()
+        for trigger, target in row.items()
+    ]
+    lines += [
+        f"    class {PeerState.READY.value} happy",
+        f"    class {PeerState.REFUSED.value} failed",
+        "    classDef happy fill:#cfc",
+        "    classDef failed fill:#fcc",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def test_the_drawing_is_not_stale(is_rewriting: bool) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, found, rest = page.partition(BEGIN)
+    drawn, end, after = rest.partition(END)
+    assert found
+    assert end
+    if is_rewriting:
+        PAGE.write_text(before + found + drawing() + end + after, encoding="utf-8")
+        return
+    assert drawn == drawing(), "run this test with --rewrite and read the diff"
+
+
+def test_every_trigger_is_on_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for trigger in Trigger:
+        assert f"| {trigger.value} |" in page
