@@ -133,10 +133,9 @@ class Cluster:
 
     def living(self) -> dict[str, Identity]:
         """Find our processes by the configuration file on their command line."""
-        for child in self._children.values():
-            _ = child.exit_status  # reaps it, should it have ended
+        # Our own children are known anyhow: right after its start a process has no command line to be read yet.
+        found = {n: c.identity for n, c in self._children.items() if c.exit_status is None}
         wanted = {str(d.config_file): d.name for d in self._state.daemons(MOVERS_MAX)}
-        found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue

@@ -6,14 +6,14 @@ controller is waited out by the client's own patience.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from backplane.errors import ExitCode
+from backplane.errors import ExitCode, NotFoundError
 from backplane.units import format_size
 from controller.cli import render, report
 from controller.cli.render import Document, Screen
@@ -58,7 +58,7 @@ def follow_job(client: Caller, job: int, *, screen: Screen, poll_s: float = POLL
 
 
 def fetch_job(client: Caller, job: int) -> dict[str, Any]:
-    """Return a job with all its work items, however many calls that takes."""
+    """Return a job with all its work items, however many calls that takes, and the cartridges of its backup."""
     detail = client.call("job.show", job=job, items_from=0, items_max=ITEMS_PER_CALL)
     while detail["next_item"]:
         more = client.call(
@@ -66,6 +66,9 @@ def fetch_job(client: Caller, job: int) -> dict[str, Any]:
         )
         detail["items"] += more["items"]
         detail["next_item"] = more["next_item"]
+    if detail["backup"]:
+        with contextlib.suppress(NotFoundError):  # a backup that failed has no parts to show
+            detail["tags"] = client.call("backup.show", backup=str(detail["backup"]))["tags"]
     return detail
 
 
@@ -129,7 +132,7 @@ def status_line(detail: Document) -> str:
     return "  ".join(parts)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _state_on_signal(screen: Screen) -> Iterator[list[Document]]:
     """Print the state on SIGUSR1, as dd and restic do.  Only the main thread may install a handler."""
     latest: list[Document] = []

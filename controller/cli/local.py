@@ -10,22 +10,23 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import click
 
-from backplane.errors import ExitCode, RefusedError, UsageError
+from backplane.errors import ExitCode, RefusedError, UnreachableError, UsageError
 from backplane.runtime.clock import SystemClock
 from backplane.units import format_size
 from controller.cli import render
 from controller.cli.client import connect
-from controller.cli.cluster import STOP_GRACE_S, Cluster, DaemonState
+from controller.cli.cluster import READY_TIMEOUT_S, STOP_GRACE_S, Cluster, DaemonState
+from controller.cli.follow import Caller
 from controller.cli.options import SIZE, Group, Settings
 from controller.cli.render import Document, Screen
-from controller.cli.state_folder import MOVERS_MAX, StateFolder
+from controller.cli.state_folder import MOVERS_MAX, Daemon, StateFolder
 
 MOVERS: Final = 1
 CARTRIDGES: Final = 4
@@ -37,6 +38,7 @@ STARTING: Final = "starting a cluster"
 SERVING: Final = "serving in the foreground"
 
 
+Greeting: TypeAlias = Callable[[Settings, Sequence[Daemon]], None]
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -132,8 +134,13 @@ def run_up(
     capacity_bytes: int,
     screen: Screen,
     cluster: Cluster | None = None,
+    greet: Greeting | None = None,
 ) -> int:
-    """Start a cluster; stay with it unless detached."""
+    """Start a cluster; stay with it unless detached.
+
+    `greet` speaks with the controller when the processes serve; by default it waits until every node is known and
+    fills an empty library.
+    """
     if settings.controller or settings.key or settings.controller_key:
         raise UsageError("`ctl local up` makes its own controller and keys: leave --controller out")
     state = state_folder(settings)
@@ -146,9 +153,14 @@ def run_up(
                 movers = known.movers if known is not None else MOVERS
             started = cluster.start(movers, talk=screen.talk)
             try:
-                _add_cartridges(
-                    settings, count=cartridges, capacity_bytes=capacity_bytes, screen=screen
-                )
+                if greet is not None:
+                    greet(settings, state.daemons(movers))
+                else:
+                    with connect(settings) as client:
+                        wait_until_known(client, state.daemons(movers))
+                        fill_library(
+                            client, count=cartridges, capacity_bytes=capacity_bytes, screen=screen
+                        )
             except BaseException:
                 cluster.stop(set(started))
                 raise
@@ -214,20 +226,27 @@ def _process_document(state: DaemonState) -> Document:
     }
 
 
-def _add_cartridges(settings: Settings, *, count: int, capacity_bytes: int, screen: Screen) -> None:
-    """Fill an empty library, so that the first backup has somewhere to go."""
-    if not count:
-        return
-    with connect(settings) as client:
-        if client.call("tape.list")["cartridges"]:
+def wait_until_known(client: Caller, daemons: Sequence[Daemon]) -> None:
+    """Wait until the controller has the inventory of every node: serving comes a moment before it."""
+    wanted = {daemon.name for daemon in daemons if daemon.role != "controller"}
+    clock = SystemClock()
+    deadline = clock.monotonic() + READY_TIMEOUT_S
+    while True:
+        known = [*client.call("node.list")["nodes"], *client.call("mover.list")["movers"]]
+        away = wanted - {each["name"] for each in known if each["state"] != "away"}
+        if not away:
             return
-        for number in range(1, count + 1):
-            client.call(
-                "tape.add",
-                tag=f"LTO{number:03}L8",
-                capacity_bytes=capacity_bytes,
-                node="tape",
-            )
+        if clock.monotonic() >= deadline:
+            raise UnreachableError(f"the controller has not heard of {', '.join(sorted(away))}")
+        threading.Event().wait(POLL_S)
+
+
+def fill_library(client: Caller, *, count: int, capacity_bytes: int, screen: Screen) -> None:
+    """Add cartridges to an empty library, so that the first backup has somewhere to go."""
+    if not count or client.call("tape.list")["cartridges"]:
+        return
+    for number in range(1, count + 1):
+        client.call("tape.add", tag=f"LTO{number:03}L8", capacity_bytes=capacity_bytes, node="tape")
     screen.talk(f"added {count} blank cartridges of {format_size(capacity_bytes)}")
 
 

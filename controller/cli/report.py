@@ -50,7 +50,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
     tapes = [device for device in ledger["devices"] if device["role"] == "tape"]
     to_tape = sum(device["bytes_written"] for device in tapes)
     from_tape = sum(device["bytes_read"] for device in tapes)
-    movers = sorted({item["mover"] for item in detail["items"] if item["mover"]})
+    movers = detail.get("movers") or sorted({i["mover"] for i in detail["items"] if i["mover"]})
     facts = [
         ("JobId", str(detail["job"])),
         ("Job", f"{detail['kind']} of {detail['subject']}"),
@@ -79,9 +79,8 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
 
 
 def _cartridges(detail: Document) -> list[str]:
-    tags = detail["result"].get("tags")
-    if tags:
-        return [str(tag) for tag in tags]
+    if detail.get("tags"):
+        return [str(tag) for tag in detail["tags"]]
     return sorted({str(d["name"]) for d in detail["ledger"]["devices"] if d["role"] == "tape"})
 
 
@@ -149,12 +148,16 @@ def _items(detail: Document) -> str:
 def _damage(damage: list[Document]) -> str:
     columns = [
         ("FIRST LBA", render.text_of("first_lba")),
+        ("LAST LBA", lambda row: str(row.get("last_lba", row["first_lba"] + row["blocks"] - 1))),
         ("BLOCKS", render.text_of("blocks")),
         ("CARTRIDGE", render.text_of("tag")),
+        ("OBJECT", render.text_of("object")),
         ("REASON", render.text_of("reason")),
     ]
     shown = damage[:DAMAGE_SHOWN_MAX]
-    text = _indented(render.table(columns, shown, right=("FIRST LBA", "BLOCKS")))
+    text = _indented(
+        render.table(columns, shown, right=("FIRST LBA", "LAST LBA", "BLOCKS", "OBJECT"))
+    )
     rest = len(damage) - len(shown)
     more = f"\n    ... and {rest} more; --output json has them all" if rest > 0 else ""
     return f"  Damage:\n{text}{more}"

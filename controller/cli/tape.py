@@ -76,7 +76,6 @@ def cartridge_table(document: Document) -> str:
 
 def cartridge_page(document: Document) -> str:
     """Render one cartridge with its parts."""
-    # `parts` is the list here and a count in listings.
     facts = render.block(
         [
             ("Cartridge", str(document["tag"])),
@@ -102,4 +101,4 @@ def cartridge_page(document: Document) -> str:
         ("BYTES", lambda row: render.tape_size(row["stream_bytes"])),
     ]
     numbers = [title for title, _ in columns if title != "VOLUME"]
-    return f"{facts}\n\n{render.table(columns, document['parts'], right=numbers, empty='no parts')}"
+    return f"{facts}\n\n{render.table(columns, document['parts_detail'], right=numbers, empty='no parts')}"

@@ -46,7 +46,7 @@ class FakeController:
     """Answers each verb with what the test put into `answers`; checks the arguments as the real one does."""
 
     def __init__(self, state: Path) -> None:
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {"backup.show": {"tags": ["LTO001L8"]}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.lost_calls = 0
         """So many calls are ignored, as if they or their answers had been lost."""
@@ -443,7 +443,8 @@ def documents() -> dict[str, Any]:
                 "is_balanced": True,
                 "devices": [device, tape],
             },
-            "result": {"backup": 3, "tags": ["LTO001L8"]},
+            "movers": ["mover-1"],
+            "result": {"backup": 3},
         },
         "item": item,
         "backup": backup,

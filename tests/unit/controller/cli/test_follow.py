@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from backplane.errors import NotFoundError
 from controller.cli.follow import follow_job, status_line
 from controller.cli.render import Screen
 
@@ -20,6 +21,8 @@ class Teller:
         self.asked = 0
 
     def call(self, verb: str, **arguments: object) -> dict[str, Any]:
+        if verb == "backup.show":
+            raise NotFoundError("no such backup")
         assert verb == "job.show"
         self.asked += 1
         detail = self._details.pop(0) if len(self._details) > 1 else self._details[0]

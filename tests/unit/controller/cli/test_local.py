@@ -16,8 +16,16 @@ from typing import Any
 import pytest
 
 from backplane.errors import RefusedError, UnreachableError, UsageError
+from controller.cli.client import connect
 from controller.cli.cluster import Cluster
-from controller.cli.local import SERVING, _add_cartridges, run_down, run_status, run_up
+from controller.cli.local import (
+    SERVING,
+    fill_library,
+    run_down,
+    run_status,
+    run_up,
+    wait_until_known,
+)
 from controller.cli.options import Settings
 from controller.cli.render import Screen
 from controller.cli.state_folder import StateFolder
@@ -44,7 +52,8 @@ from controller.cli.state_folder import StateFolder
 state, script = Path(sys.argv[1]), sys.argv[2]
 programs = dict.fromkeys(("controller", "storage", "mover"), (sys.executable, "-I", "-S", script))
 sys.exit(run_up(Settings(state=state), movers=1, is_detached=False, cartridges=0, capacity_bytes=0,
-    screen=Screen("table"), cluster=Cluster(StateFolder(state), programs=programs)))
+    screen=Screen("table"), cluster=Cluster(StateFolder(state), programs=programs),
+    greet=lambda *_: None))
 """
 
 
@@ -72,6 +81,7 @@ class Trial:
             capacity_bytes=0,
             screen=self.screen,
             cluster=self.cluster(),
+            greet=lambda *_: None,
         )
 
     def when_serving(self, act: Any) -> threading.Thread:
@@ -231,15 +241,14 @@ def test_settings_of_another_cluster_are_refused(trial: Trial) -> None:
         )
 
 
-def add(state: Path, trial: Trial, *, count: int = 3) -> None:
-    _add_cartridges(
-        Settings(state=state, timeout_s=0.3), count=count, capacity_bytes=2**30, screen=trial.screen
-    )
+def fill(state: Path, trial: Trial, *, count: int = 3) -> None:
+    with connect(Settings(state=state)) as client:
+        fill_library(client, count=count, capacity_bytes=2**30, screen=trial.screen)
 
 
 def test_an_empty_library_is_filled(controller: Any, state: Path, trial: Trial) -> None:
     controller.answers |= {"tape.list": {"cartridges": []}, "tape.add": {}}
-    add(state, trial)
+    fill(state, trial)
     added = [arguments for verb, arguments in controller.calls if verb == "tape.add"]
     assert added == [
         {"tag": f"LTO00{number}L8", "capacity_bytes": 2**30, "node": "tape"} for number in (1, 2, 3)
@@ -251,8 +260,27 @@ def test_a_library_with_cartridges_is_left_alone(
     controller: Any, state: Path, trial: Trial, documents: Any
 ) -> None:
     controller.answers["tape.list"] = {"cartridges": [documents["cartridge"]]}
-    add(state, trial)
+    fill(state, trial)
     assert [verb for verb, _ in controller.calls] == ["tape.list"]
+
+
+def test_a_cluster_is_up_when_the_controller_knows_every_node(
+    controller: Any, state: Path, documents: Any
+) -> None:
+    """Before its inventory, the library looks empty and the disk node has no volumes."""
+    node, mover = documents["node"], documents["mover"]
+    away = node | {"name": "tape", "state": "away"}
+    controller.answers |= {
+        "node.list": [
+            {"nodes": []},
+            {"nodes": [node, away]},
+            {"nodes": [node, node | {"name": "tape"}]},
+        ],
+        "mover.list": {"movers": [mover]},
+    }
+    with connect(Settings(state=state)) as client:
+        wait_until_known(client, StateFolder(state).daemons(1))
+    assert [verb for verb, _ in controller.calls].count("node.list") == 3
 
 
 def test_a_cluster_that_cannot_be_spoken_to_is_stopped_again(trial: Trial) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from controller.cli.reference import page
+from controller.operator_interface import VERBS
 
-REFERENCE = Path(__file__).resolve().parents[4] / "docs" / "cli.md"
+DOCS = Path(__file__).resolve().parents[4] / "docs"
+REFERENCE = DOCS / "cli.md"
 
 
 def test_the_reference_is_not_stale(is_rewriting: bool) -> None:
@@ -19,8 +21,8 @@ def test_the_reference_is_not_stale(is_rewriting: bool) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "## ctl submit",
-        "### ctl volume create",
+        "## `ctl submit`",
+        "### `ctl volume create`",
         "- `--block-size [512|4096]`: Bytes of a logical block. [default: 512]",
         "ctl submit restore [OPTIONS] BACKUP",
         "| 130 | interrupted |",
@@ -28,3 +30,12 @@ def test_the_reference_is_not_stale(is_rewriting: bool) -> None:
 )
 def test_the_page_has_commands_options_and_exit_codes(words: str) -> None:
     assert words in page()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_described_with_its_arguments(verb: str) -> None:
+    """What `ctl` may ask and what the controller answers are written down in one place."""
+    text = (DOCS / "operator-interface.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{verb}` |")]
+    missing = [name for name in VERBS[verb] if f"`{name}`" not in row]
+    assert not missing

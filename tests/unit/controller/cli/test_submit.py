@@ -85,7 +85,15 @@ def test_what_the_controller_refuses_ends_with_its_code(
 def test_verify_waits_and_ends_with_code_8_if_there_is_damage(
     controller: Any, ctl: Any, documents: Any
 ) -> None:
-    damage = [{"first_lba": 2048, "blocks": 8, "tag": "LTO001L8", "reason": "wrong checksum"}]
+    damage = [
+        {
+            "first_lba": 2048,
+            "blocks": 8,
+            "tag": "LTO001L8",
+            "object": 17,
+            "reason": "wrong checksum",
+        }
+    ]
     controller.answers["job.submit"] = {"job": 9}
     controller.answers["job.show"] = documents["detail"] | {
         "job": 9,
@@ -97,7 +105,7 @@ def test_verify_waits_and_ends_with_code_8_if_there_is_damage(
     }
     code, out, err = ctl("submit", "verify", "3", "--wait")
     assert code == 8
-    assert "     2048       8  LTO001L8   wrong checksum" in out
+    assert "     2048      2055       8  LTO001L8       17  wrong checksum" in out
     assert "*** Verify Error *** (8 blocks are damaged)" in out
     assert err == "ctl: job 9 failed: 8 blocks are damaged\n"
 
@@ -138,4 +146,4 @@ def test_wait_as_json_prints_one_document(controller: Any, ctl: Any, documents: 
     controller.answers["job.show"] = documents["detail"]
     code, out, _ = ctl("submit", "backup", "vol1", "--wait", "--output", "json")
     assert code == 0
-    assert json.loads(out) == documents["detail"]
+    assert json.loads(out) == documents["detail"] | {"tags": ["LTO001L8"]}

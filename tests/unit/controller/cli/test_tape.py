@@ -32,7 +32,7 @@ def test_list_shows_status_and_location_and_decimal_sizes(
 
 
 def test_show_lists_the_parts(controller: Any, ctl: Any, documents: Any) -> None:
-    controller.answers["tape.show"] = documents["cartridge"] | {"parts": [documents["part"]]}
+    controller.answers["tape.show"] = documents["cartridge"] | {"parts_detail": [documents["part"]]}
     assert ctl("tape", "show", "LTO001L8") == (0, PAGE, "")
 
 
