@@ -18,9 +18,7 @@ from typing import Final, cast
 
 from backplane.errors import BackupError, NotAuthorizedError
 from backplane.scsi.parameter_list import ParameterList
-from backplane.scsi.sense import Sense, SenseKey
-from backplane.wire.frames import Status
-from mover_node.core.abort import COMMANDS_CLEARED
+from mover_node.core.abort import Ended, aborted
 from mover_node.core.commands import (
     Command,
     Denied,
@@ -33,7 +31,7 @@ from mover_node.core.commands import (
     UnitInfo,
     Unreachable,
 )
-from mover_node.core.copy_manager import CopyManager, Ended
+from mover_node.core.copy_manager import CopyManager
 from mover_node.runs import LOST, InFlight, carry_out
 from mover_node.streams.base import Carrier, Device, Source, Target
 
@@ -47,17 +45,6 @@ class AbortedError(BackupError):
     """Somebody wants the item to stop."""
 
     kind = "aborted"
-
-
-def aborted(segments: int, reason: str) -> Ended:
-    """Return how an item ends that was told to stop: TASK ABORTED, COMMANDS CLEARED BY DEVICE SERVER."""
-    sense = Sense(
-        key=SenseKey.COPY_ABORTED,
-        asc=COMMANDS_CLEARED.asc,
-        ascq=COMMANDS_CLEARED.ascq,
-        segment=max(0, segments - 1),
-    )
-    return Ended(Status.TASK_ABORTED, sense.encode_fixed(), segments, reason)
 
 
 class Performer:

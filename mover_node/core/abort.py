@@ -6,6 +6,7 @@ residual) and makes sense data of it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from backplane.errors import CopyError, SenseTriple
@@ -35,6 +36,33 @@ INVALID_OPERATION: Final = AdditionalSense(0x26, 0x0C)
 GRANULARITY_VIOLATION: Final = AdditionalSense(0x26, 0x0D)
 NOT_AUTHORIZED: Final = AdditionalSense(0x26, 0x15)
 COMMANDS_CLEARED: Final = AdditionalSense(0x2F, 0x02)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a list ended.  `segments` counts the segments processed, including the one that failed."""
+
+    status: int
+    sense: bytes
+    segments: int
+    detail: str
+
+    @property
+    def is_good(self) -> bool:
+        """Everything was done."""
+        return self.status == Status.GOOD
+
+
+def aborted(segments: int, reason: str) -> Ended:
+    """Return how a list ends that was told to stop: TASK ABORTED, COMMANDS CLEARED BY DEVICE SERVER."""
+    sense = Sense(
+        key=SenseKey.COPY_ABORTED,
+        asc=COMMANDS_CLEARED.asc,
+        ascq=COMMANDS_CLEARED.ascq,
+        segment=max(0, segments - 1),
+    )
+    return Ended(Status.TASK_ABORTED, sense.encode_fixed(), segments, reason)
+
 
 GUARD_CHECK_FAILED: Final = SenseTriple(SenseKey.ABORTED_COMMAND, 0x10, 0x01)
 """0Bh 10h/01h LOGICAL BLOCK GUARD CHECK FAILED: the data do not match their CRC."""

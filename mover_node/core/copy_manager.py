@@ -16,7 +16,6 @@ offers one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from backplane.scsi.copy_status import OperatingParameters
@@ -28,7 +27,7 @@ from backplane.scsi.segment import WriteFilemarks as FilemarksSegment
 from backplane.scsi.sense import FieldPointer
 from backplane.wire.frames import Status
 from mover_node.core import abort
-from mover_node.core.abort import CopyAbortedError
+from mover_node.core.abort import CopyAbortedError, Ended
 from mover_node.core.commands import (
     Kind,
     Locate,
@@ -46,21 +45,6 @@ from mover_node.core.segment import DataSegment, Limits, Opener, Residues
 from mover_node.core.units import Role, Steps, Unit, Units
 
 DATA_SEGMENT_CODES: Final = frozenset(range(0x07)) | frozenset(range(0x08, 0x0B))
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a list ended.  `segments` counts the segments processed, including the one that failed."""
-
-    status: int
-    sense: bytes
-    segments: int
-    detail: str
-
-    @property
-    def is_good(self) -> bool:
-        """Everything was done."""
-        return self.status == Status.GOOD
 
 
 class CopyManager:
@@ -212,15 +196,11 @@ class CopyManager:
         is_done = False
         while not is_done:
             work = yield from self._run_ahead(work)
-            before = work.written
-            bytes_read = self.ledger.totals()[0] if self._must_step else 0
+            before = work.processed
             is_done = yield from work.step(self._residues, self._units)
-            if self._must_step and (
-                work.written > before
-                if work.destination is not None
-                else self.ledger.totals()[0] > bytes_read
-            ):
+            if self._must_step and work.processed > before and not self._residues:
                 self._must_step = False
+                self._units.earn_attempt(is_whole_transfer=True)
         yield from work.finish(self._residues, self._units)
 
     def _run_ahead(self, work: DataSegment) -> Steps[DataSegment]:
@@ -257,7 +237,7 @@ class CopyManager:
                 )
             work.resume(point)
         if ran.transfers:
-            self._units.has_spare_attempt = True
+            self._units.earn_attempt(is_whole_transfer=True)
         if ran.stop is Stop.WARNED:
             assert work.destination is not None
             assert ran.answer is not None
@@ -273,8 +253,7 @@ class CopyManager:
             assert work.source is not None
             source = work.source.unit
             if ran.stop is Stop.DAMAGED:
-                self._units.has_spare_attempt = False
-                self._units.count_reread(source.cscd)
+                self._units.use_attempt_of_run(source)
             if source.is_stream and ran.source_position != started_at + ran.transfers:
                 yield from self._control(
                     source, Role.SOURCE, Locate(source.cscd, started_at + ran.transfers)

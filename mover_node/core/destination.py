@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from backplane.units import align_down, align_up
-from mover_node.core import abort
-from mover_node.core.abort import CopyAbortedError
+from mover_node.core.abort import INEXACT_SEGMENT, CopyAbortedError
 from mover_node.core.pieces import Piece, Residue, zero_payload
 from mover_node.core.units import Role, Steps, Unit, Units
 
@@ -63,7 +62,7 @@ class RecordWriter:
     def write_padded(self, data: Residue) -> Steps[None]:
         """Fill the last transfer with zeros."""
         if not self.transfer_bytes and not self.unit.is_null:
-            raise CopyAbortedError("nothing can be padded to 0 bytes", abort.INEXACT_SEGMENT)
+            raise CopyAbortedError("nothing can be padded to 0 bytes", INEXACT_SEGMENT)
         yield from self._write(data)
 
     def _write(self, data: Residue) -> Steps[None]:
@@ -72,11 +71,14 @@ class RecordWriter:
         for index in range(self._blocks):
             zeros = max(0, size - data.byte_count)
             pieces = data.take(size - zeros)
-            answer = yield from self._units.write(self.unit, [*pieces, *zero_payload(zeros)])
-            if not abort.is_written(answer):
+            left = self._blocks - index if self._fixed else None
+            try:
+                answer = yield from self._units.write(
+                    self.unit, [*pieces, *zero_payload(zeros)], information=left
+                )
+            except CopyAbortedError:
                 put_back(data, pieces)
-                left = self._blocks - index if self._fixed else None
-                raise self._units.failed(self.unit, Role.DESTINATION, answer, information=left)
+                raise
             account = self._units.account(self.unit)
             account.bytes_written += size
             account.bytes_padded += zeros
@@ -144,12 +146,12 @@ class BlockWriter:
         start, stop = align_down(self.address, block), align_up(end, block)
         before, after = yield from self._surroundings(start, stop, end)
         pieces = data.take(end - self.address - padding)
-        answer = yield from self._units.write(
-            self.unit, [*before, *pieces, *zero_payload(padding), *after], address=start
-        )
-        if not abort.is_written(answer):
+        whole = [*before, *pieces, *zero_payload(padding), *after]
+        try:
+            answer = yield from self._units.write(self.unit, whole, address=start)
+        except CopyAbortedError:
             put_back(data, pieces)
-            raise self._units.failed(self.unit, Role.DESTINATION, answer)
+            raise
         account = self._units.account(self.unit)
         account.bytes_written += end - self.address
         account.bytes_padded += padding

@@ -12,7 +12,9 @@ from enum import Enum
 
 from backplane.scsi.sense import SenseKey
 from mover_node.core import abort
+from mover_node.core.abort import CopyAbortedError
 from mover_node.core.commands import Completed, WriteFilemarks
+from mover_node.core.pieces import Piece
 from mover_node.core.units import Role, Steps, Unit, Units
 
 
@@ -31,21 +33,14 @@ def copy_image(
     length = source.block_bytes or min(size for size in most if size)
     filemarks = 0
     while not count or filemarks < count:
-        piece, answer = yield from units.read_record(source, Role.SOURCE, length)
+        piece, answer = yield from units.read_record(source, Role.SOURCE, length, takes_short=True)
         match _found(answer, is_fixed=bool(source.block_bytes)):
             case _Found.RECORD:
                 filemarks = 0
                 account = units.account(source)
                 account.bytes_read += len(piece.data)
                 account.records_read += 1
-                written = yield from units.write(target, [piece])
-                if abort.is_written(written):
-                    units.account(target).bytes_written += len(piece.data)
-                    units.account(target).records_written += 1
-                else:
-                    account.bytes_discarded += len(piece.data)
-                if not written.is_good:
-                    raise units.failed(target, Role.DESTINATION, written)
+                yield from _copy_record(units, piece, target)
             case _Found.FILEMARK:
                 filemarks += 1
                 yield from _copy_filemark(units, target)
@@ -53,6 +48,18 @@ def copy_image(
                 return
             case _Found.TROUBLE:
                 raise units.failed(source, Role.SOURCE, answer)
+
+
+def _copy_record(units: Units, piece: Piece, target: Unit) -> Steps[None]:
+    try:
+        answer = yield from units.write(target, [piece])
+    except CopyAbortedError:
+        units.ledger.discard({piece.origin: len(piece.data)})
+        raise
+    units.account(target).bytes_written += len(piece.data)
+    units.account(target).records_written += 1
+    if not answer.is_good:
+        raise units.failed(target, Role.DESTINATION, answer)
 
 
 def _copy_filemark(units: Units, target: Unit) -> Steps[None]:

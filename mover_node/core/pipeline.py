@@ -96,12 +96,12 @@ def _shape_of(work: DataSegment) -> _Shape | None:
         if kind is Kind.RESTORE:
             assert isinstance(destination, BlockWriter)
             block_bytes, address = destination.unit.block_bytes, destination.address
+            if destination.end != address + work.to_process - work.processed:
+                return None  # Residue took a part of the range: not all that comes will fit.
     ends = [end.unit for end in (source, destination) if end is not None]
     if is_fixed or any(unit.is_null for unit in ends) or not 0 < record_bytes < DATA_BYTES_MAX:
         return None
-    if address % block_bytes or work.to_process % block_bytes:
-        return None
-    if kind is Kind.RESTORE and (record_bytes % block_bytes or work.processed % block_bytes):
+    if any(n % block_bytes for n in (address, record_bytes, work.to_process, work.processed)):
         return None
     last = ends[-1]
     return _Shape(kind, ends[0].cscd, last.cscd, record_bytes, block_bytes)

@@ -78,5 +78,5 @@ class RecordReader:
         account.bytes_read += length
         account.records_read += 1
         if self._pays_attempt:
-            self._units.has_spare_attempt = True
+            self._units.earn_attempt()
         into.append(piece)

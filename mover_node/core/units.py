@@ -97,8 +97,10 @@ class Units:
         self.ledger = Ledger([cscd.designator for cscd in parameters.cscds])
         self._units: dict[int, Unit] = {}
         self._infos: dict[bytes, UnitInfo] = {}
-        self.has_spare_attempt = True
-        """One damaged transfer may be repeated; earned again by each write that succeeds."""
+        # One damaged transfer may be repeated; each write that succeeds earns the next attempt.  After a run of
+        # transfers it is earned by a whole transfer only, because that is what the run would have repeated.
+        self._has_attempt = True
+        self._earns_by_parts = True
 
     def find(self, segment: SegmentDescriptor, role: Role) -> Steps[Unit]:
         """Return the device at one end of a segment; opens it if need be."""
@@ -190,13 +192,16 @@ class Units:
             self._spend_attempt(unit, role)
 
     def read_record(
-        self, unit: Unit, role: Role, byte_count: int
+        self, unit: Unit, role: Role, byte_count: int, *, takes_short: bool = False
     ) -> Steps[tuple[Piece, Completed]]:
-        """Read one record; returns what was delivered, sound, and the answer, whatever its status is."""
+        """Read one record; returns what was delivered and the answer, whatever its status is.
+
+        The data are sound if the answer is GOOD; with `takes_short` also if they came with CHECK CONDITION.
+        """
         while True:
             answer = yield from self.command(unit, ReadRecord(unit.cscd, byte_count))
             piece = self._piece(unit, role, answer, byte_count if answer.is_good else None)
-            if piece.is_sound():
+            if not (answer.is_good or takes_short) or piece.is_sound():
                 return piece, answer
             self._spend_attempt(unit, role)
             back = yield from self.command(unit, Locate(unit.cscd, answer.position - 1))
@@ -204,9 +209,17 @@ class Units:
                 raise self.failed(unit, role, back)
 
     def write(
-        self, unit: Unit, pieces: list[Piece], *, address: int | None = None
+        self,
+        unit: Unit,
+        pieces: list[Piece],
+        *,
+        address: int | None = None,
+        information: int | None = None,
     ) -> Steps[Completed]:
-        """Write a record, or blocks at a byte address; returns the answer, which may be a refusal."""
+        """Write a record, or blocks at a byte address.
+
+        Returns the answer if they are written, though perhaps with a warning; otherwise raises.
+        """
         payload = payload_of(pieces)
         command: Command = (
             WriteRecord(unit.cscd, payload)
@@ -215,15 +228,26 @@ class Units:
         )
         while True:
             answer = yield from self.command(unit, command)
-            if not abort.is_guard_failure(answer) or not self.has_spare_attempt:
+            if not abort.is_guard_failure(answer) or not self._has_attempt:
                 break
-            self.has_spare_attempt = False
-            self.count_reread(next((p.origin for p in pieces if p.origin >= 0), unit.cscd))
-        if abort.is_written(answer):
-            self.has_spare_attempt = True
+            self._has_attempt = False
+            self._count_reread(next((p.origin for p in pieces if p.origin >= 0), unit.cscd))
+        if not abort.is_written(answer):
+            raise self.failed(unit, Role.DESTINATION, answer, information=information)
+        self.earn_attempt()
         return answer
 
-    def count_reread(self, cscd: int) -> None:
+    def earn_attempt(self, *, is_whole_transfer: bool = False) -> None:
+        """Something went well: the next damaged transfer may be repeated again."""
+        self._earns_by_parts = self._earns_by_parts or is_whole_transfer
+        self._has_attempt = self._has_attempt or self._earns_by_parts
+
+    def use_attempt_of_run(self, source: Unit) -> None:
+        """A run of transfers met damage: what follows is the second attempt."""
+        self._has_attempt = self._earns_by_parts = False
+        self._count_reread(source.cscd)
+
+    def _count_reread(self, cscd: int) -> None:
         """Count a damaged transfer that is done again, at the device its data came from."""
         self.ledger.of(cscd).rereads += 1
 
@@ -239,11 +263,11 @@ class Units:
         return Piece(data, answer.crc32c, unit.cscd)
 
     def _spend_attempt(self, unit: Unit, role: Role) -> None:
-        if not self.has_spare_attempt:
+        if not self._has_attempt:
             guard = Sense(key=SenseKey.ABORTED_COMMAND, asc=0x10, ascq=0x01).encode_fixed()
             raise self.failed(unit, role, Completed(Status.CHECK_CONDITION, guard))
-        self.has_spare_attempt = False
-        self.count_reread(unit.cscd)
+        self._has_attempt = False
+        self._count_reread(unit.cscd)
 
     # --- failures --------------------------------------------------------------------------------
 

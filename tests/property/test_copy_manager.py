@@ -28,7 +28,8 @@ from backplane.scsi.cscd import (
 from backplane.scsi.parameter_list import ParameterList
 from backplane.scsi.sense import Sense
 from mover_node.core import destination, source
-from mover_node.core.copy_manager import CopyManager, Ended
+from mover_node.core.abort import Ended
+from mover_node.core.copy_manager import CopyManager
 from mover_node.executor import Performer, execute
 from mover_node.runs import InFlight
 from mover_node.streams.base import Device
@@ -132,10 +133,12 @@ class Model:
         self.source: list[int] = []
         self.destination: list[int] = []
         self.written = 0
+        self.ideal = False
 
     def run(self) -> Result:
         for number in range(len(self.parameters.segments)):
             ideal = copy.deepcopy(self)
+            ideal.ideal = True
             for device in ideal.devices:
                 device.ideal = True
             self.written = 0
@@ -332,6 +335,9 @@ class Model:
                     raise Failed(0x00, 0x00)
 
         def read(self) -> None:
+            if self.source is None and self.model.ideal:
+                self.model.source.append(0)
+                return
             if self.source is None:
                 raise Failed(*UNREACHABLE)
             try:
@@ -700,3 +706,240 @@ def test_any_list_does_what_the_naive_model_does(
             assert isinstance(real, MemoryTape)
             assert real.objects == device.objects
             assert real.position == device.position
+
+
+# --- runs of transfers against the ordinary way ----------------------------------------------------
+
+SIZE = BLOCK * 40
+FAR = 1 << 60
+
+
+@dataclass
+class Story:
+    """A list over one disk and one tape, and what goes wrong."""
+
+    record_bytes: int
+    segments: list[seg.Segment]
+    objects: list[TapeObject]
+    position: int
+    disk_pad: bool
+    tape_pad: bool
+    warning: int
+    capacity: int
+    programmable: int
+    bad_block: int | None
+    bad_object: int | None
+    disk_damages: list[Damage]
+    tape_damages: list[Damage]
+    reads_max: int
+
+    def world(self) -> World:
+        disk = FaultyDisk(
+            bytes((7 * i + i // 256) % 256 for i in range(SIZE)),
+            block_bytes=BLOCK,
+            damages=[copy.copy(d) for d in self.disk_damages],
+        )
+        tape = FaultyTape(
+            self.objects,
+            position=self.position,
+            warning_bytes=self.warning,
+            capacity_bytes=self.capacity,
+            programmable_bytes=self.programmable,
+            damages=[copy.copy(d) for d in self.tape_damages],
+        )
+        if self.bad_block is not None:
+            disk.bad_addresses = {self.bad_block * BLOCK}
+        if self.bad_object is not None:
+            tape.bad_objects = {self.bad_object}
+        cscds = (
+            block_cscd(designator(0), block_bytes=BLOCK, pad=self.disk_pad),
+            stream_cscd(designator(1), pad=self.tape_pad),
+        )
+        return World([disk], [tape], cscds, [("disk", 0), ("tape", 0)])
+
+
+def _damages(place: st.SearchStrategy[int]) -> st.SearchStrategy[list[Damage]]:
+    one = st.builds(
+        Damage, st.sampled_from(["read", "write"]), place, st.sampled_from([1, 1 << 30])
+    )
+    return st.lists(one, max_size=1)
+
+
+@st.composite
+def stories(draw: Callable[..., object]) -> Story:
+    size = draw(st.sampled_from([8, 16, 16, 24, 20]))
+    cats = st.sampled_from([True, True, True, False])
+    runs = st.tuples(st.integers(0, 30), st.integers(0, 9))
+    segments: list[seg.Segment] = []
+    for lba, blocks in draw(st.lists(runs, min_size=1, max_size=8)):
+        kind = draw(st.sampled_from(["08", "08", "00", "09", "09", "01", "06", "04", "10", "12"]))
+        ends = {"source_cscd_descriptor_id": 0, "destination_cscd_descriptor_id": 1}
+        back = {"source_cscd_descriptor_id": 1, "destination_cscd_descriptor_id": 0}
+        more = {"cat": draw(cats), "stream_device_transfer_length": size}
+        counted = {
+            "block_device_number_of_blocks": blocks,
+            "block_device_logical_block_address": lba,
+        }
+        ranged = {
+            "number_of_bytes": blocks * BLOCK,
+            "block_device_logical_block_address": lba,
+        }
+        segments.append(
+            {
+                "08": lambda: seg.BlockOffsetToStream(**ends, **more, **ranged),
+                "00": lambda: seg.BlockToStream(**ends, **more, **counted),
+                "09": lambda: seg.StreamToBlockOffset(**back, **more, **ranged),
+                "01": lambda: seg.StreamToBlock(**back, **more, **counted),
+                "06": lambda: seg.StreamToDiscard(
+                    source_cscd_descriptor_id=1, **more, number_of_bytes=blocks * BLOCK
+                ),
+                "04": lambda: seg.InlineToStream(
+                    destination_cscd_descriptor_id=1,
+                    **more,
+                    inline_data_offset=0,
+                    inline_data_number_of_bytes=size,
+                ),
+                "10": lambda: seg.WriteFilemarks(destination_cscd_descriptor_id=1),
+                "12": lambda: seg.Locate(
+                    destination_cscd_descriptor_id=1, logical_object_identifier=blocks
+                ),
+            }[kind]()
+        )
+    count = draw(st.integers(0, 16))
+    objects: list[TapeObject] = [bytes((k * 31 + i) % 256 for i in range(size)) for k in range(count)]
+    if objects and draw(st.integers(0, 2)) == 0:
+        index = draw(st.integers(0, count - 1))
+        objects[index] = draw(st.sampled_from([FILEMARK, bytes(size - 1), bytes(size + 1)]))
+    warning = draw(st.sampled_from([FAR, FAR, 30, 100, 200]))
+    # One wire at a time: which of two damages in one record is met first differs between the two ways.
+    tape_damages = draw(_damages(st.integers(0, 14)))
+    disk_damages = [] if tape_damages else draw(_damages(st.integers(0, SIZE - 1)))
+    return Story(
+        record_bytes=size,
+        segments=segments,
+        objects=objects,
+        position=draw(st.sampled_from([0, 0, count])),
+        disk_pad=draw(st.booleans()),
+        tape_pad=draw(st.sampled_from([True, True, False])),
+        warning=warning,
+        capacity=warning + draw(st.sampled_from([0, 20, 100])),
+        programmable=draw(st.sampled_from([0, 0, 50])),
+        bad_block=draw(st.sampled_from([None, None, None, 3, 17, 33])),
+        bad_object=draw(st.sampled_from([None, None, None, 1, 5])),
+        disk_damages=disk_damages,
+        tape_damages=tape_damages,
+        reads_max=draw(st.integers(1, 8)),
+    )
+
+
+def outcome(story: Story, *, use_runs: bool, writes_max: int = 1) -> dict[str, object]:
+    world = story.world()
+    limits = InFlight(reads_max=max(story.reads_max, writes_max), writes_max=writes_max)
+    parameters = ParameterList(
+        list_identifier=1,
+        cscds=world.cscds,
+        segments=tuple(story.segments),
+        inline_data=bytes(range(64)),
+    )
+    ended, manager = world.execute(parameters, use_runs=use_runs, limits=limits)
+    return {
+        "status": ended.status,
+        "sense": ended.sense.hex(),
+        "segments": ended.segments,
+        "media": world.media(),
+        "ledger": manager.ledger.entries(),
+    }
+
+
+@given(stories())
+def test_a_run_of_transfers_ends_like_the_ordinary_way(story: Story) -> None:
+    assert outcome(story, use_runs=True) == outcome(story, use_runs=False)
+
+
+# --- restart from the residual ---------------------------------------------------------------------
+
+RECORD = 16
+
+
+def restart_byte(segments: list[seg.BlockOffsetToStream], sense: Sense) -> int:
+    """Return how many bytes of the stream are on tape: the rule of docs/work-item.md, from the sense data alone."""
+    failing = sense.segment
+    assert failing is not None
+    before = sum(s.number_of_bytes for s in segments[:failing])
+    whole_before = before // RECORD * RECORD
+    if sense.information is None:
+        return whole_before
+    end = before + segments[failing].number_of_bytes
+    is_padded = not segments[failing].cat
+    planned = (-(-end // RECORD) if is_padded else end // RECORD) * RECORD - whole_before
+    return whole_before + planned - sense.information
+
+
+def backup_segments(extents: list[tuple[int, int]]) -> list[seg.BlockOffsetToStream]:
+    return [
+        seg.BlockOffsetToStream(
+            cat=index < len(extents) - 1,
+            source_cscd_descriptor_id=0,
+            destination_cscd_descriptor_id=1,
+            stream_device_transfer_length=RECORD,
+            number_of_bytes=blocks * BLOCK,
+            block_device_logical_block_address=lba,
+        )
+        for index, (lba, blocks) in enumerate(extents)
+    ]
+
+
+def rest_of(extents: list[tuple[int, int]], done: int) -> list[tuple[int, int]]:
+    rest = []
+    for lba, blocks in extents:
+        skip = min(blocks, done // BLOCK)
+        done -= skip * BLOCK
+        if skip < blocks:
+            rest.append((lba + skip, blocks - skip))
+    return rest
+
+
+@given(
+    extents=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=8),
+    warnings=st.lists(st.integers(0, 200), min_size=1, max_size=3),
+    room=st.integers(0, 80),
+    damages=_damages(st.integers(0, 12)),
+    writes_max=st.integers(1, 5),
+    use_runs=st.booleans(),
+)
+def test_a_restart_from_the_residual_loses_and_doubles_nothing(
+    extents: list[tuple[int, int]],
+    warnings: list[int],
+    room: int,
+    damages: list[Damage],
+    writes_max: int,
+    use_runs: bool,
+) -> None:
+    content = bytes((7 * i + i // 256) % 256 for i in range(SIZE))
+    stream = b"".join(content[lba * BLOCK : (lba + blocks) * BLOCK] for lba, blocks in extents)
+    records: list[TapeObject] = []
+    # Full cartridges, then one that takes the rest; only the first one has a bad wire.
+    for turn, warning in enumerate([*warnings, FAR]):
+        tape = FaultyTape(
+            warning_bytes=warning,
+            capacity_bytes=warning + room,
+            damages=[replace(d) for d in damages] if not turn else [],
+        )
+        cscds = (block_cscd(designator(0), block_bytes=BLOCK), stream_cscd(designator(1)))
+        disk = MemoryDisk(content, block_bytes=BLOCK)
+        world = World([disk], [tape], cscds, [("disk", 0), ("tape", 0)])
+        segments = backup_segments(extents)
+        parameters = ParameterList(list_identifier=1, cscds=cscds, segments=tuple(segments))
+        limits = InFlight(writes_max=writes_max)
+        ended, manager = world.execute(parameters, use_runs=use_runs, limits=limits)
+        assert manager.ledger.of(1).records_written == len(tape.objects)
+        records += tape.objects
+        if ended.is_good:
+            break
+        done = restart_byte(segments, Sense.decode(ended.sense))
+        assert done == len(tape.objects) * RECORD
+        extents = rest_of(extents, done)
+        if not extents:
+            break
+    joined = b"".join(o for o in records if isinstance(o, bytes))
+    assert joined == stream + bytes(-len(stream) % RECORD)
