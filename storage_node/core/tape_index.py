@@ -27,7 +27,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from backplane.crc import crc32c
 
@@ -54,6 +54,10 @@ class ObjectKind(IntEnum):
 
     RECORD = 1
     FILEMARK = 2
+
+
+_KINDS: Final = tuple(int(kind) for kind in ObjectKind)
+_FILEMARK: Final = int(ObjectKind.FILEMARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,15 @@ class DurableMark:
     sequence: int
     objects: int
     data_bytes: int
+    generation: int
+
+
+class Continuation(NamedTuple):
+    """What the next entry has to continue: object number, offset, filemarks before it, generation at least."""
+
+    object_number: int
+    data_bytes: int
+    filemarks: int
     generation: int
 
 
@@ -132,9 +145,37 @@ def decode_entry(data: bytes | memoryview, *, object_number: int, seed: int) -> 
     kind, form, _, length, offset, crc, number, generation, own = _ENTRY.unpack(data)
     if crc32c(data[:28], start=_start(seed, object_number)) != own:
         return None
-    if form != FORMAT or kind not in (1, 2):
+    if form != FORMAT or kind not in _KINDS:
         return None
     return Entry(ObjectKind(kind), length, offset, crc, number, generation)
+
+
+def take_good(
+    block: memoryview, *, first: int, seed: int, objects: Continuation
+) -> tuple[Continuation, list[int]]:
+    """Take the run of good entries at the beginning of a block of the index; the entries are objects from `first` on.
+
+    Returns where they lead, and the object numbers of the filemarks among them.  A block of good entries is what
+    opening a cartridge consists of, so this is one loop over unpacked fields.
+    """
+    offset, marks, generation = objects.data_bytes, objects.filemarks, objects.generation
+    found: list[int] = []
+    number = first
+    for kind, form, _, length, at, _, own_file, own_generation, own_crc in _ENTRY.iter_unpack(
+        block
+    ):
+        start = (number - first) * ENTRY_BYTES
+        crc = crc32c(block[start : start + 28], start=_start(seed, number))
+        if crc != own_crc or form != FORMAT or at != offset or own_file != marks:
+            break
+        if own_generation < generation or kind not in _KINDS:
+            break
+        if kind == _FILEMARK:
+            found.append(number)
+            marks += 1
+        offset, generation = at + ENTRY_BYTES + length, own_generation
+        number += 1
+    return Continuation(number, offset, marks, generation), found
 
 
 def encode_mark(mark: DurableMark, *, seed: int) -> bytes:

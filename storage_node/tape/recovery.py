@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Final
 
 from backplane.crc import EMPTY, crc32c
@@ -27,6 +26,7 @@ from storage_node.core.tape_index import (
     INDEX_HEADER_BYTES,
     MARK_BYTES,
     MARK_OFFSETS,
+    Continuation,
     DurableMark,
     Entry,
     ObjectKind,
@@ -35,6 +35,7 @@ from storage_node.core.tape_index import (
     encode_entry,
     entry_offset,
     is_index_header,
+    take_good,
 )
 from storage_node.tape.medium import Medium
 
@@ -85,6 +86,14 @@ class Recovered:
     report: RecoveryReport = field(default_factory=RecoveryReport)
 
 
+def _read(medium: Medium, buffer: bytearray | memoryview, offset: int) -> int:
+    """Read; what cannot be read is bad, as is what reads wrong."""
+    try:
+        return medium.read([buffer], offset)
+    except OSError:
+        return 0
+
+
 class _Scan:
     """One pass over a cartridge."""
 
@@ -111,21 +120,22 @@ class _Scan:
             # After a failed synchronisation the cache may hold what the medium does not.
             self._data.forget_cache(mark.data_bytes)
             self._index.forget_cache(entry_offset(mark.objects))
-        for number in count():
-            if not self._take(number):
+        while True:
+            self._take_good()
+            if not self._take(self._found.objects):
                 break
         self._finish()
         return self._found
 
     def _read_marks(self) -> None:
         header = bytearray(HEADER_BYTES)
-        self._index.read([header], 0)
+        _read(self._index, header, 0)
         if not is_index_header(bytes(header), serial=self._serial):
             self._blame("the header of the index is damaged")
         marks: list[DurableMark] = []
         for offset in MARK_OFFSETS:
             raw = bytearray(MARK_BYTES)
-            self._index.read([raw], offset)
+            _read(self._index, raw, offset)
             mark = decode_mark(bytes(raw), seed=self._seed)
             if mark is not None:
                 marks.append(mark)
@@ -140,6 +150,26 @@ class _Scan:
 
     def _is_durable(self, number: int) -> bool:
         return self._found.mark is None or number < self._found.mark.objects
+
+    def _take_good(self) -> None:
+        """Take the good entries that were synchronised, up to the first that needs a closer look."""
+        found = self._found
+        end = self._entries if found.mark is None else min(self._entries, found.mark.objects)
+        while found.objects < end:
+            wanted = min(_ENTRIES_PER_READ, end - found.objects)
+            block = memoryview(bytearray(wanted * ENTRY_BYTES))
+            done = _read(self._index, block, entry_offset(found.objects)) // ENTRY_BYTES
+            before = Continuation(
+                found.objects, found.data_bytes, len(found.filemarks), found.generation
+            )
+            after, filemarks = take_good(
+                block[: done * ENTRY_BYTES], first=found.objects, seed=self._seed, objects=before
+            )
+            found.filemarks.extend(filemarks)
+            found.objects, found.data_bytes = after.object_number, after.data_bytes
+            found.generation = after.generation
+            if after.object_number < before.object_number + wanted:
+                return
 
     def _take(self, number: int) -> bool:
         """Take object `number` from wherever it is good; False at end of data."""
@@ -163,14 +193,17 @@ class _Scan:
         at = number - self._block_first
         if not 0 <= at < len(self._block) // ENTRY_BYTES:
             block = bytearray(min(_ENTRIES_PER_READ, self._entries - number) * ENTRY_BYTES)
-            done = self._index.read([block], entry_offset(number))
+            # One unreadable sector spoils a long read; what is next to it may be good.
+            done = _read(self._index, block, entry_offset(number)) or _read(
+                self._index, memoryview(block)[:ENTRY_BYTES], entry_offset(number)
+            )
             self._block, self._block_first, at = bytes(block[:done]), number, 0
         raw = self._block[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES]
         return decode_entry(raw, object_number=number, seed=self._seed)
 
     def _from_data(self, number: int, offset: int) -> Entry | None:
         raw = bytearray(ENTRY_BYTES)
-        if self._data.read([raw], offset) != ENTRY_BYTES:
+        if _read(self._data, raw, offset) != ENTRY_BYTES:
             return None
         return decode_entry(bytes(raw), object_number=number, seed=self._seed)
 
@@ -196,7 +229,7 @@ class _Scan:
         buffer = memoryview(bytearray(min(_CHECK_BYTES, entry.length)))
         while at < entry.end_offset:
             piece = buffer[: entry.end_offset - at]
-            if self._data.read([piece], at) != len(piece):
+            if _read(self._data, piece, at) != len(piece):
                 return False
             crc = crc32c(piece, start=crc)
             at += len(piece)

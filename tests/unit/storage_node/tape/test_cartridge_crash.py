@@ -7,6 +7,7 @@ synchronised, and of the rest all, nothing, any beginning, all but one, or a tor
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -468,6 +469,29 @@ def test_a_flipped_byte_of_the_index_is_reported_and_repaired(
         assert report.is_appendable
         assert records_of(drive, report.objects) == story.objects
         assert player.files()["index"] == story.after["index"]
+
+
+class UnreadableMedium(PlayedMedium):
+    """A file with one bad sector."""
+
+    sector = (0, 0)
+
+    def read(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        end = offset + sum(len(buffer) for buffer in buffers)
+        if offset < self.sector[1] and self.sector[0] < end:
+            raise OSError(errno.EIO, "bad sector")
+        return super().read(buffers, offset)
+
+
+def test_an_unreadable_sector_of_the_index_is_replaced_from_the_data(
+    recorder: Recorder, story: Story
+) -> None:
+    media = {name: UnreadableMedium(name, bytearray(raw)) for name, raw in story.after.items()}
+    media["index"].sector = (INDEX_HEADER_BYTES + 512, INDEX_HEADER_BYTES + 1024)
+    cartridge = Cartridge.open(recorder.folder, open_medium=lambda path: media[path.name])
+    assert cartridge.recovered.repaired_objects == min(16, len(story.objects) - 16)
+    assert cartridge.object_count == len(story.objects)
+    assert cartridge.recovered.is_appendable
 
 
 def test_an_entry_that_is_bad_twice_loses_one_object_and_no_other(

@@ -267,6 +267,8 @@ def test_a_full_file_system_is_the_physical_end_and_nothing_of_the_record_is_on_
     bench, faults = faulty(tmp_path, drives)
     faults["write"] = number
     check(bench.put(b"x" * 500), OVERFLOW, position=2, information=500, flags="EOM")
+    cartridge = bench.drive.cartridge
+    assert (cartridge.folder / "data").stat().st_size == cartridge.used_bytes
     faults.clear()
     faults["free"] = 2 << 20  # somebody made room: less than would fit the capacity
     assert bench.put(b"trailer").is_done
@@ -318,6 +320,41 @@ def test_a_failed_synchronisation_is_never_tried_again(tmp_path: Path, drives: D
     assert drive.load(folder).object_count == 2
     drive.test_unit_ready()
     good(bench.get(100), position=1, data=content(0, 100))
+
+
+def test_a_cartridge_that_failed_is_not_flushed_again(tmp_path: Path) -> None:
+    faults: dict[str, int] = {}
+    cartridge = Cartridge.open(
+        create(tmp_path / "A"), open_medium=lambda path: FaultyMedium(path, faults)
+    )
+    cartridge.append_filemark()
+    faults["synchronise"] = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        cartridge.flush()
+    faults.clear()
+    with pytest.raises(OSError, match="Input/output"):
+        cartridge.flush()
+    assert cartridge.durable_count == 0
+    cartridge.close()
+
+
+def test_the_generation_grows_with_each_truncation_and_stays(
+    tmp_path: Path, drives: Drives
+) -> None:
+    folder = create(tmp_path / "A")
+    drive = drives.new(folder)
+    bench = TapeBench(drive)
+    bench.set_mode(is_append_only=False)
+    bench.write(10, 10, 10)
+    for expected in (2, 3):
+        drive.flush()
+        drive.space(0, -1)
+        assert drive.erase().is_good
+        drive.unload()
+        cartridge = drive.load(folder)
+        drive.test_unit_ready()
+        drive.space(3)
+        assert cartridge.generation == expected
 
 
 def test_an_unreadable_sector_is_a_medium_error_and_the_tape_goes_on(
