@@ -1,0 +1,178 @@
+"""A whole cluster of real processes for tests, driven as a person would: by `ctl` alone.
+
+    cluster = LocalCluster(folder, movers=2)
+    cluster.up()
+    cluster.ctl("submit", "backup", "vol", "--wait")
+    cluster.kill("mover-1")            SIGKILL; `up()` starts again what is dead
+    cluster.down()
+
+Leases and heartbeats are short, so that a test of what happens after them is short as well.  Failpoints are given per
+`up()`: they arm only the processes that this call starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+CTL_TIMEOUT_S: Final = 90.0
+LEASE: Final = "3s"
+HEARTBEAT: Final = "0.4s"
+
+
+class LocalCluster:
+    """One state folder and what runs in it."""
+
+    def __init__(self, folder: Path, *, movers: int = 1, capacity: str = "2GiB") -> None:
+        self.state = folder / "s"
+        self.folder = folder
+        self.movers = movers
+        self.capacity = capacity
+
+    # --- ctl -------------------------------------------------------------------------------------
+
+    def environment(self, failpoints: str = "") -> dict[str, str]:
+        """Return the environment of `ctl` and of the processes it starts."""
+        keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return keep | {
+            "CTL_STATE": str(self.state),
+            "CONTROLLER_LEASE": LEASE,
+            "CONTROLLER_HEARTBEAT": HEARTBEAT,
+            "SB_FAILPOINTS": failpoints,
+            "NO_COLOR": "1",
+        }
+
+    def start_ctl(self, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
+        """Start a `ctl` command and return it running."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "ctl"), *arguments],
+            env=self.environment(failpoints),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run_ctl(
+        self, *arguments: str, failpoints: str = "", timeout_s: float = CTL_TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a `ctl` command to its end, whatever that is."""
+        process = self.start_ctl(*arguments, failpoints=failpoints)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(
+                f"ctl {' '.join(arguments)} hangs\n{out}\n{err}\n{self.logs()}"
+            ) from None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def ctl(self, *arguments: str, timeout_s: float = CTL_TIMEOUT_S) -> Any:
+        """Run a `ctl` command that has to succeed; return its JSON document."""
+        done = self.run_ctl(*arguments, "--output", "json", timeout_s=timeout_s)
+        assert done.returncode == 0, (
+            f"ctl {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+        )
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def up(self, *, failpoints: str = "", movers: int | None = None) -> None:
+        """Start the cluster, or what is dead of it."""
+        if movers is not None:
+            self.movers = movers
+        arguments = ("--movers", str(self.movers), "--capacity", self.capacity, "--detach")
+        done = self.run_ctl("local", "up", *arguments, failpoints=failpoints)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+
+    def down(self) -> None:
+        """Stop everything; paused processes are woken first."""
+        for process in self._processes():
+            self._signal(process["pid"], signal.SIGCONT)
+        done = self.run_ctl("local", "down")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a daemon."""
+        return int(next(each["pid"] for each in self._processes() if each["name"] == name))
+
+    def _processes(self) -> list[dict[str, Any]]:
+        record = self.state / "local.json"
+        if not record.exists():
+            return []
+        processes: list[dict[str, Any]] = json.loads(record.read_text())["processes"]
+        return processes
+
+    def send_signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a daemon."""
+        self._signal(self.pid(name), number)
+
+    def kill(self, name: str) -> None:
+        """Kill a daemon and wait until it is gone."""
+        pid = self.pid(name)
+        self._signal(pid, signal.SIGKILL)
+        self.wait_until(lambda: not is_running(pid), what=f"{name} to die")
+
+    @staticmethod
+    def _signal(pid: int, number: signal.Signals) -> None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return  # Dead already: a failpoint did it.
+
+    def wait_until(self, holds: Callable[[], Any], *, what: str, timeout_s: float = 60.0) -> Any:
+        """Wait until something holds; fails with the logs when it does not come."""
+        end = time.monotonic() + timeout_s
+        while not (result := holds()):
+            assert time.monotonic() < end, f"waited {timeout_s} s for {what}\n{self.logs()}"
+            time.sleep(0.05)
+        return result
+
+    def logs(self) -> str:
+        """Return the tails of all logs, for the message of a failed test."""
+        texts = []
+        for file in sorted((self.state / "logs").glob("*.log")):
+            lines = file.read_text(errors="replace").splitlines()[-25:]
+            texts.append(f"--- {file.name}\n" + "\n".join(lines))
+        return "\n".join(texts)
+
+    # --- jobs ------------------------------------------------------------------------------------
+
+    def submit(self, *arguments: str) -> int:
+        """Submit a job and return its number."""
+        return int(self.ctl("submit", *arguments)["job"])
+
+    def job(self, number: int) -> dict[str, Any]:
+        """Return a job's document."""
+        document: dict[str, Any] = self.ctl("job", "show", str(number))
+        return document
+
+    def wait_job(self, number: int, *, timeout_s: float = 90.0) -> dict[str, Any]:
+        """Wait until a job has ended; return its document."""
+        self.run_ctl(
+            "job", "wait", str(number), "--timeout", f"{timeout_s:g}s", timeout_s=timeout_s + 10
+        )
+        document = self.job(number)
+        assert document["exit_code"] is not None, f"{document}\n{self.logs()}"
+        return document
+
+    def volume_file(self, name: str) -> Path:
+        """Return the data file of a volume."""
+        return Path(self.ctl("volume", "show", name)["path"])
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process exists and is no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
