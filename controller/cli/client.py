@@ -53,7 +53,7 @@ from backplane.wire.messages import (
     SessionUnknown,
     SessionWelcome,
 )
-from controller.cli.options import Settings
+from controller.cli.options import FIRST_CONTACT_S, TIMEOUT_S, Settings
 
 RESEND_S: Final = 1.0
 """How often an unanswered message is sent again."""
@@ -95,6 +95,7 @@ class Client:
         boot_id: bytes,
         address: str,
         timeout_s: float,
+        first_contact_s: float | None = None,
         keys: KeyPair | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -112,7 +113,9 @@ class Client:
         self._has_news = False
         self._request = 0
         self.address = address
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
+        # How long the controller may be silent, now.
+        self._patience_s = timeout_s if first_contact_s is None else first_contact_s
 
     @property
     def keys(self) -> KeyPair:
@@ -123,7 +126,7 @@ class Client:
     def call(self, verb: str, **arguments: object) -> dict[str, Any]:
         """Carry out a verb and return its document; raises the error that the controller names.
 
-        Raises `UnreachableError` when the controller has been silent for `timeout_s`.
+        Raises `UnreachableError` when the controller has been silent for too long.
         """
         self._request += 1
         encoded = json.dumps(arguments, separators=(",", ":")).encode()
@@ -131,8 +134,8 @@ class Client:
         begun = heard_at = send_at = self._clock.monotonic()
         while True:
             now = self._clock.monotonic()
-            if now - heard_at >= self.timeout_s:
-                raise unreachable(self.address, waited_s=self.timeout_s)
+            if now - heard_at >= self._patience_s:
+                raise unreachable(self.address, waited_s=self._patience_s)
             if now - begun >= CALL_S_MAX:
                 raise UnreachableError(f"the controller lives, but did not answer {verb}")
             if now >= send_at:
@@ -143,7 +146,7 @@ class Client:
                 send_at = now + (RESEND_S if is_sent else CONNECTING_S)
             received = self._endpoint.receive()
             if received is None:
-                self._wait(min(send_at, heard_at + self.timeout_s) - now)
+                self._wait(min(send_at, heard_at + self._patience_s) - now)
                 continue
             heard_at = now
             answer = self._take(received.message)
@@ -161,7 +164,7 @@ class Client:
         was_welcome, self._has_news = self._is_welcome, False
         match message:
             case SessionWelcome():
-                self._is_welcome = True
+                self._is_welcome, self._patience_s = True, self._timeout_s
                 self._has_news = not was_welcome
             case SessionUnknown():
                 self._is_welcome = False
@@ -290,7 +293,8 @@ def connect(settings: Settings) -> Iterator[Client]:
         name=keys.name,
         boot_id=uuid.uuid4().bytes,
         address=contact.address,
-        timeout_s=settings.timeout_s,
+        timeout_s=TIMEOUT_S if settings.timeout_s is None else settings.timeout_s,
+        first_contact_s=FIRST_CONTACT_S if settings.timeout_s is None else settings.timeout_s,
         keys=keys,
     )
     try:

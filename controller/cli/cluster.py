@@ -182,6 +182,7 @@ class Cluster:
                 name=daemon.name,
                 log=daemon.log_file,
                 folder=daemon.folder,
+                environment=_same_code(),
             )
 
     def _wait_ready(self, daemons: Sequence[Daemon], *, timeout_s: float) -> None:
@@ -211,6 +212,12 @@ class Cluster:
         if surplus:
             talk(f"stopping {', '.join(sorted(surplus))}")
             self.stop(surplus)
+
+
+def _same_code() -> dict[str, str]:
+    """Let the daemons run the code that this `ctl` runs, also from a checkout that is not installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))}
 
 
 def _command_line(process: Path) -> list[str]:

@@ -23,6 +23,9 @@ OUTPUTS: Final = ("table", "json", "jsonl")
 TIMEOUT_S: Final = 30.0
 """How long the controller may be silent before `ctl` gives up; longer than its restart takes."""
 
+FIRST_CONTACT_S: Final = 10.0
+"""The same before it was ever heard: it is probably not there, or does not know our key."""
+
 EXIT_CODES: Final[dict[ExitCode, str]] = {
     ExitCode.OK: "done",
     ExitCode.FAILED: "failed",
@@ -55,7 +58,7 @@ class Settings:
     key: Path | None = None
     controller_key: Path | None = None
     output: Output = "table"
-    timeout_s: float = TIMEOUT_S
+    timeout_s: float | None = None
 
 
 class Quantity(click.ParamType[float]):
@@ -144,7 +147,8 @@ def shared_options(*, is_outermost: bool) -> list[click.Parameter]:
             "timeout_s",
             type=DURATION,
             envvar=variable("CTL_TIMEOUT"),
-            help=f"How long the controller may be silent. [env: CTL_TIMEOUT; default: {TIMEOUT_S:.0f}s]",
+            help=f"How long the controller may be silent. [env: CTL_TIMEOUT; default: "
+            f"{FIRST_CONTACT_S:.0f}s for the first contact, {TIMEOUT_S:.0f}s afterwards]",
         ),
     ]
 

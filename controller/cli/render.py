@@ -213,7 +213,7 @@ def tape_size(count: int) -> str:
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             return f"{format_size(count)} ({count / size:.2f} {unit})"
-    return f"{format_size(count)} ({count / 10**6:.2f} MB)" if count else "0 B"
+    return f"{format_size(count)} ({count / 10**6:.2f} MB)" if count else "0B"
 
 
 def clock_time(seconds: float) -> str:

@@ -22,11 +22,15 @@ TERMINATIONS: Final = {
     "cancelled": "{kind} Canceled",
 }
 DAMAGE_SHOWN_MAX: Final = 50
+MOVED_BY_CTL: Final = frozenset({"import", "export"})
+"""Jobs whose data go between an operator's machine and the disk node: no mover keeps a ledger of them."""
 
 
 def job_report(detail: Document) -> str:
     """Return the whole report."""
-    parts = [render.block(_facts(detail)), _ledger(detail["ledger"])]
+    parts = [render.block(_facts(detail))]
+    if detail["kind"] not in MOVED_BY_CTL:
+        parts.append(_ledger(detail["ledger"]))
     if detail["items"]:
         parts.append(_items(detail))
     damage = detail["result"].get("damage") or []
@@ -53,7 +57,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
     movers = detail.get("movers") or sorted({i["mover"] for i in detail["items"] if i["mover"]})
     facts = [
         ("JobId", str(detail["job"])),
-        ("Job", f"{detail['kind']} of {detail['subject']}"),
+        ("Job", f"{detail['kind']}: {detail['subject']}"),
         ("State", str(detail["state"])),
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),

@@ -82,7 +82,9 @@ class PatientClient(Client):
         self.clock.advance(max(seconds, 0.001))
 
 
-def a_client(endpoint: ScriptedEndpoint, *, timeout_s: float = 5.0) -> PatientClient:
+def a_client(
+    endpoint: ScriptedEndpoint, *, timeout_s: float = 5.0, first_contact_s: float | None = None
+) -> PatientClient:
     clock = ManualClock(start=1000.0)
     client = PatientClient(
         endpoint,
@@ -90,6 +92,7 @@ def a_client(endpoint: ScriptedEndpoint, *, timeout_s: float = 5.0) -> PatientCl
         boot_id=bytes(16),
         address="tcp://127.0.0.1:1",
         timeout_s=timeout_s,
+        first_contact_s=first_contact_s,
         clock=clock,
     )
     client.clock = clock
@@ -145,6 +148,19 @@ def test_silence_ends_with_exit_code_9_and_a_hint() -> None:
     assert "tcp://127.0.0.1:1" in caught.value.message
     assert caught.value.hint
     assert 5.0 <= client.waited_s < 6.0
+
+
+def test_who_was_never_heard_is_given_up_sooner_than_who_restarts() -> None:
+    never = a_client(ScriptedEndpoint(), timeout_s=30.0, first_contact_s=10.0)
+    with pytest.raises(UnreachableError, match="10s"):
+        never.call("node.list")
+    assert 10.0 <= never.waited_s < 11.0
+    gone = a_client(
+        ScriptedEndpoint([WELCOME], [reply(1, {})]), timeout_s=30.0, first_contact_s=10.0
+    )
+    gone.call("node.list")
+    with pytest.raises(UnreachableError, match="30s"):
+        gone.call("node.list")
 
 
 def test_while_the_controller_is_heard_a_call_may_take_longer_than_the_timeout() -> None:

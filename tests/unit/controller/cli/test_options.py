@@ -10,7 +10,6 @@ from backplane.errors import ExitCode
 from controller.cli import ctl as root
 from controller.cli.options import (
     EXIT_CODES,
-    TIMEOUT_S,
     Command,
     Group,
     Settings,
@@ -74,7 +73,7 @@ def test_the_environment_is_beaten_by_an_option_wherever_it_stands(
 def test_defaults() -> None:
     settings = settings_of("noun", "verb")
     assert settings == Settings()
-    assert (settings.output, settings.timeout_s) == ("table", TIMEOUT_S)
+    assert (settings.output, settings.timeout_s) == ("table", None)
 
 
 def test_a_timeout_has_a_unit() -> None:

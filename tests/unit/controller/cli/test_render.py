@@ -34,7 +34,7 @@ def test_nothing_is_shown_as_a_dash(value: object, text: str) -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (0, "0 B"),
+        (0, "0B"),
         (512, "512B (0.00 MB)"),
         (12 * 10**12, "10.9TiB (12.00 TB)"),
         (2 * 10**9, "1.86GiB (2.00 GB)"),

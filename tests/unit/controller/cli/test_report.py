@@ -8,7 +8,7 @@ from controller.cli.report import ITEMS_SHOWN_MAX, job_report, termination
 
 REPORT = """\
   JobId:               7
-  Job:                 backup of vol1
+  Job:                 backup: vol1
   State:               completed
   Volume:              vol1
   Backup:              3
@@ -110,3 +110,10 @@ def test_a_job_that_has_done_nothing_yet_has_a_report(documents: Any) -> None:
     report = job_report(detail)
     assert "Start time:          -" in report
     assert "Rate:                - while copying (0s)" in report
+
+
+def test_an_import_has_no_ledger_because_no_mover_took_part(documents: Any) -> None:
+    detail = documents["detail"] | {"kind": "import", "items": [], "items_total": 0}
+    report = job_report(detail)
+    assert "Ledger" not in report
+    assert report.endswith("Termination:  Import OK")
