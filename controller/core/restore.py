@@ -154,23 +154,22 @@ def _take_offline(desk: Desk, job: Job) -> Step:
                 name=volume.name,
                 size_bytes=volume.blocks * volume.block_bytes,
                 block_bytes=volume.block_bytes,
-                state="restoring",
+                state="online",
             ),
             what=f"create volume {volume.name}",
         )
-    else:
-        epoch = desk.next_epoch()
-        yield Ask(
-            node=volume.node,
-            make=lambda request: VolumeOffline(
-                request=request,
-                volume=volume.volume,
-                job=job.row.job,
-                epoch=epoch,
-                is_forced=job.plan["is_forced"],
-            ),
-            what=f"take volume {volume.name} offline",
-        )
+    epoch = desk.next_epoch()
+    yield Ask(
+        node=volume.node,
+        make=lambda request: VolumeOffline(
+            request=request,
+            volume=volume.volume,
+            job=job.row.job,
+            epoch=epoch,
+            is_forced=job.plan["is_forced"],
+        ),
+        what=f"take volume {volume.name} offline",
+    )
     job.plan["is_offline"] = True
     desk.save(job)
 
