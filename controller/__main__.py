@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from backplane.errors import BackupError
+from backplane.runtime import failpoints
 from backplane.runtime.config import load_config
 from backplane.runtime.keys import KeyTable, load_key_pair
 from backplane.runtime.logs import setup_logs
@@ -83,6 +84,8 @@ def main(config_file: Path, check_config: bool) -> None:
         setup_logs(
             config.name, level=config.log_level, format=config.log_format, file=config.log_file
         )
+        if armed := failpoints.arm():
+            _logger.warning("failpoints are armed: %s", ", ".join(armed))
         run(config)
     except BackupError as error:
         click.echo(f"controller: {error}", err=True)

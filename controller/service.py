@@ -18,6 +18,7 @@ from typing import Any, Final, assert_never
 
 from backplane.errors import BackupError, NotAuthorizedError
 from backplane.ids import Epoch, ItemId, JobId
+from backplane.runtime import failpoints
 from backplane.runtime.keys import KeyPair, KeyTable
 from backplane.runtime.loop import Loop, Timer
 from backplane.transport.base import Received
@@ -248,7 +249,10 @@ class ControllerService:
 
     def _perform(self, effects: list[core.Effect]) -> None:
         rows = [row for effect in effects if isinstance(effect, core.Record) for row in effect.rows]
-        self._catalog.commit(rows)
+        if rows:
+            failpoints.passed("controller.commit.before")
+            self._catalog.commit(rows)
+            failpoints.passed("controller.commit.after")
         for effect in effects:
             match effect:
                 case core.Record():
