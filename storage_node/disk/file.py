@@ -52,12 +52,18 @@ class FileDevice:
         """Logical block size."""
         return self._block_bytes
 
+    @property
+    def _descriptor(self) -> int:
+        if self._fd < 0:
+            raise DeviceError(f"{self.path} is closed", sense=READ_ERROR)
+        return self._fd
+
     def read_into(self, byte_address: int, buffer: memoryview) -> None:
         """Fill the buffer by position; a file that ends early is an error, never zeros."""
         check_range(self, byte_address, len(buffer))
         while buffer:
             try:
-                count = os.preadv(self._fd, [buffer], byte_address)
+                count = os.preadv(self._descriptor, [buffer], byte_address)
             except OSError as error:
                 raise device_error(
                     error, "read", sense=READ_ERROR, byte_address=byte_address
@@ -76,7 +82,7 @@ class FileDevice:
         check_range(self, byte_address, len(data))
         while data:
             try:
-                count = os.pwrite(self._fd, data, byte_address)
+                count = os.pwrite(self._descriptor, data, byte_address)
             except OSError as error:
                 raise device_error(
                     error, "write", sense=WRITE_ERROR, byte_address=byte_address
@@ -87,7 +93,7 @@ class FileDevice:
     def flush(self) -> None:
         """fdatasync: the size never changes while the device is in use."""
         try:
-            os.fdatasync(self._fd)
+            os.fdatasync(self._descriptor)
         except OSError as error:
             raise device_error(error, "flush", sense=WRITE_ERROR) from error
 
@@ -103,8 +109,8 @@ class FileDevice:
     def _data_runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         while start < end:
             try:
-                start = os.lseek(self._fd, start, os.SEEK_DATA)
-                stop = os.lseek(self._fd, start, os.SEEK_HOLE)
+                start = os.lseek(self._descriptor, start, os.SEEK_DATA)
+                stop = os.lseek(self._descriptor, start, os.SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # no data from here to the end
                     return
@@ -121,7 +127,7 @@ class FileDevice:
         """Allocated bytes of a file; all of a block special file."""
         if self._is_special:
             return self._size_bytes
-        return os.fstat(self._fd).st_blocks * 512
+        return os.fstat(self._descriptor).st_blocks * 512
 
     def discard_all(self) -> None:
         """Cut the file to nothing and back, or zero the special file."""
@@ -129,11 +135,11 @@ class FileDevice:
             if self._is_special:
                 for start in range(0, self._size_bytes, _ZERO_BYTES_AT_ONCE):
                     count = min(_ZERO_BYTES_AT_ONCE, self._size_bytes - start)
-                    fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("=QQ", start, count))
+                    fcntl.ioctl(self._descriptor, _BLKZEROOUT, struct.pack("=QQ", start, count))
             else:
-                os.ftruncate(self._fd, 0)
-                os.ftruncate(self._fd, self._size_bytes)
-            os.fsync(self._fd)
+                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, self._size_bytes)
+            os.fsync(self._descriptor)
         except OSError as error:
             raise device_error(error, "discard the content", sense=WRITE_ERROR) from error
 

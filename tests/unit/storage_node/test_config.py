@@ -1,0 +1,75 @@
+"""The settings of a storage node."""
+
+from pathlib import Path
+
+import pytest
+
+from backplane.errors import ConfigError
+from backplane.runtime.config import load_config
+from storage_node.config import StorageNodeConfig
+
+LEAST = """
+config_version = 1
+name = "node-1"
+roles = ["disk"]
+controller = "tcp://127.0.0.1:7747"
+controller_key_file = "controller.public"
+key_file = "node.secret"
+state_folder = "state"
+"""
+
+
+def load(folder: Path, text: str) -> StorageNodeConfig:
+    (folder / "node.toml").write_text(text)
+    return load_config(
+        StorageNodeConfig, folder / "node.toml", env_prefix="STORAGE_NODE", environ={}
+    )
+
+
+def test_the_least_configuration_has_sensible_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, LEAST)
+    assert config.roles == ("disk",)
+    assert config.listen == ("tcp://127.0.0.1:0",)
+    assert config.library == tmp_path / "state" / "library"
+    assert config.attach_paths == ()
+    assert config.drives == 1
+
+
+def test_everything_can_be_set(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        LEAST.replace('["disk"]', '["disk", "tape"]')
+        + """
+listen = ["unix:///run/node", "tcp://0.0.0.0:7800"]
+advertise = ["tcp://node-1:7800"]
+attach_paths = ["/dev/vg0", "images"]
+library_folder = "/srv/library"
+drives = 2
+connections_max = 8
+ready_file = "ready"
+log_level = "debug"
+log_format = "json"
+log_file = "log"
+""",
+    )
+    assert config.library == Path("/srv/library")
+    assert config.attach_paths == (Path("/dev/vg0"), tmp_path / "images")
+    assert config.advertise == ("tcp://node-1:7800",)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("roles = []", "roles"),
+        ('roles = ["disk", "disk"]', "roles"),
+        ('roles = ["disc"]', "must be one of disk, tape"),
+        ("listen = []", "listen"),
+        ("drives = 0", "drives"),
+        ("connections_max = 0", "connections_max"),
+        ("colour = 1", "unknown key"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, line: str, told: str) -> None:
+    text = LEAST.replace('roles = ["disk"]', "") if line.startswith("roles") else LEAST
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, f"{text}\n{line}\n")
