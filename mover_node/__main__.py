@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from backplane.errors import BackupError, ConfigError
+from backplane.runtime import failpoints
 from backplane.runtime.config import load_config
 from backplane.runtime.keys import KeyPair, load_key_pair, load_public_key
 from backplane.runtime.logs import setup_logs
@@ -90,6 +91,8 @@ def main(config_file: Path, check_config: bool) -> None:
             return
         name = identity(config).name
         setup_logs(name, level=config.log_level, format=config.log_format, file=config.log_file)
+        if armed := failpoints.arm():
+            _logger.warning("failpoints are armed: %s", ", ".join(armed))
         run(config)
     except BackupError as error:
         click.echo(f"mover-node: {error}", err=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from backplane.errors import BackupError, NotAuthorizedError
+from backplane.runtime import failpoints
 from backplane.scsi.parameter_list import ParameterList
 from mover_node.core.abort import Ended, aborted
 from mover_node.core.commands import (
@@ -113,6 +114,7 @@ class Performer:
         with self._lock:
             self._devices[designator] = device
             if not self._is_aborted:
+                failpoints.passed("mover.open")
                 return device.info
         raise AbortedError("aborted")
 
@@ -209,6 +211,7 @@ class Execution:
             ended = aborted(self._manager.segment + 1, CRASHED)
         finally:
             self._performer.close()
+        failpoints.passed("mover.ended")
         self._on_ended(ended)
 
     def _execute(self) -> Ended:

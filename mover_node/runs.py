@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from backplane.errors import RemoteProtocolError, UnreachableError
+from backplane.runtime import failpoints
 from backplane.units import KIB, MIB
 from backplane.wire.frames import ENTRY_BYTES, HEADER_BYTES
 from mover_node.core.abort import is_guard_failure, is_written
@@ -187,6 +188,7 @@ class Run:
         self._waits_for = None
         self._carrier.carry(self._source, self._target, transfer.byte_count)
         self._begun.append(transfer)
+        failpoints.passed("mover.transfer")
 
     # --- writing ---------------------------------------------------------------------------------
 

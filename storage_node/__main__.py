@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import click
 
 from backplane.errors import BackupError
+from backplane.runtime import failpoints
 from backplane.runtime.config import load_config
 from backplane.runtime.logs import setup_logs
 from storage_node.config import StorageNodeConfig
 from storage_node.service import run
+
+_logger = logging.getLogger("storage_node")
 
 
 @click.command(context_settings={"help_option_names": ["--help"]})
@@ -36,6 +40,8 @@ def main(config_file: Path, check_config: bool) -> None:
         setup_logs(
             config.name, level=config.log_level, format=config.log_format, file=config.log_file
         )
+        if armed := failpoints.arm():
+            _logger.warning("failpoints are armed: %s", ", ".join(armed))
         run(config)
     except BackupError as error:
         click.echo(f"storage-node: {error}", err=True)
