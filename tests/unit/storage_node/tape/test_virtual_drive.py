@@ -10,17 +10,10 @@ from typing import Any
 
 import pytest
 
-from backplane.crc import crc32c
-from backplane.errors import BusyError, NotFoundError, VolumeError
-from backplane.testing.contracts.tape_drive import (
-    TapeBench,
-    TapeDriveContract,
-    check,
-    content,
-    good,
-)
+from backplane.testing.contracts.tape_drive import TapeDriveContract
+from backplane.testing.tape_bench import TapeBench, check, content, good
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import load_cartridge_info, new_cartridge_info
+from storage_node.tape.cartridge_info import new_cartridge_info
 from storage_node.tape.drive import Drive
 from storage_node.tape.medium import Buffer, FileMedium
 from storage_node.tape.virtual_drive import VirtualDrive
@@ -110,143 +103,6 @@ class TestVirtualDrive(TapeDriveContract):
         return self.drives.new(create(folder, **options))
 
 
-# --- medium --------------------------------------------------------------------------------------
-
-
-def test_every_command_without_a_cartridge_says_so(drives: Drives) -> None:
-    drive = drives.new()
-    bench = TapeBench(drive)
-    outcomes = [
-        drive.test_unit_ready(),
-        bench.put(b"x"),
-        bench.get(1),
-        drive.write_filemarks(1),
-        drive.flush(),
-        drive.space(0, 1),
-        drive.locate(0),
-        drive.locate_file(0),
-        drive.rewind(),
-        drive.read_position(),
-        drive.allow_overwrite(0),
-        drive.erase(),
-        drive.unload(),
-    ]
-    for outcome in outcomes:
-        check(outcome, NO_MEDIUM, position=0)
-
-
-def test_the_first_command_after_a_load_is_told_that_the_medium_changed(
-    tmp_path: Path, drives: Drives
-) -> None:
-    drive = drives.new()
-    drive.load(create(tmp_path / "A"))
-    bench = TapeBench(drive)
-    check(bench.put(b"x"), MEDIUM_CHANGED, position=0)
-    good(bench.put(b"x"), position=1)
-
-
-def test_a_loaded_drive_takes_no_second_cartridge(tmp_path: Path, drives: Drives) -> None:
-    drive = drives.new(create(tmp_path / "A"))
-    with pytest.raises(BusyError):
-        drive.load(create(tmp_path / "B"))
-
-
-def test_a_folder_without_a_cartridge_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(VolumeError):
-        VirtualDrive().load(tmp_path)
-
-
-def test_loads_are_counted_and_the_change_reference_grows_with_the_first_write(
-    tmp_path: Path, drives: Drives
-) -> None:
-    folder = create(tmp_path / "A")
-    drive = drives.new(folder)
-    assert load_cartridge_info(folder).load_count == 1
-    assert load_cartridge_info(folder).volume_change_reference == 0
-    TapeBench(drive).write(10, 10)
-    assert load_cartridge_info(folder).volume_change_reference == 1
-    drive.unload()
-    drive.load(folder)
-    assert drive.cartridge is not None
-    info = drive.cartridge.info
-    assert (info.load_count, info.volume_change_reference) == (2, 1)
-
-
-def test_a_write_protected_cartridge_is_read_and_not_written(
-    tmp_path: Path, drives: Drives
-) -> None:
-    folder = create(tmp_path / "A")
-    drive = drives.new(folder)
-    bench = TapeBench(drive)
-    bench.write(10)
-    drive.unload()
-    path = folder / "cartridge.json"
-    path.write_text(
-        path.read_text().replace('"is_write_protected": false', '"is_write_protected": true')
-    )
-    drive.load(folder)
-    drive.test_unit_ready()
-    good(bench.get(10), position=1, data=content(0, 10))
-    check(bench.put(b"x"), WRITE_PROTECTED, position=1)
-    check(drive.write_filemarks(1), WRITE_PROTECTED, position=1)
-    check(drive.erase(), WRITE_PROTECTED, position=1)
-    good(drive.write_filemarks(0), position=1)
-
-
-def test_what_was_flushed_is_there_after_reloading(tmp_path: Path, drives: Drives) -> None:
-    folder = create(tmp_path / "A")
-    drive = drives.new(folder)
-    bench = TapeBench(drive)
-    bench.write(100, 0, 200)
-    assert drive.unload().is_good
-    drive.load(folder)
-    drive.test_unit_ready()
-    assert drive.cartridge is not None
-    assert drive.cartridge.recovered.is_clean
-    good(bench.get(100), position=1, data=content(0, 100))
-    bench.drive.space(1, 1)
-    good(bench.get(200), position=3, data=content(2, 200))
-
-
-def test_a_side_view_reads_without_moving_or_flushing(tmp_path: Path, drives: Drives) -> None:
-    drive = drives.new(create(tmp_path / "A"))
-    bench = TapeBench(drive)
-    bench.write(100, 200)
-    view = TapeBench(drive.side_view())
-    good(view.get(100), position=1, data=content(0, 100))
-    check(view.put(b"x"), WRITE_PROTECTED, position=1)
-    report = drive.read_position().report
-    assert report is not None
-    assert (report.object_number, report.durable_object) == (2, 0)
-    good(bench.put(b"x", expected_position=2), position=3)
-
-
-def test_stored_checksums_are_listed_without_filemarks(tmp_path: Path, drives: Drives) -> None:
-    drive = drives.new(create(tmp_path / "A"))
-    TapeBench(drive).write(100, 0, 200)
-    expected = b"".join(
-        crc32c(content(n, size)).to_bytes(4, "big") for n, size in ((0, 100), (2, 200))
-    )
-    assert drive.stored_crcs(0, 3) == expected
-    drive.flush()
-    assert drive.stored_crcs(1, 3) == expected[4:]
-    with pytest.raises(NotFoundError):
-        drive.stored_crcs(0, 4)
-
-
-def test_the_buffer_is_bounded(tmp_path: Path, drives: Drives) -> None:
-    drive = drives.new(create(tmp_path / "A"), unflushed_bytes_max=1000)
-    bench = TapeBench(drive)
-    bench.write(400, 400)
-    report = drive.read_position().report
-    assert report is not None
-    assert report.durable_object == 0
-    bench.write(400)
-    report = drive.read_position().report
-    assert report is not None
-    assert report.durable_object == 3
-
-
 # --- faults of the files below (T3, T11, T12, T13) -------------------------------------------------
 
 
@@ -320,22 +176,6 @@ def test_a_failed_synchronisation_is_never_tried_again(tmp_path: Path, drives: D
     assert drive.load(folder).object_count == 2
     drive.test_unit_ready()
     good(bench.get(100), position=1, data=content(0, 100))
-
-
-def test_a_cartridge_that_failed_is_not_flushed_again(tmp_path: Path) -> None:
-    faults: dict[str, int] = {}
-    cartridge = Cartridge.open(
-        create(tmp_path / "A"), open_medium=lambda path: FaultyMedium(path, faults)
-    )
-    cartridge.append_filemark()
-    faults["synchronise"] = errno.EIO
-    with pytest.raises(OSError, match="Input/output"):
-        cartridge.flush()
-    faults.clear()
-    with pytest.raises(OSError, match="Input/output"):
-        cartridge.flush()
-    assert cartridge.durable_count == 0
-    cartridge.close()
 
 
 def test_the_generation_grows_with_each_truncation_and_stays(

@@ -1,0 +1,145 @@
+"""Labels, headers and trailers: values to records and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from backplane.errors import VolumeError
+from backplane.tape_format import (
+    DirectoryEntry,
+    MetadataRecord,
+    PartHeader,
+    PartTrailer,
+    RecordType,
+    VolumeFacts,
+    VolumeHeader,
+    decode_metadata,
+    decode_record,
+    decode_vol1,
+    encode_label,
+    encode_part_header,
+    encode_part_trailer,
+    encode_records,
+    join_records,
+    record_digest_root,
+)
+
+CARTRIDGE = "00112233445566778899aabbccddeeff"
+BACKUP = "0f" * 16
+MOMENT = "2026-01-11T10:43:48Z"
+HEADER = VolumeHeader(
+    format_version=1,
+    cartridge=CARTRIDGE,
+    tag="LTO001L8",
+    created=MOMENT,
+    owner="SDV",
+    store="ab" * 16,
+    record_bytes=1 << 20,
+)
+VOLUME = VolumeFacts(
+    id="cd" * 16, name="home", designator="3123456789abcdef", blocks=2048, block_bytes=512
+)
+PART = PartHeader(
+    cartridge=CARTRIDGE,
+    sequence=1,
+    backup=7,
+    backup_uuid=BACKUP,
+    job=3,
+    part=1,
+    previous_cartridge="",
+    volume=VOLUME,
+    view="ee" * 16,
+    view_means="snapshot",
+    consistency="crash",
+    view_time=MOMENT,
+    record_bytes=1024,
+    object=4,
+    previous_trailer=0,
+    stream_start=0,
+    extents=((0, 4), (100, 2)),
+    created=MOMENT,
+)
+CRCS = (1, 0xFFFFFFFF, 77)
+TRAILER = PartTrailer(
+    cartridge=CARTRIDGE,
+    sequence=1,
+    backup=7,
+    backup_uuid=BACKUP,
+    part=1,
+    volume=VOLUME,
+    record_bytes=1024,
+    header_object=4,
+    data_object=6,
+    records=3,
+    stream_bytes=3072,
+    stream_start=0,
+    extents=((0, 4), (100, 2)),
+    record_crc32c=CRCS,
+    root=record_digest_root(CRCS),
+    is_last=True,
+    continued_on="",
+    results=((1, "good", {"residual": 0}), (2, "good", None)),
+    directory=(
+        DirectoryEntry(
+            backup_uuid=BACKUP,
+            backup=7,
+            part=1,
+            header_object=4,
+            data_object=6,
+            trailer_object=10,
+            stream_bytes=3072,
+            records=3,
+            root=record_digest_root(CRCS),
+            is_last=True,
+            volume_name="home",
+            created=MOMENT,
+        ),
+    ),
+    created=MOMENT,
+)
+
+
+def decoded(records: list[bytes]) -> list[MetadataRecord]:
+    return [decode_record(record) for record in records]
+
+
+def test_a_label_is_vol1_and_the_volume_header_twice() -> None:
+    vol1, first, second = encode_label(HEADER)
+    assert decode_vol1(vol1).identifier == "LTO001"
+    assert decode_metadata([decode_record(first)]) == HEADER
+    assert decode_metadata([decode_record(second)]) == HEADER
+    assert [decode_record(raw).object_number for raw in (first, second)] == [1, 2]
+
+
+def test_a_part_header_is_read_back() -> None:
+    assert decode_metadata(decoded(encode_part_header(PART))) == PART
+
+
+def test_a_part_trailer_is_read_back() -> None:
+    records = encode_part_trailer(TRAILER, record_bytes_max=400)
+    assert len(records) == 3
+    found = decode_metadata(decoded(records))
+    assert found == TRAILER
+    assert TRAILER.trailer_object == 10
+    assert TRAILER.directory_entry() == TRAILER.directory[0]
+
+
+def test_the_root_is_the_digest_of_the_packed_checksums() -> None:
+    assert record_digest_root([]) == (
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    )
+    assert record_digest_root([1, 2]) != record_digest_root([2, 1])
+
+
+def test_metadata_elsewhere_than_they_say_are_refused() -> None:
+    text = join_records(decoded(encode_part_header(PART)))
+    moved = encode_records(RecordType.PART_HEADER, text, volume_uuid=CARTRIDGE, first_object=5)
+    with pytest.raises(VolumeError, match="object 4"):
+        decode_metadata(decoded(moved))
+
+
+def test_metadata_of_another_cartridge_are_refused() -> None:
+    text = join_records(decoded(encode_part_header(PART)))
+    foreign = encode_records(RecordType.PART_HEADER, text, volume_uuid=BACKUP, first_object=4)
+    with pytest.raises(VolumeError, match="another cartridge"):
+        decode_metadata(decoded(foreign))
