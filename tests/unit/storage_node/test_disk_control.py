@@ -1,0 +1,409 @@
+"""The disk role's requests: what is durable when, what a failure leaves, what comes back after a restart."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backplane.errors import (
+    BackupError,
+    BusyError,
+    MediumError,
+    NotAuthorizedError,
+    NotFoundError,
+    RefusedError,
+    StaleError,
+    UsageError,
+)
+from backplane.ids import Epoch, JobId, NodeName, ViewId, VolumeId
+from backplane.scsi.designator import designator_of
+from backplane.testing.clock import ManualClock
+from backplane.wire.frames import Opcode, boot_bits
+from backplane.wire.grants import Rights
+from backplane.wire.messages import (
+    ViewCreate,
+    ViewExtents,
+    ViewState,
+    VolumeAttach,
+    VolumeCreate,
+    VolumeOffline,
+    VolumePublish,
+    VolumeState,
+)
+from storage_node.access import Access
+from storage_node.core.admission import Admission, Request
+from storage_node.core.write_inactivity import AskAgain, NotQuietError, QuietWait
+from storage_node.disk.faulty import Fault, FaultyDevice
+from storage_node.disk.volumes import VolumeStore
+from storage_node.disk_control import DiskControl
+from storage_node.state_file import StateError
+
+VOLUME = VolumeId("11" * 16)
+VIEW = ViewId("33" * 16)
+UNIT = designator_of(VOLUME)
+VIEW_UNIT = designator_of(VIEW)
+SIZE = 64 * 512
+WRITE = Request(opcode=Opcode.WRITE, boot=boot_bits(bytes(range(16))))
+
+
+class Node:
+    """The disk role over a folder; `restart` opens it anew."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        self.folder: Path = bench.folder
+        self.clock = ManualClock()
+        bench.access = Access(
+            Admission(node=NodeName("node-1"), boot_id=bytes(range(16)), floors=bench.store.floors),
+            bench.store,
+            monotonic=self.clock.monotonic,
+            on_fatal=bench.fatal.append,
+        )
+        self.store = VolumeStore(self.folder, attach_paths=[self.folder / "images"])
+        self.disk = DiskControl(
+            self.store, bench.access, clock=self.clock, on_fatal=bench.fatal.append
+        )
+
+    def restart(self) -> Node:
+        self.store.close()
+        return Node(self.bench)
+
+    def create(self, state: str = "online", volume: VolumeId = VOLUME) -> VolumeState:
+        return self.disk.create(
+            VolumeCreate(
+                request=1, volume=volume, name="vol", size_bytes=SIZE, block_bytes=512, state=state
+            )
+        )
+
+    def write(self, data: bytes, at: int = 0, *, epoch: int = 5) -> None:
+        """Write as a data channel does."""
+        access, unit = self.bench.access, self.disk.units[UNIT]
+        session = access.open(self.bench.grant(UNIT, Rights.WRITE, epoch=Epoch(epoch)))
+        access.enter(session, WRITE)
+        unit.before_write()
+        unit.device.write(at, memoryview(data))
+        access.leave(session, has_written=True)
+        access.close(session)
+
+    def offline(self, *, epoch: int = 10, job: int = 4, is_forced: bool = True) -> VolumeState:
+        return self.disk.offline(
+            VolumeOffline(
+                request=1, volume=VOLUME, job=JobId(job), epoch=Epoch(epoch), is_forced=is_forced
+            )
+        )
+
+    def publish(self, state: str = "online", *, epoch: int = 20, job: int = 4) -> VolumeState:
+        return self.disk.publish(
+            VolumePublish(request=1, volume=VOLUME, job=JobId(job), epoch=Epoch(epoch), state=state)
+        )
+
+    def view(self, *, quiet_s: float = 3.0, asked_s: float | None = None, ttl_s: float = 9.0,
+             view: ViewId = VIEW) -> ViewState | AskAgain:  # fmt: skip
+        message = ViewCreate(
+            request=1, view=view, volume=VOLUME, job=JobId(7), quiet_s=quiet_s, timeout_s=80.0,
+            ttl_s=ttl_s,
+        )  # fmt: skip
+        asked = self.clock.monotonic() if asked_s is None else asked_s
+        return self.disk.create_view(
+            message, QuietWait(asked_s=asked, quiet_s=quiet_s, timeout_s=80.0)
+        )
+
+    def break_device(self, *faults: Fault) -> None:
+        device = FaultyDevice(self.store.devices[VOLUME], faults)
+        self.store.devices[VOLUME] = self.disk.units[UNIT].device = device
+
+    def content(self) -> bytes:
+        return (self.folder / "volumes" / VOLUME / "data.img").read_bytes()
+
+
+@pytest.fixture
+def node(bench: Any) -> Iterator[Node]:
+    made = Node(bench)
+    yield made
+    made.store.close()
+
+
+def test_a_created_volume_is_described_and_found_again(node: Node) -> None:
+    state = node.create()
+    assert (state.blocks, state.block_bytes, state.state, state.is_empty) == (
+        64,
+        512,
+        "online",
+        True,
+    )
+    assert Path(state.path) == node.folder / "volumes" / VOLUME / "data.img"
+    assert node.create() == state
+    again = node.restart()
+    assert again.disk.describe() == ((state,), ())
+    assert again.disk.volume_of(UNIT) == VOLUME
+    assert again.disk.volume_of(VIEW_UNIT) is None
+    again.store.close()
+
+
+def test_the_first_write_is_noted_before_it_is_made(node: Node) -> None:
+    node.create()
+    node.break_device(Fault(call="write"))
+    with pytest.raises(MediumError):
+        node.write(b"x")
+    again = node.restart()
+    assert not again.disk.describe()[0][0].is_empty
+    again.store.close()
+
+
+def test_a_volume_that_cannot_be_made_can_be_made_later(node: Node) -> None:
+    (node.folder / "volumes" / VOLUME).mkdir()
+    (node.folder / "volumes" / VOLUME / "x").touch()
+    with pytest.raises(BackupError):
+        node.create()
+    assert node.disk.describe() == ((), ())
+    (node.folder / "volumes" / VOLUME / "x").unlink()
+    (node.folder / "volumes" / VOLUME).rmdir()
+    assert node.create().is_empty
+    assert not node.bench.fatal
+
+
+def test_deleting_closes_the_door_first(node: Node) -> None:
+    node.create()
+    session = node.bench.access.open(node.bench.grant(UNIT, Rights.WRITE))
+    with pytest.raises(BusyError):
+        node.disk.delete(VOLUME)
+    node.bench.access.close(session)
+    reader = node.bench.access.open(node.bench.grant(UNIT, Rights.READ))
+    node.disk.delete(VOLUME)
+    node.disk.delete(VOLUME)
+    assert not node.disk.units
+    assert not list((node.folder / "volumes").iterdir())
+    with pytest.raises(NotAuthorizedError):
+        node.bench.access.enter(reader, Request(opcode=Opcode.READ, boot=WRITE.boot))
+
+
+# --- restore -------------------------------------------------------------------------------------
+
+
+def test_offline_discards_once_and_publish_brings_it_back(node: Node) -> None:
+    node.create()
+    node.write(b"\xff" * SIZE)
+    with pytest.raises(RefusedError, match="not empty"):
+        node.offline(is_forced=False)
+    state = node.offline()
+    assert (state.state, state.is_empty, state.epoch) == ("restoring", True, 10)
+    assert node.content() == bytes(SIZE)
+    node.write(b"new", epoch=11)
+    assert node.offline().is_empty is False
+    assert node.content()[:3] == b"new"
+    for epoch in (10, 11):
+        with pytest.raises(StaleError):
+            node.publish(epoch=epoch)
+    state = node.publish()
+    assert (state.state, state.epoch) == ("online", 20)
+    assert node.publish() == state
+    with pytest.raises(StaleError):
+        node.write(b"late", epoch=11)
+    with pytest.raises(StaleError):
+        node.offline(epoch=12)
+    assert node.content()[:4] == b"new\0"
+
+
+def test_a_discard_that_failed_is_made_up_for_before_anybody_writes(node: Node) -> None:
+    node.create()
+    node.write(b"\xff" * SIZE)
+    node.break_device(Fault(call="discard"))
+    with pytest.raises(MediumError):
+        node.offline()
+    with pytest.raises(RefusedError):
+        node.write(b"new", epoch=11)
+    again = node.restart()
+    assert again.disk.describe()[0][0].state == "restoring"
+    with pytest.raises(RefusedError):
+        again.write(b"new", epoch=11)
+    assert again.offline().is_empty
+    again.write(b"new", epoch=11)
+    again.store.close()
+
+
+def test_a_flush_that_fails_at_the_end_fails_the_restore(node: Node) -> None:
+    node.create()
+    node.offline()
+    node.write(b"new", epoch=11)
+    node.break_device(Fault(call="flush"))
+    with pytest.raises(MediumError):
+        node.publish()
+    assert node.disk.describe()[0][0].state == "restore-failed"
+    with pytest.raises(RefusedError):
+        node.publish(epoch=21)
+    again = node.restart()
+    assert again.disk.describe()[0][0].state == "restore-failed"
+    again.store.close()
+
+
+def test_a_flush_that_fails_during_the_restore_fails_it_as_well(node: Node) -> None:
+    node.create()
+    node.offline()
+    node.disk.units[UNIT].on_flush_failed()
+    with pytest.raises(RefusedError):
+        node.publish()
+
+
+def test_a_second_flush_that_fails_leaves_it_to_a_restart(node: Node) -> None:
+    """The book is ahead of the disk then, and the disk counts."""
+    node.create()
+    node.offline()
+    node.break_device(Fault(call="flush", first=2))
+    with pytest.raises(StateError):
+        node.publish()
+    assert node.bench.fatal
+    again = node.restart()
+    assert again.disk.describe()[0][0].state == "restoring"
+    again.store.close()
+
+
+def test_a_failed_restore_is_published_as_such(node: Node) -> None:
+    node.create()
+    node.offline()
+    node.break_device(Fault(call="flush", times=99))
+    assert node.publish("restore-failed").state == "restore-failed"
+    with pytest.raises(RefusedError):
+        node.write(b"x", epoch=30)
+
+
+def test_a_refused_publish_fences_nobody(node: Node) -> None:
+    node.create()
+    node.offline()
+    with pytest.raises(RefusedError):
+        node.publish(job=99)
+    with pytest.raises(UsageError):
+        node.publish("perfect")
+    node.write(b"x", epoch=11)
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def test_a_view_holds_until_it_is_released(node: Node) -> None:
+    node.create()
+    state = node.view()
+    assert isinstance(state, ViewState)
+    assert (state.designator, state.means, state.job) == (VIEW_UNIT, "hold", 7)
+    assert node.view() == state
+    assert node.disk.describe()[0][0].held_by == 7
+    with pytest.raises(BusyError):
+        node.write(b"x")
+    with pytest.raises(BusyError):
+        node.disk.delete(VOLUME)
+    node.bench.access.open(node.bench.grant(VIEW_UNIT, Rights.READ))
+    assert node.disk.release_view(VIEW)
+    assert not node.disk.release_view(VIEW)
+    with pytest.raises(NotAuthorizedError):
+        node.bench.access.open(node.bench.grant(VIEW_UNIT, Rights.READ))
+    node.write(b"x")
+    with pytest.raises(NotFoundError):
+        node.view()
+
+
+def test_a_view_survives_a_restart_and_still_holds(node: Node) -> None:
+    node.create()
+    node.write(b"content")
+    node.clock.advance(5.0)
+    held = node.view(quiet_s=0.0)
+    again = node.restart()
+    assert again.disk.describe()[1] == (held,)
+    assert [view.ttl_s for view in again.disk.views()] == [9.0]
+    with pytest.raises(BusyError):
+        again.write(b"x", epoch=6)
+    assert again.disk.release_view(VIEW)
+    again.store.close()
+
+
+def test_a_view_waits_for_the_quiet_period(node: Node) -> None:
+    node.create()
+    asked = node.clock.monotonic()
+    node.write(b"x")
+    assert node.view(asked_s=asked) == AskAgain(asked + 3.0)
+    node.clock.advance(2.0)
+    node.write(b"y")
+    assert node.view(asked_s=asked) == AskAgain(asked + 5.0)
+    node.clock.advance(3.0)
+    assert isinstance(node.view(asked_s=asked), ViewState)
+
+
+def test_an_open_writer_or_a_late_moment_makes_no_view(node: Node) -> None:
+    node.create()
+    writer = node.bench.access.open(node.bench.grant(UNIT, Rights.WRITE))
+    asked = node.clock.monotonic()
+    assert isinstance(node.view(), AskAgain)
+    node.clock.advance(80.0)
+    with pytest.raises(NotQuietError):
+        node.view(asked_s=asked)
+    node.bench.access.close(writer)
+    with pytest.raises(NotFoundError):  # a late double of what failed
+        node.view()
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, 1e9])
+def test_a_view_without_an_end_is_refused(node: Node, ttl_s: float) -> None:
+    node.create()
+    with pytest.raises(UsageError):
+        node.view(ttl_s=ttl_s)
+
+
+def test_after_a_restart_the_quiet_period_counts_from_the_start(node: Node) -> None:
+    node.create()
+    again = node.restart()
+    assert isinstance(again.view(), AskAgain)
+    again.clock.advance(3.0)
+    assert isinstance(again.view(), ViewState)
+    again.store.close()
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def test_extents_are_told_in_pages(node: Node) -> None:
+    node.create()
+    for at in (0, 8192, 20480):
+        node.write(b"x" * 4096, at)
+
+    def ask(start: int, most: int) -> tuple[list[tuple[int, int]], int]:
+        packed, following = node.disk.extents(
+            ViewExtents(request=1, designator=UNIT, start_lba=start, extents_max=most)
+        )
+        return list(struct.iter_unpack(">QQ", packed)), following  # type: ignore[arg-type]
+
+    assert ask(0, 9) == ([(0, 8), (16, 8), (40, 8)], 64)
+    assert ask(0, 2) == ([(0, 8), (16, 8)], 40)
+    assert ask(40, 2) == ([(40, 8)], 64)
+    assert ask(20, 9) == ([(20, 4), (40, 8)], 64)
+    assert ask(64, 9) == ([], 64)
+    with pytest.raises(UsageError):
+        ask(0, 0)
+    with pytest.raises(NotFoundError):
+        node.disk.extents(ViewExtents(request=1, designator=VIEW_UNIT, start_lba=0, extents_max=1))
+
+
+def test_an_image_is_attached_again_without_being_probed(node: Node) -> None:
+    (node.folder / "images").mkdir()
+    image = node.folder / "images" / "disk"
+    image.write_bytes(bytes(4096))
+    message = VolumeAttach(request=1, volume=VOLUME, name="a", path=str(image), block_bytes=512)
+    state = node.disk.attach(message)
+    assert (state.blocks, state.is_empty, state.path) == (8, False, str(image))
+    assert node.disk.attach(message) == state
+    with pytest.raises(RefusedError):
+        node.disk.attach(
+            VolumeAttach(
+                request=2, volume=VolumeId("44" * 16), name="b", path=str(image), block_bytes=512
+            )
+        )
+
+
+def test_state_that_cannot_be_written_stops_the_node(node: Node) -> None:
+    node.create()
+    (node.folder / "volumes" / VOLUME / "volume.json").unlink()
+    (node.folder / "volumes" / VOLUME / "volume.json").mkdir()
+    with pytest.raises(StateError):
+        node.offline()
+    assert node.bench.fatal
