@@ -12,7 +12,7 @@ for secret in "$folder"/keys/mover-*.secret; do
     name=$(basename "$secret" .secret)
     exec 9>"$folder/keys/$name.lock"
     if flock --nonblock 9; then
-        export MOVER_NODE_NAME="$name" MOVER_NODE_KEY_FILE="$secret"
+        export MOVER_NODE_KEY_FILE="$secret"
         exec mover-node --config "$folder/mover.toml"
     fi
 done

@@ -149,11 +149,13 @@ def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         engine.docker(
             *("build", "--quiet", "--build-arg", f"BASE={BASE_IMAGE}", "--tag", IMAGE),
-            *("--file", "deploy/Dockerfile", str(ROOT)),
+            *("--file", str(DEPLOY / "Dockerfile"), str(ROOT)),
         )
         yield IMAGE
     finally:
         engine.docker("image", "rm", "--force", IMAGE, BASE_IMAGE, check=False)
+        stages = "label=serverless-backup.stage=build"
+        engine.docker("image", "prune", "--force", "--filter", stages, check=False)
 
 
 def make_wheels() -> None:
