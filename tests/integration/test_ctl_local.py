@@ -139,8 +139,8 @@ def test_a_volume_goes_to_tape_and_back_and_the_report_proves_it(trial: Trial) -
             assert item["mover"].startswith("mover-")
             assert item["status"] == "00h"
             assert item["ledger"]
-            decoded = trial.ask("debug", "decode", "--hex", item["parameter_list"])
-            assert decoded
+    decoded = trial.ask("debug", "decode", "--hex", detail["items"][-1]["parameter_list"])
+    assert decoded
     assert "Termination:  Backup OK" in trial.ok("job", "show", "2")
     assert "completed" in trial.ok("job", "log", "2")
     assert trial.ask("backup", "show", "office/latest")["tags"] == ["LTO001L8"]
