@@ -22,6 +22,7 @@ from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import CartridgeState, DriveState, NodeReply, TapeAdd, TapeLoad
 from storage_node.access import Access
 from storage_node.core.admission import Unit, UnitKind
+from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
 from storage_node.tape.library import CartridgeFacts, TapeLibrary
 from storage_node.tape.virtual_drive import VirtualDrive
@@ -90,13 +91,15 @@ class TapeControl:
     # --- requests --------------------------------------------------------------------------------
 
     def load(self, message: TapeLoad) -> NodeReply:
-        """Fence the drive, put the cartridge in, and read its label and the last committed trailer."""
+        """Fence the drive, put the cartridge in, read label and last committed trailer; the tape is then at its end."""
         number, unit, drive = self._drive(message.drive)
         self._fence(unit, message.epoch)
         with self._lock:
             with unit.mutex:
                 self._put_in(number, unit, drive, message.tag)
                 reply = self._read_ends(drive)
+                # Who appends next finds the tape where this reply says; who reads locates first anyway.
+                unit.position = drive.space(SpaceCode.END_OF_DATA).position
             self._look(unit, drive)
             return replace(
                 reply,

@@ -100,6 +100,10 @@ class LocalCluster:
         done = self.run_ctl("local", "down")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
 
+    def pids(self) -> list[int]:
+        """Return the process ids of all daemons."""
+        return [int(each["pid"]) for each in self._processes()]
+
     def pid(self, name: str) -> int:
         """Return the process id of a daemon."""
         return int(next(each["pid"] for each in self._processes() if each["name"] == name))
