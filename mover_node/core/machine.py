@@ -233,6 +233,8 @@ class MoverMachine:
         self._is_connected = False
         self._next_request = 0.0
         self._drain_until: float | None = None
+        self._is_late = False
+        """The time to drain is over."""
         self._has_left = False
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
@@ -279,7 +281,7 @@ class MoverMachine:
                 times.append(item.lease_end)
             if item.state is ItemState.REPORTING and self._is_connected:
                 times.append(item.next_report)
-        if self._drain_until is not None and not self._has_left:
+        if self._drain_until is not None and not self._is_late and not self._has_left:
             times.append(self._drain_until)
         return min(times, default=None)
 
@@ -417,14 +419,14 @@ class MoverMachine:
         for item in self._items.values():
             if item.state is ItemState.RUNNING and now >= item.lease_end:
                 effects += self._stop(item, "the lease was not extended in time")
-        if self._drain_until is not None:
-            effects += self._drain(now)
         if self._is_connected:
             for item in self._items.values():
                 effects += self._report(item, now)
             if self._credit() and now >= self._next_request:
                 self._next_request = now + REQUEST_REPEAT_S
                 effects.append(Send(WorkRequest(credit=self._credit())))
+        if self._drain_until is not None:
+            effects += self._drain(now)
         return effects
 
     def _report(self, item: _Item, now: float) -> list[Effect]:
@@ -459,19 +461,17 @@ class MoverMachine:
         assert self._drain_until is not None
         effects: list[Effect] = []
         if now >= self._drain_until:
+            self._is_late = True
             for item in self._items.values():
                 if item.state is ItemState.RUNNING:
                     effects += self._stop(item, "the mover is being stopped")
         waiting = [i for i in self._items.values() if i.state is not ItemState.KEPT]
-        is_late = now >= self._drain_until and not any(item.is_active for item in waiting)
-        if not self._has_left and (not waiting or is_late):
+        is_given_up = self._is_late and not any(item.is_active for item in waiting)
+        if not self._has_left and (not waiting or is_given_up):
             self._has_left = True
-            # Late: what nobody acknowledged is lost with us, and the lease of the item ends by itself.
-            return [*effects, *self._last_words(waiting), Exit("drained")]
+            # Given up: every result was told at least once; where nobody heard it, the lease ends by itself.
+            effects.append(Exit("drained"))
         return effects
-
-    def _last_words(self, waiting: list[_Item]) -> list[Effect]:
-        return [Send(item.done) for item in waiting if item.done is not None and self._is_connected]
 
     def _stop(self, item: _Item, reason: str) -> list[Effect]:
         if item.state is not ItemState.RUNNING:

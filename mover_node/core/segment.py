@@ -51,9 +51,6 @@ LBA = "block_device_logical_block_address"
 SOURCE_LBA = "source_block_device_logical_block_address"
 DESTINATION_LBA = "destination_block_device_logical_block_address"
 
-DISCARD_BYTES_MAX = 16 * 1024 * 1024
-"""Most bytes of a 06h segment that are read before they are dropped; one transfer is always read whole."""
-
 
 @dataclass(slots=True)
 class Residues:
@@ -126,7 +123,7 @@ class DataSegment:
         self.processed = point.processed
 
     def step(self, residues: Residues, units: Units) -> Steps[bool]:
-        """Do one round; returns True when all is processed and every whole transfer is written."""
+        """Do one round: at most one read.  True when all is processed and every whole transfer is written."""
         if len(self.appended):
             data, self.appended = bytes(self.appended), b""
             residues.destination.append(inline_piece(data))
@@ -138,11 +135,11 @@ class DataSegment:
             return True
         if self.destination is not None:
             need = min(need, max(1, self.destination.wanted(residues.destination.byte_count)))
-        else:
-            need = min(need, DISCARD_BYTES_MAX)
         assert self.source is not None
-        while residues.source.byte_count < need:
-            yield from self.source.read(need - residues.source.byte_count, residues.source)
+        if not residues.source:
+            yield from self.source.read(need, residues.source)
+        # What is there is written before more is read: an error of the next read must not keep it from its place.
+        need = min(need, residues.source.byte_count)
         for piece in residues.source.take(need):
             if self.destination is None:
                 units.ledger.discard({piece.origin: len(piece.data)})
