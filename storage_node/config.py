@@ -38,6 +38,10 @@ class StorageNodeConfig:
             raise ValueError("listen: at least one data address")
         if len(self.listen) > 8 or len(self.advertise) > 8:
             raise ValueError("listen, advertise: at most 8 addresses")
+        if not self.advertise and any(
+            address.startswith(("tcp://0.0.0.0:", "tcp://[::]:")) for address in self.listen
+        ):
+            raise ValueError("advertise: needed when listening on all addresses of the machine")
 
     @property
     def library(self) -> Path:

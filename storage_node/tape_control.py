@@ -32,7 +32,7 @@ from storage_node.tape_unit import TapeUnit
 DIGESTS_MAX: Final = 200_000
 """Objects looked at for one tape.digest: at most 4 bytes each in a control message of 1 MiB."""
 
-DETAIL_CHARACTERS_MAX: Final = 200
+DETAIL_CHARACTERS_MAX: Final = 80
 """Of a cartridge's detail: an inventory of 2048 cartridges is one control message."""
 
 log = logging.getLogger(__name__)

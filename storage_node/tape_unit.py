@@ -72,7 +72,7 @@ class TapeHandler:
         self._drive = unit.drive
         self._exchange = exchange
         self._session = session
-        self._may_overwrite = True
+        self._is_first_append = True
 
     def handle(self, header: Header, extra: bytes) -> None:
         """Answer one request."""
@@ -128,20 +128,8 @@ class TapeHandler:
     def _run(self, header: Header, data: memoryview | None) -> Outcome:
         drive = self._drive
         match header.opcode:
-            case Opcode.WRITE_RECORD:
-                self._permit_overwrite()
-                return drive.write_record(
-                    data if data is not None else memoryview(b""),
-                    crc32c=header.crc32c,
-                    expected_position=header.address,
-                )
-            case Opcode.WRITE_FILEMARKS:
-                self._permit_overwrite()
-                return drive.write_filemarks(
-                    header.length,
-                    immediate=bool(header.status & IMMEDIATE),
-                    expected_position=header.address,
-                )
+            case Opcode.WRITE_RECORD | Opcode.WRITE_FILEMARKS:
+                return self._append(header, data)
             case Opcode.READ_RECORD:
                 return drive.read_record(
                     self._exchange.buffer(header.length),
@@ -159,11 +147,32 @@ class TapeHandler:
             case _:
                 return drive.test_unit_ready()
 
-    def _permit_overwrite(self) -> None:
-        if self._may_overwrite and self._unit.position == self._session.grant.position:
-            # Whatever it answers, the write that follows meets it again and says it.
+    def _append(self, header: Header, data: memoryview | None) -> Outcome:
+        may_overwrite = (
+            self._is_first_append and self._unit.position == self._session.grant.position
+        )
+        self._is_first_append = False
+        if may_overwrite:
+            # Whatever it answers, the command that follows meets it again and says it.
             self._drive.allow_overwrite(self._unit.position)
-        self._may_overwrite = False
+        try:
+            return self._append_object(header, data)
+        finally:
+            if may_overwrite:
+                self._drive.allow_overwrite(None)
+
+    def _append_object(self, header: Header, data: memoryview | None) -> Outcome:
+        if header.opcode is Opcode.WRITE_RECORD:
+            return self._drive.write_record(
+                data if data is not None else memoryview(b""),
+                crc32c=header.crc32c,
+                expected_position=header.address,
+            )
+        return self._drive.write_filemarks(
+            header.length,
+            immediate=bool(header.status & IMMEDIATE),
+            expected_position=header.address,
+        )
 
     def _answer(self, header: Header, outcome: Outcome) -> None:
         data: memoryview | bytes | None = outcome.data

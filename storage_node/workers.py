@@ -10,7 +10,9 @@ from typing import Final
 
 from backplane.errors import BusyError
 
-THREADS: Final = 4
+THREADS: Final = 8
+"""A medium that hangs keeps one of them for as long as a fence waits."""
+
 WAITING_MAX: Final = 4096
 """Requests that wait for a thread; more are answered with "busy"."""
 

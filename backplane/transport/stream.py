@@ -51,6 +51,9 @@ TIMEOUT_S: Final = 30.0
 """How long one send or receive may stand still before the connection counts as dead."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+KEEPALIVE_S: Final = 15
+"""Between probes of a silent TCP peer; TCP_USER_TIMEOUT, which is set as well, ends the waiting for an answer."""
+
 PIPE_BYTES: Final = 1024 * 1024
 _OPEN_BYTES_MAX: Final = grants.GRANT_BYTES_MAX + 1024
 _HANDSHAKE_VERSION: Final = 1
@@ -385,7 +388,10 @@ def tune(sock: socket.socket, *, timeout_s: float) -> None:
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A machine that has lost its power says nothing: ask it, or its connection would stay for hours.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
     peer = sock.getpeername()[0]
     if peer in ("127.0.0.1", "::1"):

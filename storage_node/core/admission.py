@@ -117,19 +117,26 @@ class Request:
     entries: tuple[Entry, ...] = ()
 
 
+@dataclass(slots=True)
+class Use:
+    """What was done with one grant, in all of its sessions together."""
+
+    first_s: float
+    moved_bytes: int = 0
+    is_forgotten: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An opened logical unit.  `spans` are the granted byte ranges: sorted, merged, as (starts, ends)."""
+    """An opened logical unit.  `spans` are the granted byte ranges: sorted, merged, as (starts, ends).
+
+    The session carries its `use`: a grant of thousands of extents is too long to be looked up for each request.
+    """
 
     number: int
     grant: Grant
     spans: tuple[tuple[int, ...], tuple[int, ...]]
-
-
-@dataclass(slots=True)
-class _Use:
-    first_s: float
-    moved_bytes: int = 0
+    use: Use = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -137,7 +144,7 @@ class _UnitState:
     unit: Unit
     newest_session: int = 0
     forgotten_below: int = 0
-    uses: dict[Grant, _Use] = field(default_factory=dict)
+    uses: dict[Grant, Use] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
 
 
@@ -230,9 +237,9 @@ class Admission:
             raise denied("another holder has this epoch")
         if grant.rights & Rights.WRITE:
             _check_gate(state.unit)
-        self._use(state, grant, now)
+        use = self._use(state, grant, now)
         self._session_count = number
-        session = Session(number=number, grant=grant, spans=_spans(grant, state.unit))
+        session = Session(number=number, grant=grant, spans=_spans(grant, state.unit), use=use)
         state.sessions[number] = session
         if not raises_floor:
             return session, []
@@ -245,26 +252,25 @@ class Admission:
         if state is not None:
             state.sessions.pop(session.number, None)
 
-    def _use(self, state: _UnitState, grant: Grant, now: float) -> _Use:
+    def _use(self, state: _UnitState, grant: Grant, now: float) -> Use:
         """Return what was done with the grant so far; refuse it when its time is over."""
         use = state.uses.get(grant)
         if use is None:
             if grant.epoch < state.forgotten_below:
                 raise denied("older than the grants that are remembered")
-            use = state.uses[grant] = _Use(now)
+            use = state.uses[grant] = Use(now)
             self._forget(state)
-        if now - use.first_s >= grant.ttl_s:
-            raise denied("expired")
+        _check_use(use, grant, now)
         return use
 
     def _forget(self, state: _UnitState) -> None:
         floor = self.floor(state.unit.designator).epoch
         if len(state.uses) > GRANTS_KEPT_MAX:
             for grant in [grant for grant in state.uses if grant.epoch < floor]:
-                del state.uses[grant]
+                state.uses.pop(grant).is_forgotten = True
         while len(state.uses) > GRANTS_KEPT_MAX:
             oldest = min(state.uses, key=lambda grant: grant.epoch)
-            del state.uses[oldest]
+            state.uses.pop(oldest).is_forgotten = True
             state.forgotten_below = max(state.forgotten_below, oldest.epoch + 1)
 
     # --- every request ---------------------------------------------------------------------------
@@ -275,7 +281,7 @@ class Admission:
         """Admit one request and count its bytes, or raise.  `position` is the drive's, if it is known already."""
         state = self._recheck(session, request, now=now, position=position)
         self._allows(session, request, state)
-        use = self._use(state, session.grant, now)
+        use = session.use
         if use.moved_bytes + request.moved_bytes > session.grant.bytes_max:
             raise denied("more bytes than granted")
         use.moved_bytes += request.moved_bytes
@@ -297,7 +303,7 @@ class Admission:
             raise denied("the logical unit is gone")
         if not self._epoch_is_current(grant.designator, grant.epoch, session.number):
             raise _stale(grant.epoch, self.floor(grant.designator).epoch)
-        self._use(state, grant, now)
+        _check_use(session.use, grant, now)
         if request.opcode is Opcode.WRITE:
             _check_gate(state.unit)
         if (
@@ -366,6 +372,13 @@ class Admission:
 
 def _stale(epoch: int, floor: int) -> BackupError:
     return StaleError(f"epoch {epoch} was overtaken, the unit is at {floor}")
+
+
+def _check_use(use: Use, grant: Grant, now: float) -> None:
+    if use.is_forgotten:
+        raise denied("older than the grants that are remembered")
+    if now - use.first_s >= grant.ttl_s:
+        raise denied("expired")
 
 
 def _check_gate(unit: Unit) -> None:

@@ -36,8 +36,8 @@ from backplane.ids import Designator, Epoch, JobId, ViewId, VolumeId
 from backplane.scsi.designator import designator_of
 from storage_node.core.admission import Floor, WriteGate
 
-VOLUMES_MAX: Final = 1024
-VIEWS_MAX: Final = 1024
+VOLUMES_MAX: Final = 512
+VIEWS_MAX: Final = 512
 """Both bound the inventory, which is one control message."""
 
 RELEASED_VIEWS_MAX: Final = 1024

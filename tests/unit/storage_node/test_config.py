@@ -64,6 +64,7 @@ log_file = "log"
         ('roles = ["disk", "disk"]', "roles"),
         ('roles = ["disc"]', "must be one of disk, tape"),
         ("listen = []", "listen"),
+        ('listen = ["tcp://0.0.0.0:7800"]', "advertise: needed"),
         ("drives = 0", "drives"),
         ("connections_max = 0", "connections_max"),
         ("colour = 1", "unknown key"),

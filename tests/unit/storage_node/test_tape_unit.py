@@ -179,3 +179,13 @@ def test_a_grant_appends_from_its_position_over_the_tail_once(
         assert triple(ask(channel, Opcode.READ_RECORD, address=2, length=9)[0]) == (8, 0, 5)
         assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
         assert ask(channel, Opcode.READ_RECORD, address=0, length=4)[1] == b"kept"
+
+
+def test_what_a_session_has_appended_it_cannot_overwrite(tape: Any, ask: Ask, triple: Any) -> None:
+    with opened(tape) as channel:
+        append(channel, ask, b"mine", b"mine", at=0)
+        assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
+        reply, _ = ask(channel, Opcode.WRITE_RECORD, address=0, data=b"x")
+        assert triple(reply) == (0x07, 0x30, 0x0C)
+        reply, _ = ask(channel, Opcode.WRITE_FILEMARKS, address=0, length=1)
+        assert triple(reply) == (0x07, 0x30, 0x0C)
