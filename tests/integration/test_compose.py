@@ -1,8 +1,8 @@
 """The compose file, tried with a real engine: three movers, a backup, a restore, equal bytes.
 
-Skips by name where no engine runs and none can be started.  As root, a `dockerd` of its own is started on a socket of
-its own, so nothing of the machine's own engine is touched.  Everything made here is removed again: containers,
-volumes, networks, images, the engine.
+Skips by name where no engine runs and none can be started.  As root, a `dockerd` is started with a socket, a network
+namespace and mounts of its own: no bridge, no firewall rule and no mount of the machine is touched, and all of them
+end with it.  Everything made here is removed again: containers, volumes, networks, images, the engine.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def engine() -> Iterator[Engine]:
         finally:
             process.terminate()
             process.wait(timeout=60)
-            remove(folder)
+            shutil.rmtree(folder)
 
 
 def find_compose() -> tuple[str, ...] | None:
@@ -114,6 +114,7 @@ def start_engine(folder: Path, address: str) -> subprocess.Popen[bytes]:
         own = {name: str(folder / name) for name in ("data", "exec", "pid")}
         return subprocess.Popen(
             [
+                *("unshare", "--net", "--mount", "--"),
                 *("dockerd", "--host", address, "--data-root", own["data"]),
                 *("--exec-root", own["exec"], "--pidfile", own["pid"]),
             ],
@@ -130,15 +131,6 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], environment: dict[st
             return True
         time.sleep(0.2)
     return False
-
-
-def remove(folder: Path) -> None:
-    """Remove the engine's folder; a mount that its end left behind is let go of first."""
-    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted(mounts, reverse=True):
-        if Path(mount).is_relative_to(folder):
-            subprocess.run(["umount", "--lazy", mount], check=False)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
