@@ -20,7 +20,7 @@ import struct
 from dataclasses import replace
 from typing import Final
 
-from backplane.errors import BackupError, MediumError, VolumeError
+from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
 from backplane.ids import CartridgeId, Designator, ItemId, NodeName, VolumeTag
 from backplane.scsi.sense import SenseKey
 from backplane.tape_format import (
@@ -39,6 +39,7 @@ from backplane.wire.grants import Rights
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad, UnitFence
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, PartRow
 from controller.core.desk import Desk
+from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
 from controller.core.items import (
     disk_use,
@@ -72,6 +73,7 @@ class PartWriter:
             stream_bytes=row.stream_bytes - start,
         )
         self.end = 0
+        self.digest_failures = 0
 
     # --- where everything stands ---
 
@@ -114,21 +116,50 @@ class PartWriter:
         yield from self._load()
         if not self.cartridge.cartridge:
             yield from self._label()
-        if "header_object" not in self.plan:
-            self.plan.update(header_object=self.end, part_created=self.desk.wall)
-            self.desk.save(self.job)
+        while not (yield from self._write_next()):
+            pass
+
+    def _write_next(self) -> Step:
+        """Write what is missing next; True when the part is over.
+
+        A crash takes what was only in the drive's buffer: the tape may come back shorter than it was, and then this
+        goes back as far as that.
+        """
+        header_object = self._begin_part()
         header = self._header_objects()
-        data_object = self.plan["header_object"] + len(header)
-        yield from self._write_objects(header, self.plan["header_object"], "header")
-        yield from self._write_data(data_object)
+        data_object = header_object + len(header)
+        data_end = data_object + self.records
+        if self.end < data_object:
+            yield from self._write_objects(header, header_object, "header")
+            return False
+        if self.end < data_end:
+            yield from self._write_data(data_object)
+            return False
         if self.records == 0 and not self.is_last:
             # Not one record fitted: no trailer for nothing; the header is an orphan tail.
             self._cartridge_is_full()
             self._forget_cartridge()
-            return
+            return True
         trailer, objects = yield from self._trailer(data_object)
-        yield from self._write_objects(objects, data_object + self.records, "trailer")
+        if trailer is None:
+            return False
+        if self.end < data_end + len(objects):
+            yield from self._write_objects(objects, data_end, "trailer")
+            return False
         yield from self._commit(trailer, data_object, len(objects))
+        return True
+
+    def _begin_part(self) -> int:
+        """Return where the header stands or will stand."""
+        if self.end < self.plan.get("header_object", 0):
+            # Even what was before the header (an orphan tail) had never left the drive's buffer.
+            for name in ("header_object", "trailer_created", "records"):
+                self.plan.pop(name, None)
+        if "header_object" not in self.plan:
+            self.plan.update(header_object=self.end, part_created=self.desk.wall)
+            self.desk.save(self.job)
+        found: int = self.plan["header_object"]
+        return found
 
     def reject(self, error: VolumeError) -> None:
         """Put the cartridge into error and begin the part anew elsewhere."""
@@ -286,8 +317,8 @@ class PartWriter:
         return [*encode_part_header(header), Mark(is_synchronous=False)]
 
     def _write_objects(self, objects: list[MetadataObject], first: int, purpose: str) -> Step:
-        """Write metadata objects that start at object `first` until the tape has them all."""
-        while self.end < first + len(objects):
+        """Write metadata objects that start at object `first` until the tape has them all, or ends before them."""
+        while first <= self.end < first + len(objects):
             planned = plan_metadata(
                 objects,
                 first=self.end - first,
@@ -313,7 +344,7 @@ class PartWriter:
     # --- data ---
 
     def _write_data(self, data_object: int) -> Step:
-        while self.end < data_object + self.records:
+        while data_object <= self.end < data_object + self.records:
             first = self.end - data_object
             view = Designator(bytes.fromhex(self.plan["view_unit"]))
             planned = plan_data(
@@ -345,8 +376,8 @@ class PartWriter:
     def _data_item_failed(self, ended: ItemRow, data_object: int, first: int) -> Step:
         told = forwarded_of(ended)
         yield from self._settle()
-        written = max(0, self.end - data_object) - first
-        if ended.state == "lost" and written:
+        written = self.end - data_object - first
+        if ended.state == "lost" and written > 0:
             self.desk.log(
                 self.job,
                 "info",
@@ -383,26 +414,16 @@ class PartWriter:
     # --- commit ---
 
     def _trailer(self, data_object: int) -> Step:
-        """Build the trailer from what the drive says is on the tape."""
-        digests = b""
-        following = data_object
-        end = data_object + self.records
-        while following < end:
-            start = following
-            reply = yield Ask(
-                node=self.node,
-                make=lambda request, start=start: TapeDigest(  # type: ignore[misc]
-                    request=request, drive=self.plan["drive"], start=start, end=end
-                ),
-                what="read the digests of the part",
-            )
-            assert isinstance(reply, NodeReply)
-            if reply.next_object <= start:
-                raise VolumeError(
-                    f"cartridge {self.tag}: the drive gives no digests from object {start}"
-                )
-            digests += reply.digests
-            following = reply.next_object
+        """Build the trailer from what the drive says is on the tape; None if the tape has to be looked at again."""
+        try:
+            digests = yield from self._digests(data_object, data_object + self.records)
+        except NotFoundError as error:
+            # The node has restarted: its drive is empty, or the tape has come back shorter.
+            self.digest_failures += 1
+            if self.digest_failures > ATTEMPTS_MAX:
+                raise VolumeError(f"cartridge {self.tag}: {error.message}") from error
+            yield from self._settle()
+            return None, []
         if len(digests) != 4 * self.records:
             raise VolumeError(
                 f"cartridge {self.tag}: {len(digests) // 4} data records in the part, {self.records} expected"
@@ -439,6 +460,26 @@ class PartWriter:
         trailer = replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
         records = encode_part_trailer(trailer)
         return trailer, [Mark(is_synchronous=False), *records, Mark(is_synchronous=True)]
+
+    def _digests(self, first: int, end: int) -> Step:
+        digests = b""
+        while first < end:
+            start = first
+            reply = yield Ask(
+                node=self.node,
+                make=lambda request, start=start: TapeDigest(  # type: ignore[misc]
+                    request=request, drive=self.plan["drive"], start=start, end=end
+                ),
+                what="read the digests of the part",
+            )
+            assert isinstance(reply, NodeReply)
+            if reply.next_object <= start:
+                raise VolumeError(
+                    f"cartridge {self.tag}: the drive gives no digests from object {start}"
+                )
+            digests += reply.digests
+            first = reply.next_object
+        return digests
 
     def _commit(self, trailer: PartTrailer, data_object: int, trailer_objects: int) -> Step:
         """Read the trailer back from the tape; only then is the part in the catalog."""
