@@ -21,7 +21,6 @@ from mover_node.runs import InFlight
 from mover_node.streams.base import Device
 from mover_node.streams.memory import MemoryCarrier, MemoryDisk, MemoryTape
 
-
 FINE = replace(MOVER_PARAMETERS, data_segment_granularity=0)
 """Byte counts as they come: small numbers make tests readable."""
 
