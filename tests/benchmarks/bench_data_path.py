@@ -313,7 +313,7 @@ def allocate_cartridge(state: Path, size: int) -> None:
 
 
 def cartridge_files(state: Path) -> list[Path]:
-    return sorted(path for path in state.rglob("*.cartridge") if path.is_file())
+    return sorted(path.with_name("data") for path in state.rglob("cartridge.json"))
 
 
 # --- figures -------------------------------------------------------------------------------------
