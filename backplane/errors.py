@@ -157,6 +157,13 @@ class ConfigError(BackupError):
         super().__init__("; ".join(findings), hint=hint)
 
 
+class NotQuietError(BackupError):
+    """The period of write inactivity did not come within the sync timeout."""
+
+    kind = "not-quiet"
+    exit_code = ExitCode.NOT_QUIET
+
+
 class UsageError(BackupError):
     """The request makes no sense as written."""
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from backplane.errors import BackupError, NotFoundError, UsageError
+from backplane.errors import BackupError, NotFoundError, NotQuietError, UsageError
 from backplane.ids import Designator, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
@@ -41,7 +41,6 @@ from storage_node.core.volume_state import (
 )
 from storage_node.core.write_inactivity import (
     AskAgain,
-    NotQuietError,
     Quiet,
     QuietWait,
 )

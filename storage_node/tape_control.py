@@ -97,7 +97,7 @@ class TapeControl:
         with self._lock:
             with unit.mutex:
                 self._put_in(number, unit, drive, message.tag)
-                reply = self._read_ends(drive)
+                reply, unit.committed_end = self._read_ends(drive)
                 # Who appends next finds the tape where this reply says; who reads locates first anyway.
                 unit.position = drive.space(SpaceCode.END_OF_DATA).position
             self._look(unit, drive)
@@ -174,8 +174,11 @@ class TapeControl:
         unit.position = drive.read_position().position
         log.info("cartridge loaded", extra={"cartridge": tag, "drive": unit.name, "report": report})
 
-    def _read_ends(self, drive: VirtualDrive) -> NodeReply:
-        """Look at label and end with a head of its own, so that nobody's position changes."""
+    def _read_ends(self, drive: VirtualDrive) -> tuple[NodeReply, int]:
+        """Look at label and end with a head of its own, so that nobody's position changes.
+
+        Returns the reply and the object behind the last commit, before which nothing may be overwritten.
+        """
         cartridge = drive.cartridge
         assert cartridge is not None
         label = read_label(drive.side_view())
@@ -187,16 +190,19 @@ class TapeControl:
             header=encode_payload(label.header) if label.header is not None else b"",
         )
         if label.state is not LabelState.OURS or label.header is None:
-            return facts
-        trailer = find_last_trailer(drive.side_view(), label.header).trailer
+            is_ours = label.state in (LabelState.BLANK, LabelState.UNFINISHED)
+            return facts, 0 if is_ours else cartridge.object_count
+        end = find_last_trailer(drive.side_view(), label.header)
+        trailer = end.trailer
         if trailer is None:
-            return facts
-        return replace(
+            return facts, end.committed_end
+        reply = replace(
             facts,
             trailer_sequence=trailer.sequence,
             trailer=encode_payload(trailer.directory_entry()),
             trailer_digest=hashlib.sha256(encode_payload(trailer)).digest(),
         )
+        return reply, end.committed_end
 
     def _look(self, unit: TapeUnit, drive: VirtualDrive) -> None:
         with unit.mutex:

@@ -4,8 +4,9 @@ One command at a time: the unit's mutex covers the admission, the command and th
 drained the unit knows that no command of a lower epoch is left.  The expected position of an appending command is
 checked by the rules (with the grant's own lowest position) and again by the drive.
 
-The drive is append-only.  A grant that appends from a position before end of data (behind the last commit, over the
-orphan tail of an earlier attempt) permits exactly that once, with the first appending command of a session.
+The drive is append-only.  A grant that appends from a position before end of data (over an orphan tail, or a label that
+was not finished) permits exactly that once, with the first appending command of a session, and never before the last
+commit that was found when the cartridge was loaded: nothing committed is overwritten, whoever asks.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class TapeUnit:
         self.access = access
         self.mutex = threading.Lock()
         self.position = 0
+        self.committed_end = 0
 
     def opened(self, boot_id: bytes) -> Opened:
         """Describe the drive."""

@@ -11,17 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backplane.errors import BackupError, ExitCode
-
 NEVER_WRITTEN = -math.inf
 """Time of the last write of a volume that has had none."""
-
-
-class NotQuietError(BackupError):
-    """The period of write inactivity did not come within the sync timeout."""
-
-    kind = "not-quiet"
-    exit_code = ExitCode.NOT_QUIET
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from backplane.errors import (
     MediumError,
     NotAuthorizedError,
     NotFoundError,
+    NotQuietError,
     RefusedError,
     StaleError,
     UsageError,
@@ -36,7 +37,7 @@ from backplane.wire.messages import (
 )
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Request
-from storage_node.core.write_inactivity import AskAgain, NotQuietError, QuietWait
+from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk.faulty import Fault, FaultyDevice
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl

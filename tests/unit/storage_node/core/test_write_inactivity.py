@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backplane.errors import ExitCode
+from backplane.errors import ExitCode, NotQuietError
 from storage_node.core.write_inactivity import (
     NEVER_WRITTEN,
     AskAgain,
-    NotQuietError,
     Quiet,
     QuietWait,
     TimedOut,
