@@ -189,3 +189,15 @@ def test_what_a_session_has_appended_it_cannot_overwrite(tape: Any, ask: Ask, tr
         assert triple(reply) == (0x07, 0x30, 0x0C)
         reply, _ = ask(channel, Opcode.WRITE_FILEMARKS, address=0, length=1)
         assert triple(reply) == (0x07, 0x30, 0x0C)
+
+
+def test_what_is_committed_is_not_overwritten_whatever_the_grant_says(
+    tape: Any, ask: Ask, triple: Any
+) -> None:
+    with opened(tape) as channel:
+        append(channel, ask, b"kept", at=0)
+    tape.units[TAPE].committed_end = 1
+    with opened(tape, epoch=Epoch(6), position=0) as channel:
+        assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
+        reply, _ = ask(channel, Opcode.WRITE_RECORD, address=0, data=b"x")
+        assert triple(reply) == (0x07, 0x30, 0x0C)
