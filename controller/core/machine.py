@@ -23,6 +23,7 @@ from backplane.wire.messages import (
     NodeFailed,
     NodeInventory,
     NodeReply,
+    SessionUnknown,
     UnitFenced,
     ViewRelease,
     WorkAcknowledged,
@@ -146,7 +147,8 @@ class Machine:
 
     def deadline(self) -> float | None:
         """When the core wants a `Tick`."""
-        times = (self.dispatcher.deadline(), self._tasks.deadline())
+        inventory = min(self.registry.inventory_due.values(), default=None)
+        times = (self.dispatcher.deadline(), self._tasks.deadline(), inventory)
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
@@ -281,15 +283,15 @@ class Machine:
                 is_online=True,
                 since=self.wall,
             )
-        elif event.role == "storage" and event.name in self.registry.nodes:
-            # Requests wait for the inventory: only then do we know what the node has.
-            self.registry.nodes[event.name].is_online = False
+        elif event.role == "storage":
+            self.registry.node_welcomed(event.name, event.boot_id, now=self.now)
 
     def _on_peer_lost(self, name: NodeName) -> None:
         if name in self.registry.movers:
             self.dispatcher.forget_mover(name)
             self.registry.movers[name].is_online = False
             self.registry.movers[name].since = self.wall
+        self.registry.inventory_due.pop(name, None)
         if name in self.registry.nodes:
             self.registry.nodes[name].is_online = False
             self.registry.nodes[name].since = self.wall
@@ -452,6 +454,9 @@ class Machine:
     def _on_tick(self) -> None:
         for row in self.dispatcher.lose(now=self.now):
             self._item_lost(row, "the mover's lease has expired")
+        for name in self.registry.missed_inventories(now=self.now):
+            # It, or the welcome that should have brought it, was lost: have the node say hello again.
+            self._effects.append(Send(peer=name, message=SessionUnknown()))
         self._tasks.tick()
 
     # --- items -----------------------------------------------------------------------------------

@@ -6,7 +6,10 @@ its rows, and a volume whose node is away says so.  Inventories are the nodes' o
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from backplane.errors import BusyError, NotFoundError
 from backplane.ids import Designator, JobId, NodeName, VolumeId, VolumeTag
@@ -18,6 +21,10 @@ from backplane.wire.messages import (
     VolumeState,
 )
 from controller.catalog.store import CartridgeRow, NodeRow, PartRow, VolumeRow
+
+
+INVENTORY_WAIT_S: Final = 5.0
+"""How long a storage node may take from its welcome to its inventory before it has to say hello again."""
 
 
 @dataclass(slots=True)
@@ -69,6 +76,9 @@ class Registry:
         self.parts: dict[tuple[int, int], PartRow] = {}
         self.drive_claims: dict[tuple[NodeName, str], JobId] = {}
         self.volume_claims: dict[VolumeId, JobId] = {}
+        self.inventory_due: dict[NodeName, float] = {}
+        """Storage nodes that were welcomed, and when their inventory is missed."""
+        self._names_reserved: dict[str, int] = {}
 
     def volume_by_name(self, name: str) -> VolumeRow:
         """Return a volume that is not deleted; raises `NotFoundError`."""
@@ -109,29 +119,86 @@ class Registry:
         wanted = f"storage node {name}" if name else f"a storage node of the {role} role"
         raise BusyError(f"{wanted} is away", hint="start it, or wait until it is back")
 
+    def node_welcomed(self, name: NodeName, boot_id: bytes, *, now: float) -> None:
+        """A storage node has a session; it counts as away until its inventory says what it has.
+
+        Unless that is only a doubled hello: the node knows that it was welcomed, and says nothing more.
+        """
+        node = self.nodes.get(name)
+        if node is not None and node.is_online and node.row.boot_id == boot_id:
+            return
+        if node is not None:
+            node.is_online = False
+        self.inventory_due[name] = now + INVENTORY_WAIT_S
+
+    def missed_inventories(self, *, now: float) -> list[NodeName]:
+        """Return the nodes that should have sent their inventory by now; they are given the same time again."""
+        missed = [name for name, due in self.inventory_due.items() if due <= now]
+        self.inventory_due.update(dict.fromkeys(missed, now + INVENTORY_WAIT_S))
+        return missed
+
     def take_inventory(self, node: Node, inventory: NodeInventory) -> None:
         """Replace what is known of a node by its own word."""
+        self.inventory_due.pop(node.row.name, None)
         node.volumes = {state.volume: state for state in inventory.volumes}
         node.views = {state.view: state for state in inventory.views}
         node.drives = {state.drive: state for state in inventory.drives}
         node.cartridges = {state.tag: state for state in inventory.cartridges}
 
     def free_drive(self, node: NodeName, *, job: JobId, prefer: str = "") -> Drive | None:
-        """Return a drive of a node that no other job has claimed, `prefer`-ably the one holding a cartridge."""
+        """Return a drive of a node that no other job has claimed, `prefer`-ably the one holding a cartridge.
+
+        A drive in error comes last, not never: its error is a failed write, and loading a cartridge ends it.
+        """
         known = self.nodes.get(node)
         if known is None:
             return None
         free = [
             state
             for state in known.drives.values()
-            if state.state != "error" and self.drive_claims.get((node, state.drive), job) == job
+            if self.drive_claims.get((node, state.drive), job) == job
         ]
-        free.sort(key=lambda state: (state.loaded != prefer, state.loaded != "", state.drive))
+        free.sort(
+            key=lambda state: (
+                state.loaded != prefer,
+                state.state == "error",
+                state.loaded != "",
+                state.drive,
+            )
+        )
         return Drive(node, free[0].drive, free[0].designator) if free else None
 
-    def tag_is_claimed(self, tag: VolumeTag, *, job: JobId, claims: dict[VolumeTag, JobId]) -> bool:
-        """Say whether another job works with a cartridge."""
-        return claims.get(tag, job) != job
+    def drive_in_use_with(self, node: NodeName, tag: VolumeTag, *, job: JobId) -> str | None:
+        """Return the drive that a cartridge is in, if another job has claimed that drive."""
+        for state in self.nodes[node].drives.values():
+            if state.loaded == tag and self.drive_claims.get((node, state.drive), job) != job:
+                return state.drive
+        return None
+
+    def claim_drive(self, job: JobId, node: NodeName, drive: str) -> None:
+        """Give a free drive to a job, which has no other then."""
+        assert self.drive_claims.get((node, drive), job) == job
+        self.release_drives(job)
+        self.drive_claims[node, drive] = job
+
+    def release_drives(self, job: JobId) -> None:
+        """Give back the drives of a job."""
+        self.drive_claims = {key: held for key, held in self.drive_claims.items() if held != job}
+
+    @contextlib.contextmanager
+    def reserving(self, name: str) -> Iterator[None]:
+        """Keep a volume's name for one that is being made and has no row yet."""
+        self._names_reserved[name] = self._names_reserved.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            self._names_reserved[name] -= 1
+            if not self._names_reserved[name]:
+                del self._names_reserved[name]
+
+    def is_reserved(self, name: str) -> bool:
+        """Say whether a volume of this name is being made."""
+        return name in self._names_reserved
 
     def last_part(self, tag: VolumeTag) -> PartRow | None:
         """Return the last committed part of a cartridge."""
@@ -155,5 +222,5 @@ class Registry:
 
     def release(self, job: JobId) -> None:
         """Give back whatever a job has claimed."""
-        self.drive_claims = {key: held for key, held in self.drive_claims.items() if held != job}
+        self.release_drives(job)
         self.volume_claims = {key: held for key, held in self.volume_claims.items() if held != job}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from backplane.errors import BusyError, MediaNeededError, NotFoundError, RefusedError
+from backplane.ids import NodeName
 from backplane.scsi.sense import Sense, SenseKey
+from backplane.wire.messages import SessionUnknown
 from controller.core import effects as core
 
 BLOCK = 512
@@ -276,3 +278,20 @@ def test_the_same_token_gives_the_same_job(site: Any) -> None:
     site.make_volume("vol", data=DATA)
     first = site.submit("backup", volume="vol", token="same")
     assert site.submit("backup", volume="vol", token="same") == first
+
+
+def test_a_node_whose_inventory_was_lost_has_to_say_hello_again(site: Any) -> None:
+    site.disconnect("disk")
+    site.feed(
+        core.PeerReady(name=NodeName("disk"), role="storage", boot_id=b"c" * 16, key=b"k" * 32)
+    )
+    site.now += 60.0
+    site.feed(core.Tick())
+    assert ("disk", SessionUnknown()) in site.sent
+
+
+def test_a_doubled_hello_does_not_take_a_node_away(site: Any) -> None:
+    site.feed(
+        core.PeerReady(name=NodeName("disk"), role="storage", boot_id=b"b" * 16, key=b"k" * 32)
+    )
+    assert site.machine.registry.is_online(NodeName("disk"))
