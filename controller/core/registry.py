@@ -22,7 +22,6 @@ from backplane.wire.messages import (
 )
 from controller.catalog.store import CartridgeRow, NodeRow, PartRow, VolumeRow
 
-
 INVENTORY_WAIT_S: Final = 5.0
 """How long a storage node may take from its welcome to its inventory before it has to say hello again."""
 
@@ -49,7 +48,6 @@ class Mover:
     boot_id: bytes
     is_online: bool
     since: str
-    credit: int = 0
     item: int = 0
     job: int = 0
     bytes_read: int = 0
@@ -78,7 +76,7 @@ class Registry:
         self.volume_claims: dict[VolumeId, JobId] = {}
         self.inventory_due: dict[NodeName, float] = {}
         """Storage nodes that were welcomed, and when their inventory is missed."""
-        self._names_reserved: dict[str, int] = {}
+        self._reserved: list[tuple[str, str]] = []
 
     def volume_by_name(self, name: str) -> VolumeRow:
         """Return a volume that is not deleted; raises `NotFoundError`."""
@@ -186,19 +184,17 @@ class Registry:
         self.drive_claims = {key: held for key, held in self.drive_claims.items() if held != job}
 
     @contextlib.contextmanager
-    def reserving(self, name: str) -> Iterator[None]:
-        """Keep a volume's name for one that is being made and has no row yet."""
-        self._names_reserved[name] = self._names_reserved.get(name, 0) + 1
+    def reserving(self, name: str, *, token: str) -> Iterator[None]:
+        """Keep a volume's name for a call that is making it: there is no row yet."""
+        self._reserved.append((name, token))
         try:
             yield
         finally:
-            self._names_reserved[name] -= 1
-            if not self._names_reserved[name]:
-                del self._names_reserved[name]
+            self._reserved.remove((name, token))
 
-    def is_reserved(self, name: str) -> bool:
-        """Say whether a volume of this name is being made."""
-        return name in self._names_reserved
+    def is_reserved(self, name: str, *, token: str) -> bool:
+        """Say whether another call is making a volume of this name."""
+        return any(held == name and by != token for held, by in self._reserved)
 
     def last_part(self, tag: VolumeTag) -> PartRow | None:
         """Return the last committed part of a cartridge."""
