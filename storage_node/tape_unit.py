@@ -151,7 +151,9 @@ class TapeHandler:
 
     def _append(self, header: Header, data: memoryview | None) -> Outcome:
         may_overwrite = (
-            self._is_first_append and self._unit.position == self._session.grant.position
+            self._is_first_append
+            and self._unit.position == self._session.grant.position
+            and self._unit.position >= self._unit.committed_end
         )
         self._is_first_append = False
         if may_overwrite:
