@@ -54,10 +54,14 @@ INSIDE = "--inside-namespace"
 
 @dataclass(frozen=True)
 class Sample:
-    """One copy: wall-clock seconds of the copying, CPU-seconds of all its processes."""
+    """One copy: wall-clock seconds of the copying, CPU-seconds of each of its processes."""
 
     seconds: float
-    cpu_s: float
+    cpu: dict[str, float]
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(self.cpu.values())
 
 
 @dataclass
@@ -210,12 +214,13 @@ def unix(folder: Path, name: str) -> Address:
 def nbdcopy(source: Path, target: Path, address: Callable[[Path, str], Address]) -> Sample:
     left, right = address(source.parent, "source"), address(source.parent, "target")
     with server(left, source, "--readonly") as first, server(right, target) as second:
-        servers = [psutil.Process(first), psutil.Process(second)]
-        before = cpu_of(servers) + children_cpu()
+        servers = {"source": psutil.Process(first), "target": psutil.Process(second)}
+        before = cpu_of(servers) | {"nbdcopy": children_cpu()}
         started = time.perf_counter()
         subprocess.run(nbdcopy_command(left.uri, right.uri), check=True)
         seconds = time.perf_counter() - started
-        return Sample(seconds, cpu_of(servers) + children_cpu() - before)
+        after = cpu_of(servers) | {"nbdcopy": children_cpu()}
+        return Sample(seconds, {name: after[name] - before[name] for name in after})
 
 
 def nbdcopy_command(left: str, right: str) -> list[str]:
@@ -272,9 +277,9 @@ class Ctl:
         document: dict[str, Any] = json.loads(self.run(*arguments))
         return document
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> dict[str, psutil.Process]:
         status = self.ask("local", "status")
-        return [psutil.Process(row["pid"]) for row in status["processes"]]
+        return {row["name"]: psutil.Process(row["pid"]) for row in status["processes"]}
 
     def job(self, *arguments: str) -> Sample:
         """Submit a job, wait for its end, and take its figures from its report."""
@@ -283,8 +288,9 @@ class Ctl:
         job = self.ask("submit", *arguments)["job"]
         # Waited for in one process, so that the watching costs the watched ones nothing but a few requests.
         self.run("job", "wait", str(job))
-        cpu_s = cpu_of(processes) - before
-        return Sample(self.ask("job", "show", str(job))["seconds_copying"], cpu_s)
+        after = cpu_of(processes)
+        seconds = self.ask("job", "show", str(job))["seconds_copying"]
+        return Sample(seconds, {name: after[name] - before[name] for name in after})
 
 
 @contextmanager
@@ -319,8 +325,8 @@ def cartridge_files(state: Path) -> list[Path]:
 # --- figures -------------------------------------------------------------------------------------
 
 
-def cpu_of(processes: list[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+def cpu_of(processes: dict[str, psutil.Process]) -> dict[str, float]:
+    return {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
 
 
 def children_cpu() -> float:
@@ -351,11 +357,22 @@ def report(contenders: list[Contender], options: argparse.Namespace) -> None:
             f"{statistics.median(speeds):>6.2f}{statistics.median(costs):>11.2f}"
             f"{speed:>7.2f}x{cpu:>6.2f}x{verdict(contender, speed, cpu)}"
         )
+    print("\nWhere the CPU went, CPU-s/GiB, medians:")
+    for contender in contenders:
+        print(f"  {contender.name:<15}{contender.sink:<22}{breakdown(contender, size)}")
     print("\nspeed, CPU: against the best nbdcopy with the same kind of sink, in the same round.")
     print(f"Mark: at least {SPEED_MARK}x the speed and at most {CPU_MARK}x the CPU.")
     print(f"Peer: nbdkit file FILE; {shlex.join(nbdcopy_command('SOURCE', 'TARGET'))}")
     arguments = f"--size {format_size(size).replace(' ', '')} --rounds {options.rounds}"
     print(f"Again: make bench BENCH='{arguments} --movers {movers}'")
+
+
+def breakdown(contender: Contender, size: int) -> str:
+    parts = []
+    for name in contender.samples[0].cpu:
+        cost = statistics.median(sample.cpu[name] for sample in contender.samples) / (size / GIB)
+        parts.append(f"{name} {cost:.2f}")
+    return "  ".join(parts)
 
 
 def is_peer(contender: Contender) -> bool:
