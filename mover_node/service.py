@@ -200,14 +200,13 @@ class MoverService:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._measure()
+        self._measure()  # before the time counts: a progress report says how far it is now
         self._feed(Tick())
 
     def _measure(self) -> None:
-        for (item, epoch), execution in self._executions.items():
+        for (item, epoch), execution in list(self._executions.items()):
             told = execution.progress()
-            measured = Measured(item, epoch, told.segment, told.bytes_read, told.bytes_written)
-            self._machine.handle(measured, now=self._loop.now())
+            self._feed(Measured(item, epoch, told.segment, told.bytes_read, told.bytes_written))
 
     # --- out -------------------------------------------------------------------------------------
 
