@@ -19,11 +19,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("backplane", "controller", "mover_node", "storage_node")
 LINES_MAX = 600
+TEST_LINES_MAX = 1000
+"""Tests may be longer: they are lists of cases, read one at a time."""
 
 LONG_FILES = {
     "backplane/wire/messages.py": "a table: one class per control message, the specification itself",
+    "backplane/transport/stream.py": "both ends of one handshake, which are read side by side",
 }
-"""Files over `LINES_MAX` lines, each with its reason."""
+"""Files over their limit, each with its reason."""
 
 NO_TEST_OF_ITS_OWN = {
     "backplane/ids.py": "NewTypes only; nothing runs",
@@ -71,7 +74,12 @@ BANS = (
     ),
     Ban(
         names=("random.*",),
-        homes=("backplane/runtime/*", "backplane/testing/*", "backplane/transport/faulty.py"),
+        homes=(
+            "backplane/runtime/*",
+            "backplane/testing/*",
+            "backplane/transport/faulty.py",
+            "mover_node/service.py",  # the shell that hands its core a source of jitter
+        ),
         instead="take the value or a callable as an argument: a seed must reproduce everything",
     ),
     Ban(
@@ -82,8 +90,8 @@ BANS = (
             "backplane/transport/stream.py",
             "controller/catalog/*",
             "controller/cli/*",
+            "*/__main__.py",
             "controller/service.py",
-            "mover_node/service.py",
             "storage_node/service.py",
             "storage_node/disk/*",
             "storage_node/tape/*",
@@ -92,7 +100,7 @@ BANS = (
     ),
     Ban(
         names=("os.environ", "os.getenv", "os.putenv"),
-        homes=("backplane/runtime/config.py", "backplane/runtime/supervise.py", "controller/cli/*"),
+        homes=("backplane/runtime/*", "backplane/testing/*", "controller/cli/*"),
         instead="configuration is read once, by backplane.runtime.config",
     ),
     Ban(
@@ -102,7 +110,7 @@ BANS = (
     ),
     Ban(
         names=("subprocess.*",),
-        homes=("backplane/runtime/supervise.py", "controller/cli/*"),
+        homes=("backplane/runtime/supervise.py", "backplane/testing/*", "controller/cli/*"),
         instead="backplane.runtime.supervise, which also stops what it started",
     ),
     Ban(
@@ -250,12 +258,14 @@ def test_the_search_for_banned_calls_leaves_innocent_code_alone(code: str) -> No
 
 
 def test_files_stay_short_enough_to_be_read_in_one_sitting() -> None:
-    """Six hundred lines are two rooms in one; the named exceptions are tables."""
-    lengths = {
-        relative(path): len(path.read_text(encoding="utf-8").splitlines())
-        for path in (*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "deploy").rglob("*.py"))
+    """Six hundred lines are two rooms in one."""
+    limits = dict.fromkeys([*sources(), *(ROOT / "deploy").rglob("*.py")], LINES_MAX)
+    limits |= dict.fromkeys((ROOT / "tests").rglob("*.py"), TEST_LINES_MAX)
+    long = {
+        relative(path)
+        for path, limit in limits.items()
+        if len(path.read_text(encoding="utf-8").splitlines()) > limit
     }
-    long = {name for name, lines in lengths.items() if lines > LINES_MAX}
     assert long - LONG_FILES.keys() == set(), "split these, or name them in LONG_FILES"
     assert LONG_FILES.keys() - long == set(), "no longer long: remove from LONG_FILES"
 
