@@ -37,6 +37,13 @@ class TestUnitReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Flush:
+    """Make everything that was written to a block device durable."""
+
+    cscd: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadBlocks:
     """Read whole blocks."""
 
@@ -147,6 +154,7 @@ class RunTransfers:
 Command: TypeAlias = (
     Open
     | TestUnitReady
+    | Flush
     | ReadBlocks
     | WriteBlocks
     | ReadRecord

@@ -29,6 +29,7 @@ from backplane.wire.frames import Status
 from mover_node.core import abort
 from mover_node.core.abort import CopyAbortedError, Ended
 from mover_node.core.commands import (
+    Flush,
     Kind,
     Locate,
     Ran,
@@ -84,6 +85,7 @@ class CopyManager:
             while self.segment < len(self._segments):
                 yield from self._process()
                 self.segment += 1
+            yield from self._flush()
         except CopyAbortedError as error:
             ended = self._aborted(error)
         except DamagedError as error:
@@ -93,6 +95,20 @@ class CopyManager:
         self.ledger.discard(self._residues.destination.clear())
         self.ledger.check()
         return ended
+
+    def _flush(self) -> Steps[None]:
+        """Make what was written to disks durable: whoever is told GOOD never plans those blocks again.
+
+        A node that restarts afterwards takes nothing back, and one that restarted before does not know our session.
+        What is on a tape is made durable by filemarks, as its planner sees fit.
+        """
+        self._residual = None
+        for unit in self._units.written_disks():
+            self.segment = len(self._segments) - 1  # a failure is that of the last segment
+            answer = yield from self._units.command(unit, Flush(unit.cscd))
+            if not answer.is_good:
+                raise self._units.failed(unit, Role.DESTINATION, answer)
+        self.segment = len(self._segments)
 
     def _aborted(self, error: CopyAbortedError) -> Ended:
         residual = self._work.residual if self._work is not None else self._residual

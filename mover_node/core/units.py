@@ -124,6 +124,14 @@ class Units:
         assert not unit.is_null
         return self.ledger.of(unit.cscd)
 
+    def written_disks(self) -> list[Unit]:
+        """Return the block devices that have taken anything."""
+        return [
+            unit
+            for unit in self._units.values()
+            if unit.is_block and self.account(unit).bytes_written
+        ]
+
     def written_to(self, unit: Unit) -> tuple[int, int]:
         """Return how many records and filemarks a device has taken so far."""
         account = self.account(unit)

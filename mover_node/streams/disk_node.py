@@ -6,6 +6,7 @@ from backplane.wire.frames import Entry, Opcode, Protection
 from mover_node.core.commands import (
     Command,
     Completed,
+    Flush,
     ReadBlocks,
     TestUnitReady,
     WriteBlocks,
@@ -25,6 +26,8 @@ class DiskNode(ChannelDevice):
                 entry = Entry(address, payload.byte_count)
                 self.begin_blocks((entry,), payload.byte_count, payload.crc32c)
                 self.send_payload(payload)
+            case Flush():
+                self.channel.request(Opcode.FLUSH)
             case TestUnitReady():
                 self.channel.request(Opcode.TEST_UNIT_READY)
             case _:

@@ -20,6 +20,7 @@ from backplane.wire.frames import Entry, EntryKind, Status
 from mover_node.core.commands import (
     Command,
     Completed,
+    Flush,
     Locate,
     ReadBlocks,
     ReadRecord,
@@ -179,7 +180,7 @@ class MemoryDisk(MemoryDevice):
             case WriteBlocks(_, address, payload):
                 entries = (Entry(address, payload.byte_count),)
                 return self._scatter(entries, payload.joined(), payload.crc32c)
-            case TestUnitReady():
+            case Flush() | TestUnitReady():
                 return Completed()
             case _:
                 raise AssertionError(f"{type(command).__name__} is no command for a disk")

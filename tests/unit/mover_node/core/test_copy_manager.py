@@ -9,10 +9,11 @@ import pytest
 
 from backplane.scsi import segment as seg
 from backplane.scsi.cscd import NULL_BLOCK_UNIT, NULL_STREAM_UNIT
-from backplane.scsi.sense import FieldPointer, SenseKey
+from backplane.scsi.sense import FieldPointer, Sense, SenseKey
 from backplane.wire.frames import Status
+from mover_node.core.commands import Completed, Flush
 from mover_node.streams.faulty import Damage, FaultyDisk, FaultyTape
-from mover_node.streams.memory import FILEMARK, MemoryDisk, MemoryTape
+from mover_node.streams.memory import FILEMARK, MemoryDisk, MemoryTape, checked
 
 BLOCK = 512
 CONTENT = bytes((i * 7 + i // 251) % 256 for i in range(BLOCK * 200))
@@ -612,3 +613,49 @@ def test_a_backup_to_the_drive_that_is_its_source_is_kept_in_step(bench: Any) ->
     assert ended.is_good
     assert tape.objects == [b"a" * 64, b"a" * 64]
     assert tape.position == 2
+
+
+# --- durability ----------------------------------------------------------------------------------
+
+
+class Flushes(MemoryDisk):
+    """Counts flushes; fails them with `sense`."""
+
+    def __init__(self, sense: Sense | None = None) -> None:
+        super().__init__(bytes(BLOCK * 40), block_bytes=BLOCK)
+        self.sense = sense
+        self.flushed: list[bytes] = []
+
+    def perform(self, command: Any) -> Completed:
+        if not isinstance(command, Flush):
+            return super().perform(command)
+        self.flushed.append(bytes(self.content))
+        return Completed() if self.sense is None else checked(self.sense)
+
+
+def test_what_was_written_to_a_disk_is_durable_before_the_list_has_ended_well(bench: Any) -> None:
+    """A disk node that loses its cache after GOOD would publish a volume with holes: nobody writes them again."""
+    tape, target = MemoryTape([CONTENT[:4096]]), Flushes()
+    bench.tape(tape)
+    bench.disk(target)
+    assert bench.run(restore(4096)).is_good
+    assert target.flushed == [CONTENT[:4096] + bytes(BLOCK * 40 - 4096)]
+
+
+def test_a_disk_that_was_only_read_is_not_flushed(bench: Any) -> None:
+    source = Flushes()
+    bench.disk(source)
+    bench.tape(MemoryTape())
+    assert bench.run(backup(4096)).is_good
+    assert source.flushed == []
+
+
+def test_a_flush_that_fails_fails_the_list(bench: Any) -> None:
+    """An error of the flush means that data are lost for good; it is not tried again."""
+    target = Flushes(Sense(key=SenseKey.MEDIUM_ERROR, asc=0x0C, ascq=0x00))
+    bench.tape(MemoryTape([CONTENT[:4096]]))
+    bench.disk(target)
+    ended = bench.run(restore(4096))
+    assert (ended.status, ended.segments) == (Status.CHECK_CONDITION, 1)
+    assert "WRITE ERROR" in ended.detail
+    assert len(target.flushed) == 1
