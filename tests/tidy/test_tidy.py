@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,17 +147,15 @@ def parse(path: Path) -> ast.Module:
 
 def tracked_files() -> list[Path]:
     """Every file that belongs to the project: git's own list, or the folders when there is no repository."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        names = [name for name in listed.stdout.decode().split("\0") if name]
-        return [ROOT / name for name in names if (ROOT / name).is_file()]
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        if listed.returncode == 0:
+            names = [name for name in listed.stdout.decode().split("\0") if name]
+            return [ROOT / name for name in names if (ROOT / name).is_file()]
     folders = (*PACKAGES, "deploy", "docs", "tests")
-    return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
 
 
 def is_text(path: Path) -> bool:
