@@ -54,7 +54,7 @@ def test_a_paused_child_can_still_be_stopped(tmp_path: Path) -> None:
 def test_an_early_end_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("from an earlier run\n")
-    code = "import sys; print('line\\n' * 50); sys.exit('the port is taken')"
+    code = "import sys; print('line\\n' * 50, flush=True); sys.exit('the port is taken')"
     with pytest.raises(StartError) as caught:
         start(python(code), name="controller", log=log, is_ready=tmp_path / "ready")
     message = caught.value.message
