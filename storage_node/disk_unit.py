@@ -121,7 +121,10 @@ class DiskHandler:
                 start += entry.byte_count
         finally:
             self._access.leave(self._session)
-        self._exchange.reply(header, data=data, crc32c=crc32c(data))
+        file = None
+        if len(entries) == 1 and entries[0].kind is EntryKind.DATA:
+            file = self._device.file_range(entries[0].byte_address)
+        self._exchange.reply(header, data=data, crc32c=crc32c(data), file=file)
 
     def _write(self, header: Header, entries: tuple[Entry, ...]) -> None:
         try:

@@ -185,7 +185,12 @@ class TapeHandler:
             data = outcome.report.encode_long()
             checksum = crc32c(data)
         self._exchange.reply(
-            header, data=data, crc32c=checksum, address=outcome.position, sense=outcome.sense
+            header,
+            data=data,
+            crc32c=checksum,
+            address=outcome.position,
+            sense=outcome.sense,
+            file=outcome.file,
         )
 
     def _refuse(self, header: Header, error: BackupError) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from backplane import crc
 from backplane.errors import (
@@ -85,6 +85,13 @@ class Opened:
     record_bytes_max: int = 0
 
 
+class FileRange(NamedTuple):
+    """Where the data of a frame begin in an open file."""
+
+    descriptor: int
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply header and its sense data; its data, if any, are still in the socket."""
@@ -127,6 +134,24 @@ class Connection:
                 sent = len(head)
             if sent < len(head) + len(data):
                 self.sock.sendall(memoryview(data)[sent - len(head) :])
+        except OSError as error:
+            raise _lost(error) from error
+
+    def send_file(self, header: Header, source: FileRange, *, extra: bytes = b"") -> None:
+        """Send a frame whose data are in a file, without copying them to user space.
+
+        The caller has read the same bytes for the header's checksum.  Should the file change in between, the checksum
+        says so at the other end; should it become shorter, the connection ends.
+        """
+        self.send(header, extra=extra, more=True)
+        offset, left = source.offset, header.length
+        try:
+            while left:
+                count = os.sendfile(self.sock.fileno(), source.descriptor, offset, left)
+                if not count:
+                    raise ConnectionClosedError("the file ended inside a frame", is_clean=False)
+                offset += count
+                left -= count
         except OSError as error:
             raise _lost(error) from error
 

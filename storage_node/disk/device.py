@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from backplane.errors import BackupError, MediumError, SenseTriple
+from backplane.transport.stream import FileRange
 
 READ_ERROR = SenseTriple(0x03, 0x11, 0x00)
 """MEDIUM ERROR, UNRECOVERED READ ERROR."""
@@ -58,6 +59,10 @@ class BlockDevice(Protocol):
 
     def read_into(self, byte_address: int, buffer: memoryview) -> None:
         """Fill the whole buffer or raise `DeviceError` with the first address that could not be read."""
+        ...
+
+    def file_range(self, byte_address: int) -> FileRange | None:
+        """Say where bytes lie in an open file, if they lie there as they are: then they can be sent from it."""
         ...
 
     def write(self, byte_address: int, data: memoryview) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from backplane.transport.stream import FileRange
 from storage_node.disk.device import READ_ERROR, WRITE_ERROR, BlockDevice, device_error
 
 CALLS = ("read", "write", "flush", "extents", "discard")
@@ -72,6 +73,10 @@ class FaultyDevice:
         self._next.read_into(byte_address, buffer[:good])
         error = OSError(fault.code, "injected")
         raise device_error(error, "read", sense=READ_ERROR, byte_address=byte_address + good)
+
+    def file_range(self, byte_address: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
+        """None, so that no read passes the faults by."""
+        return None
 
     def write(self, byte_address: int, data: memoryview) -> None:
         """Write up to the fault."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from backplane.transport.stream import FileRange
 from storage_node.disk.device import (
     NO_SPACE,
     READ_ERROR,
@@ -76,6 +77,10 @@ class FileDevice:
                 )
             byte_address += count
             buffer = buffer[count:]
+
+    def file_range(self, byte_address: int) -> FileRange | None:
+        """The file itself."""
+        return FileRange(self._descriptor, byte_address)
 
     def write(self, byte_address: int, data: memoryview) -> None:
         """Write by position."""

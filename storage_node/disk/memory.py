@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+from backplane.transport.stream import FileRange
 from storage_node.disk.device import check_range, merged_blocks
 
 
@@ -45,6 +46,10 @@ class MemoryDevice:
                 buffer[: len(piece)] = piece
                 byte_address += len(piece)
                 buffer = buffer[len(piece) :]
+
+    def file_range(self, byte_address: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
+        """Memory is no file."""
+        return None
 
     def write(self, byte_address: int, data: memoryview) -> None:
         """Replace parts of blocks."""

@@ -25,6 +25,7 @@ from typing import Final, Protocol, Self
 
 from backplane.crc import EMPTY
 from backplane.errors import MediumError, RefusedError
+from backplane.transport.stream import FileRange
 from backplane.units import KIB
 from storage_node.core.tape_index import (
     ENTRY_BYTES,
@@ -233,6 +234,10 @@ class Cartridge:
     def read(self, entry: Entry, buffers: Sequence[bytearray | memoryview]) -> int:
         """Read bytes of a record from its start on; return how many there were."""
         return self._data.read(buffers, entry.data_offset)
+
+    def file_range(self, entry: Entry) -> FileRange | None:
+        """Say where a record lies in an open file, if it may be sent from there."""
+        return self._data.file_range(entry.data_offset)
 
     # --- writing ---------------------------------------------------------------------------------
 

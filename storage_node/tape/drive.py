@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from backplane.errors import SenseTriple
 from backplane.scsi.sense import Sense, SenseKey
+from backplane.transport.stream import FileRange
 from backplane.wire.frames import Status
 from storage_node.core.tape_position import PositionReport, SpaceCode
 
@@ -39,6 +40,8 @@ class Outcome:
     data: memoryview | None = None
     crc32c: int = 0
     report: PositionReport | None = None
+    file: FileRange | None = None
+    """Where the delivered bytes lie in an open file, if they may be sent from there."""
 
     @property
     def is_good(self) -> bool:

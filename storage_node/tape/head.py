@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from backplane.errors import BusyError, MediumError, NotFoundError, SenseTriple
+from backplane.transport.stream import FileRange
 from backplane.units import GIB, MIB
 from backplane.wire.frames import Status
 from storage_node.core import tape_sense
@@ -125,10 +126,20 @@ class TapeHead:
     # --- answers ---------------------------------------------------------------------------------
 
     def _good(
-        self, *, data: memoryview | None = None, crc: int = 0, report: PositionReport | None = None
+        self,
+        *,
+        data: memoryview | None = None,
+        crc: int = 0,
+        report: PositionReport | None = None,
+        file: FileRange | None = None,
     ) -> Outcome:
         return Outcome(
-            status=Status.GOOD, position=self._position, data=data, crc32c=crc, report=report
+            status=Status.GOOD,
+            position=self._position,
+            data=data,
+            crc32c=crc,
+            report=report,
+            file=file,
         )
 
     def _check(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from backplane.transport.stream import FileRange
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -22,6 +24,9 @@ class Medium(Protocol):
 
     def read(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         """Fill the buffers; return the number of bytes, which is less only at the end of the file."""
+
+    def file_range(self, offset: int) -> FileRange | None:
+        """Say where the bytes lie in an open file, if they may be sent from there."""
 
     def synchronise(self) -> None:
         """Return when all written bytes, and the size, are on the medium."""
@@ -72,6 +77,10 @@ class FileMedium:
                 break
             done += count
         return done
+
+    def file_range(self, offset: int) -> FileRange | None:
+        """The file itself."""
+        return FileRange(self._descriptor, offset)
 
     def synchronise(self) -> None:
         """Return when all written bytes, and the size, are on the medium."""

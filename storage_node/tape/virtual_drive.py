@@ -227,7 +227,7 @@ class VirtualDrive(TapeHead):
         if crc is None:
             return self._check(tape_sense.READ_ERROR, information=len(buffer))
         if not length.is_incorrect:
-            return self._good(data=data, crc=crc)
+            return self._good(data=data, crc=crc, file=cartridge.file_range(entry))
         return self._check(
             tape_sense.INCORRECT_LENGTH,
             information=length.information,

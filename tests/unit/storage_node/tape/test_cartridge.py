@@ -119,6 +119,9 @@ class FailingMedium(FileMedium):
 
     fails = False
 
+    def file_range(self, offset: int) -> None:
+        return None
+
     def synchronise(self) -> None:
         if FailingMedium.fails:
             raise OSError(errno.EIO, "no more")

@@ -60,6 +60,9 @@ class PlayedMedium:
             offset += len(piece)
         return offset - start
 
+    def file_range(self, offset: int) -> None:
+        return None
+
     def synchronise(self) -> None:
         self.log.append((self.name, "synchronise", 0, b""))
 

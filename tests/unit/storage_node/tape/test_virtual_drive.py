@@ -59,6 +59,9 @@ class FaultyMedium(FileMedium):
             self._fail("write")
         super().write(buffers, offset)
 
+    def file_range(self, offset: int) -> None:
+        return None
+
     def synchronise(self) -> None:
         self._fail("synchronise")
         super().synchronise()
