@@ -92,8 +92,7 @@ class FileRange(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A reply header and its sense data; its data, if any, are still in the socket."""
 
     header: Header

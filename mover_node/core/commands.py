@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from backplane.wire.frames import Entry, Status
 from mover_node.core.pieces import Payload
@@ -111,8 +111,10 @@ class Kind(Enum):
     DISCARD = "read records, check them, write nothing"
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+# Tuples, where there is one or more to each record: they take a fifth of the time that frozen dataclasses do.
+
+
+class Point(NamedTuple):
     """How far a list has come: everything before it is written.
 
     `processed` counts bytes of segment `segment`, `inherited` the destination residue with which that segment began,
@@ -125,8 +127,7 @@ class Point:
     written: int
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """One record of a run.
 
     `entries` are the blocks to gather from (backup) or to scatter to (restore), PAD for padding or discarded bytes.
@@ -191,8 +192,7 @@ class Denied:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """A device's answer."""
 
     status: int = Status.GOOD

@@ -10,8 +10,7 @@ A device that is lost raises `UnreachableError` or `RemoteProtocolError` from an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from backplane.wire.frames import Entry
 from mover_node.core.commands import Command, Completed, UnitInfo
@@ -20,8 +19,7 @@ S_contra = TypeVar("S_contra", contravariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A reply up to its data: `byte_count` bytes are next on the channel and have to be carried or dropped."""
 
     answer: Completed

@@ -30,7 +30,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from backplane.errors import (
     BackupError,
@@ -103,8 +103,7 @@ class RecordFloor:
     floor: Floor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """What is asked for, as far as the rules care.
 
     `moved_bytes` counts against the grant; `address` is the expected object number of a tape request.

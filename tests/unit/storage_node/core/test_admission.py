@@ -339,7 +339,7 @@ def test_a_request_for_another_boot_is_stale() -> None:
     rules = node()
     session = opened(rules)
     with pytest.raises(StaleError, match="restarted"):
-        rules.check(session, replace(READ, boot=boot_bits(BOOT) ^ 1), now=0.0)
+        rules.check(session, READ._replace(boot=boot_bits(BOOT) ^ 1), now=0.0)
 
 
 @pytest.mark.parametrize("opcode", [Opcode.WRITE_RECORD, Opcode.WRITE_FILEMARKS])
@@ -426,7 +426,7 @@ def test_without_the_epoch_check_an_overtaken_writer_gets_in() -> None:
 
 def test_without_the_boot_check_a_session_outlives_the_node() -> None:
     rules = node(NoBootCheck)
-    rules.check(opened(rules), replace(WRITE, boot=0), now=0.0)
+    rules.check(opened(rules), WRITE._replace(boot=0), now=0.0)
 
 
 def test_without_the_position_check_a_record_goes_anywhere() -> None:
