@@ -266,7 +266,6 @@ class OperatorInterface:
         view_unit = json.loads(row.plan).get("view_unit")
         if view_unit:
             names[view_unit] = (f"static view of {row.volume_name}", "disk")
-        backup = self._machine.backups.get(row.backup)
         wanted = [item for item in items if item.item >= arguments["items_from"]]
         page: list[ItemRow] = []
         size = 0
@@ -282,9 +281,7 @@ class OperatorInterface:
             "items_total": len(items),
             "next_item": following,
             "movers": sorted({mover for item in items for mover in item.movers}),
-            "ledger": documents.ledger_document(
-                row, items, names=names, record_bytes=backup.record_bytes if backup else 0
-            ),
+            "ledger": documents.ledger_document(row, items, names=names),
             "result": json.loads(row.result),
         }
 

@@ -145,7 +145,9 @@ class ControllerService:
                         "peer lost", extra={"peer": effect.session.name, "reason": effect.reason}
                     )
                     if effect.session.role != session.OPERATOR:
-                        self._feed(core.PeerLost(name=effect.session.name))
+                        self._feed(
+                            core.PeerLost(name=effect.session.name, role=effect.session.role)
+                        )
                 case session.FromPeer():
                     self._on_message(effect.session, effect.message)
                 case session.Fault():
@@ -274,7 +276,9 @@ class ControllerService:
                     assert_never(effect)
 
     def _send(self, name: str, message: Message) -> None:
-        live = self._sessions.find(name, role="storage") or self._sessions.find(name, role="mover")
+        # A mover and a storage node may have the same name; no message is for both.
+        role = "mover" if message.kind.startswith("work.") else "storage"
+        live = self._sessions.find(name, role=role)
         # A peer that is away says hello when it is back; whatever it needs is sent again then.
         if live is not None:
             self._endpoint.send(message, peer=live.peer)

@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 from typing import Final
 
-from backplane.errors import VolumeError
+from backplane.errors import RemoteProtocolError, VolumeError
 from backplane.ids import (
     BackupId,
     Designator,
@@ -21,21 +20,18 @@ from backplane.ids import (
 from backplane.wire.messages import (
     NodeReply,
     UnitFence,
-    ViewCreate,
     ViewExtents,
-    ViewRelease,
 )
 from controller.catalog.store import BackupRow, ExtentsRow, ItemRow
+from controller.core.answers import extents_of, view_of
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
-from controller.core.items import (
-    note_outcome,
-)
+from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.part_writer import PartWriter
-from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Run, Step
+from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
+from controller.core.views import ask_release_view, ask_view
 
-VIEW_TTL_S: Final = 24 * 3600.0
 EXTENTS_PER_PAGE: Final = 40_000
 """Extents asked per message: 16 bytes each, well within a control message."""
 
@@ -47,22 +43,11 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     yield Claim(attempt=lambda: _claim_volume(desk, job))
     if job.state is JobState.QUEUED:
         job.update(started=desk.wall, view=ViewId(desk.new_uuid()))
-        desk.enter(job, JobState.WAITING_QUIET)
+        quiet = f"{plan['quiet_s']:g} s without writes within {plan['sync_timeout_s']:g} s"
+        desk.enter(job, JobState.WAITING_QUIET, reason=f"waiting: {quiet}")
     if job.state is JobState.WAITING_QUIET:
-        reply = yield Ask(
-            node=volume.node,
-            make=lambda request: ViewCreate(
-                request=request,
-                view=job.row.view,
-                volume=volume.volume,
-                job=job.row.job,
-                quiet_s=plan["quiet_s"],
-                timeout_s=plan["sync_timeout_s"],
-                ttl_s=VIEW_TTL_S,
-            ),
-            what="obtain a static view",
-        )
-        view = reply.views[0]
+        reply = yield ask_view(job, volume.node)
+        view = view_of(reply, job.row.view, node=volume.node)
         plan.update(view_unit=view.designator.hex(), view_means=view.means, view_time=desk.wall)
         desk.enter(job, JobState.VIEWING)
     if job.state is JobState.VIEWING:
@@ -74,7 +59,7 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     if job.state is JobState.COPYING:
         yield from _copy(desk, job, runs, item)
         desk.enter(job, JobState.COMMITTING)
-    yield from _release_view(job, volume.node)
+    yield ask_release_view(volume.node, job.row.view, gives_up=False)
     row = desk.backups[job.row.backup]
     done = replace(row, state="completed")
     desk.backups[row.backup] = done
@@ -83,39 +68,31 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
 
 
 def clean_up_backup(desk: Desk, job: Job) -> Step:
-    """After a failure or cancel: fence what movers may still write, release the view, give up the backup."""
-    plan = job.plan
-    volume = desk.registry.volumes[job.row.volume]
-    if plan.get("drive_unit"):
-        yield from _fence_quietly(desk, NodeName(plan["tape_node"]), plan["drive_unit"])
+    """After a failure or cancel: give up the backup, fence what movers may still write, release the view.
+
+    A node that is away is not waited for: the drive is fenced by whoever loads it next, the view is released when its
+    node is back.
+    """
     row = desk.backups.get(job.row.backup)
     if row is not None and row.state == "building":
         failed = replace(row, state="failed")
         desk.backups[row.backup] = failed
         desk.record(failed)
+    if job.plan.get("drive_unit"):
+        yield from tolerantly(desk, job, _ask_fence(desk, job))
     if job.row.view:
-        yield from _release_view(job, volume.node, gives_up=True)
+        volume = desk.registry.volumes[job.row.volume]
+        yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
 
 
-def _fence_quietly(desk: Desk, node: NodeName, unit: str) -> Step:
-    if desk.registry.is_online(node):
-        epoch = desk.next_epoch()
-        yield Ask(
-            node=node,
-            make=lambda request: UnitFence(
-                request=request, designator=Designator(bytes.fromhex(unit)), epoch=epoch
-            ),
-            what="fence the drive",
-            gives_up=True,
-        )
-
-
-def _release_view(job: Job, node: NodeName, *, gives_up: bool = False) -> Step:
-    yield Ask(
-        node=node,
-        make=lambda request: ViewRelease(request=request, view=job.row.view),
-        what="release the static view",
-        gives_up=gives_up,
+def _ask_fence(desk: Desk, job: Job) -> Ask:
+    unit = Designator(bytes.fromhex(job.plan["drive_unit"]))
+    epoch = desk.next_epoch()
+    return Ask(
+        node=NodeName(job.plan["tape_node"]),
+        make=lambda request: UnitFence(request=request, designator=unit, epoch=epoch),
+        what="fence the drive",
+        gives_up=True,
     )
 
 
@@ -139,29 +116,8 @@ def _claim_volume(desk: Desk, job: Job) -> bool | NotYet:
 
 def _map_extents(desk: Desk, job: Job) -> Step:
     """Ask for the allocated extents of the view, page by page, and make the backup's rows."""
+    runs = yield from _fetch_runs(desk, job)
     volume = desk.registry.volumes[job.row.volume]
-    unit = Designator(bytes.fromhex(job.plan["view_unit"]))
-    runs = ExtentRuns()
-    next_lba = 0
-    while next_lba < volume.blocks:
-        start = next_lba
-        reply = yield Ask(
-            node=volume.node,
-            make=lambda request, start=start: ViewExtents(  # type: ignore[misc]
-                request=request, designator=unit, start_lba=start, extents_max=EXTENTS_PER_PAGE
-            ),
-            what="map the static view",
-        )
-        assert isinstance(reply, NodeReply)
-        for lba, blocks in struct.iter_unpack(">QQ", reply.extents):
-            if lba < runs.end_lba or not blocks or lba + blocks > volume.blocks:
-                raise VolumeError(
-                    f"storage node {volume.node} sent extents that contradict themselves"
-                )
-            runs.append(lba, blocks)
-        if reply.next_lba <= start:
-            raise VolumeError(f"storage node {volume.node} does not get on with mapping")
-        next_lba = reply.next_lba
     stream_bytes = runs.total_blocks * volume.block_bytes
     row = BackupRow(
         backup=BackupId(desk.next_number("backup")),
@@ -187,22 +143,50 @@ def _map_extents(desk: Desk, job: Job) -> Step:
     return runs
 
 
+def _fetch_runs(desk: Desk, job: Job) -> Step:
+    volume = desk.registry.volumes[job.row.volume]
+    unit = Designator(bytes.fromhex(job.plan["view_unit"]))
+    runs = ExtentRuns()
+    next_lba = 0
+    while next_lba < volume.blocks:
+        start = next_lba
+        reply = yield Ask(
+            node=volume.node,
+            make=lambda request, start=start: ViewExtents(  # type: ignore[misc]
+                request=request, designator=unit, start_lba=start, extents_max=EXTENTS_PER_PAGE
+            ),
+            what="map the static view",
+        )
+        assert isinstance(reply, NodeReply)
+        for lba, blocks in extents_of(reply, node=volume.node):
+            if lba < runs.end_lba or not blocks or lba + blocks > volume.blocks:
+                raise RemoteProtocolError(
+                    f"storage node {volume.node} sent extents that contradict themselves"
+                )
+            runs.append(lba, blocks)
+        if reply.next_lba <= start:
+            raise RemoteProtocolError(f"storage node {volume.node} does not get on with mapping")
+        next_lba = reply.next_lba
+    return runs
+
+
 # --- copying -------------------------------------------------------------------------------------
 
 
 def _copy(desk: Desk, job: Job, runs: ExtentRuns, item: ItemRow | None) -> Step:
     """Write parts until the whole stream is committed."""
-    if item is not None and item.state == "leased":
-        ended = yield Run(row=item, uses=())  # It was under way when the controller stopped.
-        note_outcome(desk, job, ended)
-    backup_row = desk.backups[job.row.backup]
+    ended = yield from adopt_item(desk, job, item)
+    row = desk.backups[job.row.backup]
     while True:
-        last = desk.registry.parts.get((backup_row.backup, job.plan["part"] - 1))
+        last = desk.registry.parts.get((row.backup, job.plan["part"] - 1))
         if last is not None and last.is_last:
             return
-        part = PartWriter(desk, job, runs, backup_row)
+        part = PartWriter(desk, job, runs, row)
+        if ended is not None:
+            part.count(ended)
+            ended = None
         try:
             yield from part.write()
         except VolumeError as error:
-            # The cartridge is not what the catalog says: nobody appends to it; the part goes elsewhere.
-            part.reject(error)
+            # The cartridge is full, or not what the catalog says: the part goes elsewhere.
+            part.give_up(error)

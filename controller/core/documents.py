@@ -2,24 +2,26 @@
 
 The ledger of a job is made here, from what every mover counted per logical unit:
 
-    backup     read (disk) + padded = written (tape)      residual = planned - (written - padded)
+    backup     read (disk) + padded = written (tape)      residual = planned - (written - padded - repeated)
     restore    read (tape) - discarded = written (disk)   residual = planned - written
     verify     read (tape) = discarded                    residual = planned - read
 
-Only items that ended well count, plus the records of lost items that the drive itself was seen to hold.  The
-controller's own payload count is 0 because it opens no data channel.
+What movers reported counts, and *observed* is the difference between that and what the tape was seen to hold: records
+of a mover that died before it could report, less those that a tape node lost before they were durable.  *Repeated* is
+what was written on a cartridge that was given up, and again elsewhere.  The controller's own payload count is 0 because
+it opens no data channel.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from backplane.scsi.sense import Sense
+from backplane.scsi.sense import Sense, SenseError
+from backplane.wire.messages import LedgerEntry
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
 from controller.core.registry import Registry
 
@@ -45,11 +47,6 @@ def json_text(value: dict[str, Any]) -> str:
 def deleted(row: VolumeRow) -> VolumeRow:
     """Return the row of a volume that is gone; backups go on naming it."""
     return replace(row, is_deleted=True)
-
-
-def extent_pairs(packed: bytes) -> list[list[int]]:
-    """Unpack (LBA, blocks) pairs."""
-    return [[lba, blocks] for lba, blocks in struct.iter_unpack(">QQ", packed)]
 
 
 def volume_document(registry: Registry, row: VolumeRow) -> dict[str, Any]:
@@ -182,6 +179,16 @@ def job_document(row: JobRow, *, wall: str, in_flight_bytes: int = 0) -> dict[st
     }
 
 
+def sense_text(sense: bytes) -> str:
+    """Return sense data in words; they came from a mover and may be anything."""
+    if not sense:
+        return ""
+    try:
+        return Sense.decode(sense).describe()
+    except SenseError:
+        return "no sense data that can be decoded"
+
+
 def item_document(row: ItemRow) -> dict[str, Any]:
     """Describe a work item, the parameter list itself included."""
     return {
@@ -194,7 +201,7 @@ def item_document(row: ItemRow) -> dict[str, Any]:
         "parameter_list": row.parameter_list.hex(),
         "status": f"{row.status:02X}h" if row.status >= 0 else "",
         "sense": row.sense.hex(),
-        "sense_text": Sense.decode(row.sense).describe() if row.sense else "",
+        "sense_text": sense_text(row.sense),
         "segments": row.segments,
         "seconds": row.seconds,
         "planned_bytes": row.planned_bytes,
@@ -203,8 +210,19 @@ def item_document(row: ItemRow) -> dict[str, Any]:
     }
 
 
+def ledger_text(ledger: tuple[LedgerEntry, ...]) -> str:
+    """Return a mover's ledger as the JSON text that an item's row keeps."""
+    return json.dumps(
+        [
+            {"designator": entry.designator.hex(), "position": entry.position}
+            | {column: getattr(entry, column) for column in _COLUMNS}
+            for entry in ledger
+        ]
+    )
+
+
 def ledger_document(
-    job: JobRow, items: Iterable[ItemRow], *, names: dict[str, tuple[str, str]], record_bytes: int
+    job: JobRow, items: Iterable[ItemRow], *, names: dict[str, tuple[str, str]]
 ) -> dict[str, Any]:
     """Sum the ledgers of a job's items.  `names` maps designators (hex) to (name, role)."""
     devices: dict[str, dict[str, Any]] = {}
@@ -239,26 +257,38 @@ def ledger_document(
         elif item.state == "failed" and item.purpose == "verify":
             total["read"] += moved["discarded"]
             total["discarded"] += moved["discarded"]
-    observed = json.loads(job.plan).get("observed_records", 0) * record_bytes
-    total["read"] += observed
+    plan = json.loads(job.plan)
+    observed, repeated = plan.get("observed_bytes", 0), plan.get("repeated_bytes", 0)
+    total["read"] += observed - plan.get("observed_padded", 0)
+    total["padded"] += plan.get("observed_padded", 0)
     total["written"] += observed
-    if job.kind == "verify":
+    planned = job.planned_bytes
+    if job.kind in ("import", "export"):
+        planned = residual = 0  # The operator's own program moves the bytes; no mover counts them.
+        balances = True
+    elif job.kind == "verify":
         residual = job.planned_bytes - total["discarded"]
         balances = total["read"] == total["discarded"] + total["written"]
+    elif job.kind in ("import", "export"):
+        residual, balances = (
+            0,
+            True,
+        )  # The operator's own program moves the data; no mover counts them.
     elif job.kind == "restore":
         residual = job.planned_bytes - total["written"]
         balances = total["read"] == total["discarded"] + total["written"]
     else:
-        residual = job.planned_bytes - (total["written"] - total["padded"])
+        residual = job.planned_bytes - (total["written"] - total["padded"] - repeated)
         balances = total["read"] + total["padded"] == total["written"]
     return {
         "controller_payload_bytes": 0,
-        "planned_bytes": job.planned_bytes,
+        "planned_bytes": planned,
         "read_bytes": total["read"],
         "written_bytes": total["written"],
         "padded_bytes": total["padded"],
         "discarded_bytes": total["discarded"],
         "observed_bytes": observed,
+        "repeated_bytes": repeated,
         "metadata_bytes": metadata_written,
         "residual_bytes": residual,
         "is_balanced": balances and (residual == 0 or job.state != "completed"),

@@ -31,9 +31,10 @@ class PeerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLost:
-    """A peer has not been heard for too long."""
+    """A peer has not been heard for too long.  A mover and a storage node may have the same name."""
 
     name: NodeName
+    role: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

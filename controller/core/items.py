@@ -2,6 +2,9 @@
 
 `run_list` counts the attempt *before* the item can reach a mover: a list that kills its mover (or us) is found out
 although nobody lives to report it.  Progress, as seen on the medium, clears the count.
+
+The outcome of an item is taken once: `plan["item"]` names the item whose outcome the job has not taken yet, so a
+restarted controller knows whether to take it (`adopt_item`) or not.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from backplane.errors import BackupError
+from backplane.errors import BackupError, UnreachableError
 from backplane.ids import Epoch, ItemId, NodeName
-from backplane.scsi.sense import Sense
+from backplane.scsi.sense import Sense, SenseError
 from backplane.wire.grants import Rights
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
@@ -20,7 +23,7 @@ from controller.core.dispatcher import ATTEMPTS_MAX, MOVERS_MAX
 from controller.core.effects import UnitUse
 from controller.core.job import Job
 from controller.core.planner import PlannedList
-from controller.core.procedure import Run, Signal, Step
+from controller.core.procedure import Ask, JobCancelledError, Run, Signal, Step
 
 BACKOFF_BASE_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
@@ -112,17 +115,30 @@ def run_list(
 
 
 def note_outcome(desk: Desk, job: Job, row: ItemRow) -> None:
-    """Keep what the job must remember of an ended item."""
+    """Keep, durably, what the job must remember of an ended item."""
     job.plan["item"] = 0
     job.update(seconds_copying=job.row.seconds_copying + row.seconds)
     if row.state == "done":
         progress(job)
-        return
-    job.plan["trouble"] = trouble_of(row)
-    if row.state == "lost":
-        job.plan["unlucky"] = sorted({*job.plan.get("unlucky", []), row.movers[-1]})
     else:
-        desk.log(job, "warning", f"item {row.item} ({row.purpose}): {trouble_of(row)}")
+        job.plan["trouble"] = trouble_of(row)
+        if row.state == "lost":
+            job.plan["unlucky"] = sorted({*job.plan.get("unlucky", []), row.movers[-1]})
+        else:
+            desk.log(job, "warning", f"item {row.item} ({row.purpose}): {trouble_of(row)}")
+    desk.save(job)
+
+
+def adopt_item(desk: Desk, job: Job, item: ItemRow | None) -> Step:
+    """Take up the item that was under way when the controller stopped; returns it in its final state, or None."""
+    if item is None or item.state == "revoked":
+        return None
+    if item.state == "leased":
+        item = yield Run(row=item, uses=())
+        assert isinstance(item, ItemRow)
+    # Otherwise it had ended, and we stopped before the job could take the outcome.
+    note_outcome(desk, job, item)
+    return item
 
 
 def progress(job: Job) -> None:
@@ -131,16 +147,35 @@ def progress(job: Job) -> None:
     job.plan["unlucky"] = []
 
 
-def pause(desk: Desk, job: Job, seconds: float) -> Step:
+def pause(desk: Desk, job: Job, seconds: float, *, why: str = "") -> Step:
     """Let time pass before the next attempt."""
-    desk.enter(job, job.state, reason=f"waiting: trying again in {seconds:g} s")
+    told = f"{why}; " if why else ""
+    desk.enter(job, job.state, reason=f"waiting: {told}trying again in {seconds:g} s")
     yield Signal(name=f"pause {job.row.job}", timeout_s=seconds)
     desk.enter(job, job.state)
 
 
+def tolerantly(desk: Desk, job: Job, ask: Ask) -> Step:
+    """Ask as part of a clean-up: a refusal is logged, and the clean-up goes on; returns the error, if any."""
+    try:
+        yield ask
+    except JobCancelledError:
+        raise
+    except BackupError as error:
+        level = "info" if isinstance(error, UnreachableError) else "warning"
+        desk.log(job, level, f"clean-up: {error.message}")
+        return error
+    return None
+
+
 def sense_of(row: ItemRow) -> Sense | None:
-    """Return the decoded sense of an ended item, None if it has none."""
-    return Sense.decode(row.sense) if row.sense else None
+    """Return the decoded sense of an ended item, None if it has none that can be decoded."""
+    if not row.sense:
+        return None
+    try:
+        return Sense.decode(row.sense)
+    except SenseError:
+        return None  # A mover that sends garbage has still failed; its row keeps what it sent.
 
 
 def trouble_of(row: ItemRow) -> str:

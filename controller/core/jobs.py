@@ -18,7 +18,8 @@ from controller.core.effects import Call
 from controller.core.job import Job
 from controller.core.job_row import job_row
 from controller.core.procedure import Procedure, Step
-from controller.core.restore import check_target_size, clean_up_restore, restore, verify
+from controller.core.restore import check_target_size, clean_up_restore, restore
+from controller.core.verify import verify
 from controller.core.volumes import new_volume_row
 
 
@@ -32,9 +33,9 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
         case "verify":
             return verify(desk, job, item=item)
         case "import":
-            return transfer.await_import(desk, job, call=None)
+            return transfer.await_import(desk, job)
         case "export":
-            return transfer.await_export(desk, job, call=None)
+            return transfer.await_export(desk, job)
         case kind:
             raise AssertionError(f"unknown kind of job: {kind}")
 

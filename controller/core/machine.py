@@ -9,23 +9,20 @@ dispatcher.  Whatever a restart needs is in rows that were returned in a `Record
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
-from backplane.errors import BackupError, NotFoundError, UnreachableError, error_from_kind
+from backplane.errors import BackupError, NotFoundError, error_from_kind
 from backplane.ids import Epoch, ItemId, JobId, NodeName
 from backplane.wire.frames import Status
 from backplane.wire.messages import (
-    LedgerEntry,
     Message,
     NodeFailed,
     NodeInventory,
     NodeReply,
     SessionUnknown,
     UnitFenced,
-    ViewRelease,
     WorkAcknowledged,
     WorkDone,
     WorkExtended,
@@ -45,7 +42,9 @@ from controller.catalog.store import (
     Snapshot,
     VolumeRow,
 )
+from controller.core import documents
 from controller.core import jobs as procedures
+from controller.core.arrivals import NUMBER_MAX, Arrivals
 from controller.core.dispatcher import LEASE_S, Dispatcher
 from controller.core.effects import (
     Alarm,
@@ -67,12 +66,14 @@ from controller.core.effects import (
 from controller.core.job import ENDED, Job, JobState
 from controller.core.planner import RECORD_BYTES
 from controller.core.procedure import (
-    Ask,
     JobCancelledError,
     Procedure,
 )
 from controller.core.registry import Mover, Node, Registry
 from controller.core.tasks import Task, Tasks
+
+SECONDS_MAX: Final = 366 * 86400.0
+"""No item takes longer; a mover that says so does not spoil the sums."""
 
 
 class Machine:
@@ -100,6 +101,7 @@ class Machine:
         self._event_sequences = dict(snapshot.event_sequences)
         self._effects: list[Effect] = []
         self._tasks = Tasks(self)
+        self._arrivals = Arrivals(self)
 
     # --- driving ---------------------------------------------------------------------------------
 
@@ -116,9 +118,14 @@ class Machine:
         self.registry.cartridges = {row.tag: row for row in snapshot.cartridges}
         self.registry.parts = {(row.backup, row.part): row for row in snapshot.parts}
         items = {row.item: row for row in snapshot.items}
-        for row in sorted(snapshot.jobs, key=lambda each: each.job):
-            job = Job.from_row(row)
-            self.jobs[row.job] = job
+        active = [Job.from_row(row) for row in sorted(snapshot.jobs, key=lambda each: each.job)]
+        for job in active:
+            self.jobs[job.row.job] = job
+            if "drive" in job.plan:
+                # Before any procedure runs: nobody may take a drive that a mover may still be writing.
+                place = NodeName(job.plan["tape_node"]), job.plan["drive"]
+                self.registry.claim_drive(job.row.job, *place)
+        for job in active:
             self._take_up(job, items.get(ItemId(job.plan.get("item", 0))))
         self._settle()
         return self._take_effects()
@@ -131,7 +138,7 @@ class Machine:
             case PeerReady():
                 self._on_peer_ready(event)
             case PeerLost():
-                self._on_peer_lost(event.name)
+                self._on_peer_lost(event)
             case FromPeer():
                 self._on_message(event.name, event.message)
             case Call():
@@ -276,26 +283,31 @@ class Machine:
             if known is not None and known.boot_id != event.boot_id:
                 for row in self.dispatcher.lose_mover(event.name):
                     self._item_lost(row, "its mover has restarted")
-            self.registry.movers[event.name] = Mover(
+            mover = Mover(
                 name=event.name,
                 key=event.key,
                 boot_id=event.boot_id,
                 is_online=True,
                 since=self.wall,
             )
+            for lease in self.dispatcher.leases.values():
+                if lease.mover == event.name:
+                    mover.item, mover.job = lease.row.item, lease.row.job
+            self.registry.movers[event.name] = mover
         elif event.role == "storage":
             self.registry.node_welcomed(event.name, event.boot_id, now=self.now)
 
-    def _on_peer_lost(self, name: NodeName) -> None:
-        if name in self.registry.movers:
-            self.dispatcher.forget_mover(name)
-            self.registry.movers[name].is_online = False
-            self.registry.movers[name].since = self.wall
-        self.registry.inventory_due.pop(name, None)
-        if name in self.registry.nodes:
-            self.registry.nodes[name].is_online = False
-            self.registry.nodes[name].since = self.wall
-            self._tasks.node_is_away(name)
+    def _on_peer_lost(self, event: PeerLost) -> None:
+        if event.role == "mover" and event.name in self.registry.movers:
+            self.dispatcher.forget_mover(event.name)
+            self.registry.movers[event.name].is_online = False
+            self.registry.movers[event.name].since = self.wall
+        if event.role == "storage":
+            self.registry.inventory_due.pop(event.name, None)
+        if event.role == "storage" and event.name in self.registry.nodes:
+            self.registry.nodes[event.name].is_online = False
+            self.registry.nodes[event.name].since = self.wall
+            self._tasks.node_is_away(event.name)
 
     def _on_message(self, name: NodeName, message: Message) -> None:
         match message:
@@ -304,7 +316,9 @@ class Machine:
             case NodeReply() | UnitFenced() | NodeFailed():
                 self._on_answer(name, message)
             case WorkRequest():
-                self.dispatcher.request(name, message.credit)
+                mover = self.registry.movers.get(name)
+                if mover is not None and mover.is_online:
+                    self.dispatcher.request(name, message.credit)
             case WorkProgress():
                 self._on_progress(name, message)
             case WorkDone():
@@ -331,53 +345,8 @@ class Machine:
             node.is_online, node.since = True, self.wall
             self.record(row)
         self.registry.take_inventory(node, inventory)
-        self._adopt_media(node)
-        active = {job.row.view for job in self.jobs.values() if not job.has_ended}
-        for view in node.views.values():
-            if view.view not in active:
-                self.spawn(self._release_orphan(name, view.view))
+        self._arrivals.on_inventory(node)
         self._tasks.node_is_here(name)
-
-    def _release_orphan(self, node: NodeName, view: str) -> Procedure:
-        """Release a view whose job has ended while its node was away."""
-        try:
-            yield Ask(
-                node=node,
-                make=lambda request: ViewRelease(request=request, view=view),  # type: ignore[arg-type]
-                what="release an orphaned view",
-                gives_up=True,
-            )
-        except UnreachableError:
-            return  # The node is away again; its next inventory brings us back here.
-
-    def _adopt_media(self, node: Node) -> None:
-        """Give rows to cartridges that are new in the library."""
-        for state in node.cartridges.values():
-            known = self.registry.cartridges.get(state.tag)
-            if known is not None and known.node == node.row.name:
-                continue
-            status, detail = state.status, state.detail
-            if status in ("writable", "full"):
-                # Somebody else's data, or a catalog older than the tape: never to be written by us.
-                status, detail = "foreign", "has data that this catalog does not know"
-            if known is not None:
-                self.alarm(
-                    f"barcode {state.tag} is at {known.node} and at {node.row.name}: not used"
-                )
-                continue
-            self.record(
-                CartridgeRow(
-                    tag=state.tag,
-                    cartridge=state.cartridge,
-                    node=node.row.name,
-                    status=status,
-                    detail=detail,
-                    end=0,
-                    sequence=0,
-                    capacity_bytes=state.capacity_bytes,
-                    created=self.wall,
-                )
-            )
 
     def _on_answer(self, name: NodeName, message: NodeReply | UnitFenced | NodeFailed) -> None:
         if not self._tasks.waits_for(message.request, node=name):
@@ -396,7 +365,7 @@ class Machine:
         node.views.update({state.view: state for state in reply.views})
         node.drives.update({state.drive: state for state in reply.drives})
         node.cartridges.update({state.tag: state for state in reply.cartridges})
-        self._adopt_media(node)
+        self._arrivals.adopt_media(node)
 
     def _on_progress(self, name: NodeName, message: WorkProgress) -> None:
         mover = self.registry.movers.get(name)
@@ -433,9 +402,9 @@ class Machine:
                 state="done" if good else "failed",
                 status=message.status,
                 sense=message.sense,
-                segments=message.segments,
-                seconds=message.seconds,
-                ledger=ledger_text(message.ledger),
+                segments=min(message.segments, NUMBER_MAX),
+                seconds=min(max(0.0, message.seconds), SECONDS_MAX),
+                ledger=documents.ledger_text(message.ledger),
                 detail=message.detail,
             )
             self.record(row)
@@ -501,16 +470,22 @@ class Machine:
         """Begin the procedure of a job that was there before the controller started."""
         self.log(job, "info", f"taken up again after a restart, in state {job.state.value}")
         if item is not None and item.state == "planned":
-            self.record(replace(item, state="revoked", detail="never sent"))
-        if "ending" in job.plan:
-            self._spawn_cleanup(job)
-        elif job.row.is_cancelled:
-            self._fail(job, JobCancelledError("cancelled by an operator"))
-        else:
+            # It never left, so it was no attempt.
+            item = replace(item, state="revoked", detail="never sent")
+            self.record(item)
+            job.plan["tries"] = max(0, job.plan.get("tries", 0) - 1)
+        if "ending" in job.plan or job.row.is_cancelled:
             if item is not None and item.state == "leased":
-                self.dispatcher.adopt(item, now=self.now)
-                self._tasks.adopted[item.item] = item
-            self.spawn(procedures.begin(self, job, item=item), job=job)
+                self.record(replace(item, state="revoked", detail="its job is ending"))
+            if "ending" in job.plan:
+                self._spawn_cleanup(job)
+            else:
+                self._fail(job, JobCancelledError("cancelled by an operator"))
+            return
+        if item is not None and item.state == "leased":
+            self.dispatcher.adopt(item, now=self.now)
+            self._tasks.adopted[item.item] = item
+        self.spawn(procedures.begin(self, job, item=item), job=job)
 
     def _settle(self) -> None:
         """Run what can run, hand out items, try claims again, until nothing moves any more."""
@@ -521,6 +496,7 @@ class Machine:
                 return
 
     def task_failed(self, task: Task, error: BackupError) -> None:
+        """A procedure ended in an error: tell whoever asked for it, or end its job."""
         if task.call:
             self._effects.append(Refuse(call=task.call, error=error))
         elif task.job is None:
@@ -584,24 +560,3 @@ class Machine:
                 f"no active job has number {number}", hint="ctl job list shows them"
             )
         return job
-
-
-def ledger_text(ledger: tuple[LedgerEntry, ...]) -> str:
-    """Return a ledger as the JSON text that an item's row keeps."""
-    return json.dumps(
-        [
-            {
-                "designator": entry.designator.hex(),
-                "bytes_read": entry.bytes_read,
-                "bytes_written": entry.bytes_written,
-                "bytes_padded": entry.bytes_padded,
-                "bytes_discarded": entry.bytes_discarded,
-                "records_read": entry.records_read,
-                "records_written": entry.records_written,
-                "filemarks_written": entry.filemarks_written,
-                "rereads": entry.rereads,
-                "position": entry.position,
-            }
-            for entry in ledger
-        ]
-    )

@@ -6,25 +6,32 @@ Before anything is appended, what the drive found on the cartridge is compared w
     trailer    the last committed trailer is the catalog's last part: same number, same place, same root
     position   end of data is not before the end of that part
 
-Longer than the catalog is an orphan tail: harmless, we append behind it.  Shorter, or another trailer, is a cartridge
-in error: nobody appends to it, and a person is told.
+Longer than the catalog is an orphan tail: harmless, we append behind it.  A job that failed or was cancelled at the
+very end may have left a complete part there, trailer and all: it is taken into the catalog (`orphan_part`), so that the
+numbers of parts go on from it.  Shorter, or any other trailer, is a cartridge in error: nobody appends to it, and a
+person is told.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
 from backplane.errors import MediaNeededError, VolumeError
-from backplane.ids import JobId, NodeName, VolumeTag
+from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply
-from controller.catalog.store import CartridgeRow, PartRow
+from controller.catalog.store import BackupRow, CartridgeRow, PartRow
+from controller.core.desk import Desk
 from controller.core.job import Job
 from controller.core.procedure import NotYet
 from controller.core.registry import Drive, Registry
 
-WRITABLE = ("writable", "blank")
+WRITABLE: Final = ("writable", "blank")
+NUMBER_END: Final = 1 << 63
+"""Numbers on a tape may be anything; the catalog keeps those of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,9 @@ def mount(
     holder = claims.get(row.tag, job)
     if holder != job:
         return NotYet(f"waiting: cartridge {row.tag} is used by job {holder}")
+    elsewhere = registry.drive_in_use_with(row.node, row.tag, job=job)
+    if elsewhere is not None:
+        return NotYet(f"waiting: cartridge {row.tag} is in drive {elsewhere}, which is in use")
     drive = registry.free_drive(row.node, job=job, prefer=row.tag)
     if drive is None:
         return NotYet(f"waiting: a free drive at {row.node}")
@@ -125,6 +135,59 @@ def check_tail(
             f"cartridge {row.tag}: the last trailer on the tape is part {reply.trailer_sequence} at object "
             f"{found.trailer_object}, the catalog says part {last.sequence} at {last.trailer_object}"
         )
+
+
+def orphan_part(
+    row: CartridgeRow,
+    reply: NodeReply,
+    *,
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+) -> PartRow | None:
+    """Return the row of a part that was complete on the tape when its job failed, None if there is none.
+
+    Only the part that directly follows the catalog's last one, of a backup that this catalog knows and that has
+    failed: anything else is no leftover of ours.
+    """
+    if reply.trailer_sequence != row.sequence + 1:
+        return None
+    found = decode_payload(reply.trailer, DirectoryEntry)
+    backup = backups.get(BackupId(found.backup))
+    if backup is None or (backup.backup_uuid, backup.state) != (found.backup_uuid, "failed"):
+        return None
+    before = [part for part in registry.parts_of(found.backup) if part.part < found.part]
+    is_next = [part.part for part in before] == list(range(1, found.part))
+    if (found.backup, found.part) in registry.parts or not is_next:
+        return None
+    numbers = (found.header_object, found.data_object, found.trailer_object, found.records)
+    start = sum(part.stream_bytes for part in before)
+    if max(*numbers, start + found.stream_bytes, reply.durable_end) >= NUMBER_END:
+        return None
+    return PartRow(
+        backup=backup.backup,
+        part=found.part,
+        tag=row.tag,
+        cartridge=CartridgeId(row.cartridge),
+        sequence=reply.trailer_sequence,
+        header_object=found.header_object,
+        data_object=found.data_object,
+        trailer_object=found.trailer_object,
+        end=reply.durable_end,
+        records=found.records,
+        stream_start=start,
+        stream_bytes=found.stream_bytes,
+        root=found.root,
+        is_last=found.is_last,
+        created=found.created,
+    )
+
+
+def put_into_error(desk: Desk, tag: VolumeTag, why: str) -> None:
+    """Nobody appends to a cartridge any more, and a person is told why."""
+    row = desk.registry.cartridges[tag]
+    if (row.status, row.detail) != ("error", why):
+        desk.record(replace(row, status="error", detail=why))
+        desk.alarm(f"cartridge {tag}: {why}")
 
 
 def tag_claims(jobs: dict[JobId, Job]) -> dict[VolumeTag, JobId]:

@@ -135,6 +135,15 @@ class Registry:
         self.inventory_due.update(dict.fromkeys(missed, now + INVENTORY_WAIT_S))
         return missed
 
+    def node_of_unit(self, designator: bytes) -> NodeName:
+        """Return the node that has a volume or view; raises `NotFoundError`."""
+        for node in self.nodes.values():
+            known = {state.designator for state in node.volumes.values()}
+            known |= {state.designator for state in node.views.values()}
+            if designator in known:
+                return node.row.name
+        raise NotFoundError("no logical unit has this designator")
+
     def take_inventory(self, node: Node, inventory: NodeInventory) -> None:
         """Replace what is known of a node by its own word."""
         self.inventory_due.pop(node.row.name, None)

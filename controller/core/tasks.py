@@ -11,9 +11,9 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, assert_never
 
-from backplane.errors import BackupError, UnreachableError
+from backplane.errors import BackupError, RemoteProtocolError, UnreachableError
 from backplane.ids import ItemId, NodeName
-from backplane.wire.messages import NodeReply, UnitFenced, WorkRevoked
+from backplane.wire.messages import NodeReply, UnitFence, UnitFenced, WorkRevoked
 from controller.catalog.store import ItemRow, Row
 from controller.core.dispatcher import Dispatcher
 from controller.core.effects import Effect, ExtentsFetched, FetchExtents, Send
@@ -27,7 +27,8 @@ RESEND_S: Final = 3.0
 CALL_TIMEOUT_S: Final = 60.0
 """How long an operator's call may wait for a storage node."""
 
-WAITING_FOR_NODE: Final = "waiting: storage node"
+WAITING: Final = "waiting:"
+WAITING_FOR_NODE: Final = f"{WAITING} storage node"
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Task:
     call: int = 0
     wish: Wish | None = None
     request: int = 0
+    expects: type[NodeReply | UnitFenced] = NodeReply
     resend_at: float = 0.0
     deadline: float | None = None
     item: ItemId = ItemId(0)  # noqa: RUF009 - a number
@@ -141,6 +143,7 @@ class Tasks:
                 self._time_is_up(task)
             elif isinstance(task.wish, Ask) and task.resend_at <= now:
                 self._send_request(task, task.wish)
+                self._explain(task, task.wish)
 
     def node_is_here(self, name: NodeName) -> None:
         """Send everything that waits for this node."""
@@ -161,7 +164,11 @@ class Tasks:
 
     def answered(self, message: NodeReply | UnitFenced) -> None:
         """Grant the request that a node has answered."""
-        self._grant(self._answers[message.request], message)
+        task = self._answers[message.request]
+        if isinstance(message, task.expects):
+            self._grant(task, message)
+        else:
+            self._refuse(task, RemoteProtocolError(f"a storage node answers with {message.kind}"))
 
     def refused(self, request: int, error: BackupError) -> None:
         """Refuse the request that a node has answered with an error."""
@@ -205,7 +212,7 @@ class Tasks:
         """The job will not come to wait for its items of an earlier life."""
         for item in [item for item, row in self.adopted.items() if row.job == job.row.job]:
             del self.adopted[item]
-            self._host.dispatcher.withdraw(item)
+            self._revoke(item)
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -278,16 +285,25 @@ class Tasks:
                 if task.job is not None:
                     self._host.give_reason(task.job, result.reason)
             else:
+                if task.job is not None and task.job.row.reason.startswith(WAITING):
+                    self._host.give_reason(task.job, "")
                 self._grant(task, result)
 
     def _send_request(self, task: Task, wish: Ask) -> None:
         if not self._host.registry.is_online(wish.node):
             self._node_is_away(task, wish)
             return
+        message = wish.make(task.request)
+        task.expects = UnitFenced if isinstance(message, UnitFence) else NodeReply
+        task.resend_at = self._host.now + RESEND_S
+        self._host.emit(Send(peer=wish.node, message=message))
         if task.job is not None and task.job.row.reason.startswith(WAITING_FOR_NODE):
             self._host.give_reason(task.job, "")
-        task.resend_at = self._host.now + RESEND_S
-        self._host.emit(Send(peer=wish.node, message=wish.make(task.request)))
+
+    def _explain(self, task: Task, wish: Ask) -> None:
+        """A node takes its time: say so, unless the job has a reason of its own."""
+        if task.job is not None and not task.job.row.reason:
+            self._host.give_reason(task.job, f"{WAITING_FOR_NODE} {wish.node} to {wish.what}")
 
     def _node_is_away(self, task: Task, wish: Ask) -> None:
         if wish.gives_up or task.call:
@@ -316,18 +332,19 @@ class Tasks:
         self._answers.pop(task.request, None)
         task.request = 0
         if task.item:
-            lease = self._host.dispatcher.withdraw(task.item)
-            if lease is not None:
-                self._host.emit(
-                    Send(
-                        peer=lease.mover,
-                        message=WorkRevoked(
-                            item=task.item, epoch=lease.row.epoch, reason="cancelled"
-                        ),
-                    )
-                )
-                self._host.record(replace(lease.row, state="revoked", detail="cancelled"))
+            self._revoke(task.item)
             task.item = ItemId(0)
         if isinstance(task.wish, Signal):
             task.deadline = None
         task.wish = None
+
+    def _revoke(self, item: ItemId) -> None:
+        """Take an item back, wherever it is; one that has ended is nowhere."""
+        waiting = self._host.dispatcher.ready.get(item)
+        lease = self._host.dispatcher.withdraw(item)
+        if waiting is not None:
+            self._host.record(replace(waiting.row, state="revoked", detail="cancelled"))
+        if lease is not None:
+            message = WorkRevoked(item=item, epoch=lease.row.epoch, reason="cancelled")
+            self._host.emit(Send(peer=lease.mover, message=message))
+            self._host.record(replace(lease.row, state="revoked", detail="cancelled"))

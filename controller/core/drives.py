@@ -1,0 +1,94 @@
+"""Drives: claiming one, loading a cartridge into it, and asking it what is on the tape.
+
+A load fences the drive first, so after it nobody else can change the tape until we grant it again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backplane.errors import BusyError, MediumError, NotFoundError, VolumeError
+from backplane.ids import NodeName, VolumeTag
+from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
+from controller.core.desk import Desk
+from controller.core.items import pause
+from controller.core.job import Job
+from controller.core.media import Mounted
+from controller.core.procedure import Ask, Step
+
+BUSY_PAUSE_S: Final = 1.0
+"""Between attempts to load a cartridge that is still in another drive."""
+
+PLACE: Final = ("tag", "tape_node", "drive", "drive_unit")
+"""What a job's plan says about the cartridge and drive that it uses."""
+
+
+def take(desk: Desk, job: Job, mounted: Mounted) -> None:
+    """Claim a drive and a cartridge for a job: nobody else gets either from here on."""
+    desk.registry.claim_drive(job.row.job, mounted.node, mounted.drive.name)
+    job.plan.update(
+        tag=mounted.tag,
+        tape_node=mounted.node,
+        drive=mounted.drive.name,
+        drive_unit=mounted.drive.designator.hex(),
+    )
+
+
+def give_back(desk: Desk, job: Job) -> None:
+    """Let cartridge and drive go; the caller saves the job."""
+    for name in PLACE:
+        job.plan.pop(name, None)
+    desk.registry.release_drives(job.row.job)
+
+
+def load_cartridge(desk: Desk, job: Job) -> Step:
+    """Fence the job's drive, put its cartridge in, and return what the drive found on it.
+
+    Raises `VolumeError` if the cartridge cannot be used.
+    """
+    node, drive, tag = NodeName(job.plan["tape_node"]), job.plan["drive"], job.plan["tag"]
+    while True:
+        epoch = desk.next_epoch()
+        try:
+            reply = yield Ask(
+                node=node,
+                make=lambda request, epoch=epoch: TapeLoad(  # type: ignore[misc]
+                    request=request, drive=drive, tag=VolumeTag(tag), epoch=epoch
+                ),
+                what=f"load cartridge {tag}",
+            )
+        except BusyError as error:
+            yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
+            continue
+        except MediumError as error:
+            raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
+        assert isinstance(reply, NodeReply)
+        return reply
+
+
+def read_digests(job: Job, *, start: int, end: int) -> Step:
+    """Return the packed checksums of the records in `start` .. `end` - 1.
+
+    None if the drive does not have them now (its node restarted): load the cartridge and look again.  Raises
+    `MediumError` at a damaged record, `VolumeError` if the answers make no sense.
+    """
+    digests = b""
+    following = start
+    while following < end:
+        first = following
+        try:
+            reply = yield Ask(
+                node=NodeName(job.plan["tape_node"]),
+                make=lambda request, first=first: TapeDigest(  # type: ignore[misc]
+                    request=request, drive=job.plan["drive"], start=first, end=end
+                ),
+                what="read the digests of the part",
+            )
+        except NotFoundError:
+            return None
+        assert isinstance(reply, NodeReply)
+        if reply.next_object <= first or len(reply.digests) > 4 * (end - start) - len(digests):
+            raise VolumeError(f"cartridge {job.plan['tag']}: no digests from object {first} on")
+        digests += reply.digests
+        following = reply.next_object
+    return digests

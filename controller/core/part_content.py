@@ -1,0 +1,176 @@
+"""What stands around the data of a part: the cartridge's label, the part's header, its trailer, its row.
+
+Everything is made of durable facts (rows, the job's plan), so what is made again after a restart is the same byte for
+byte, and a list that broke off can be continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import replace
+
+from backplane.ids import BackupId, CartridgeId, VolumeTag
+from backplane.tape_format import (
+    DirectoryEntry,
+    PartHeader,
+    PartTrailer,
+    VolumeFacts,
+    VolumeHeader,
+    encode_label,
+    encode_part_header,
+    encode_part_trailer,
+)
+from backplane.tape_format.content import FORMAT_VERSION, LABEL_OBJECTS, OWNER
+from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
+from controller.core.desk import Desk
+from controller.core.job import Job
+from controller.core.planner import Mark, MetadataObject, PartData
+
+
+def label_objects(row: CartridgeRow, *, store: str, record_bytes: int) -> list[MetadataObject]:
+    """Return VOL1, the volume header and its copy, and a synchronous filemark."""
+    header = VolumeHeader(
+        format_version=FORMAT_VERSION,
+        cartridge=row.cartridge,
+        tag=row.tag,
+        created=row.created,
+        owner=OWNER,
+        store=store,
+        record_bytes=record_bytes,
+    )
+    objects: list[MetadataObject] = [*encode_label(header), Mark(is_synchronous=True)]
+    assert len(objects) == LABEL_OBJECTS
+    return objects
+
+
+def volume_facts(row: VolumeRow) -> VolumeFacts:
+    """Return what a header and a trailer say about the volume."""
+    return VolumeFacts(
+        id=row.volume,
+        name=row.name,
+        designator=row.designator.hex(),
+        blocks=row.blocks,
+        block_bytes=row.block_bytes,
+    )
+
+
+def header_objects(
+    desk: Desk, job: Job, row: BackupRow, cartridge: CartridgeRow, data: PartData
+) -> list[MetadataObject]:
+    """Return the part header as planned in the job, and a filemark."""
+    plan = job.plan
+    previous = desk.registry.parts.get((row.backup, plan["part"] - 1))
+    last = desk.registry.last_part(cartridge.tag)
+    header = PartHeader(
+        cartridge=cartridge.cartridge,
+        sequence=cartridge.sequence + 1,
+        backup=row.backup,
+        backup_uuid=row.backup_uuid,
+        job=job.row.job,
+        part=plan["part"],
+        previous_cartridge=previous.cartridge if previous is not None else "",
+        volume=volume_facts(desk.registry.volumes[job.row.volume]),
+        view=job.row.view,
+        view_means=row.view_means,
+        consistency=row.consistency,
+        view_time=plan["view_time"],
+        record_bytes=row.record_bytes,
+        object=plan["header_object"],
+        previous_trailer=last.trailer_object if last is not None else 0,
+        stream_start=data.stream_start,
+        extents=tuple(data.extents_of(0, data.records)),
+        created=plan["part_created"],
+    )
+    return [*encode_part_header(header), Mark(is_synchronous=False)]
+
+
+def part_trailer(
+    desk: Desk,
+    job: Job,
+    row: BackupRow,
+    cartridge: CartridgeRow,
+    data: PartData,
+    *,
+    data_object: int,
+    records: int,
+    digests: bytes,
+) -> PartTrailer:
+    """Return the trailer of a part of `records` records with the checksums that the drive has stored."""
+    plan = job.plan
+    is_last = records == data.records
+    trailer = PartTrailer(
+        cartridge=cartridge.cartridge,
+        sequence=cartridge.sequence + 1,
+        backup=row.backup,
+        backup_uuid=row.backup_uuid,
+        part=plan["part"],
+        volume=volume_facts(desk.registry.volumes[job.row.volume]),
+        record_bytes=row.record_bytes,
+        header_object=plan["header_object"],
+        data_object=data_object,
+        records=records,
+        stream_bytes=data.bytes_before(records),
+        stream_start=data.stream_start,
+        extents=tuple(data.extents_of(0, records)),
+        record_crc32c=struct.unpack(f">{records}I", digests),
+        root=hashlib.sha256(digests).hexdigest(),
+        is_last=is_last,
+        continued_on="" if is_last else "next cartridge",
+        results=(),
+        directory=tuple(
+            directory_entry(part, desk.backups[part.backup])
+            for part in desk.registry.parts_on(cartridge.tag)
+        ),
+        created=plan["trailer_created"],
+    )
+    # The directory includes the part itself, so that the last trailer alone is enough.
+    return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
+
+
+def trailer_objects(trailer: PartTrailer) -> list[MetadataObject]:
+    """Return the filemark behind the data, the trailer, and the synchronous filemark that commits."""
+    return [
+        Mark(is_synchronous=False),
+        *encode_part_trailer(trailer),
+        Mark(is_synchronous=True),
+    ]
+
+
+def directory_entry(part: PartRow, row: BackupRow) -> DirectoryEntry:
+    """Return a committed part as the directory of later trailers lists it."""
+    return DirectoryEntry(
+        backup_uuid=row.backup_uuid,
+        backup=part.backup,
+        part=part.part,
+        header_object=part.header_object,
+        data_object=part.data_object,
+        trailer_object=part.trailer_object,
+        stream_bytes=part.stream_bytes,
+        records=part.records,
+        root=part.root,
+        is_last=part.is_last,
+        volume_name=row.volume_name,
+        created=part.created,
+    )
+
+
+def part_row(trailer: PartTrailer, *, tag: VolumeTag, end: int) -> PartRow:
+    """Return the row of a part whose trailer was read back; `end` is the object behind its last filemark."""
+    return PartRow(
+        backup=BackupId(trailer.backup),
+        part=trailer.part,
+        tag=tag,
+        cartridge=CartridgeId(trailer.cartridge),
+        sequence=trailer.sequence,
+        header_object=trailer.header_object,
+        data_object=trailer.data_object,
+        trailer_object=trailer.trailer_object,
+        end=end,
+        records=trailer.records,
+        stream_start=trailer.stream_start,
+        stream_bytes=trailer.stream_bytes,
+        root=trailer.root,
+        is_last=trailer.is_last,
+        created=trailer.created,
+    )

@@ -1,0 +1,240 @@
+"""A disk node: volumes and static views, and the rules by which they change."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from backplane.errors import BusyError, NotFoundError, NotQuietError, RefusedError, StaleError
+from backplane.scsi.designator import designator_of
+from backplane.wire.messages import (
+    NodeInventory,
+    NodeReply,
+    UnitFence,
+    UnitFenced,
+    ViewCreate,
+    ViewExtents,
+    ViewRelease,
+    ViewState,
+    VolumeAttach,
+    VolumeCreate,
+    VolumeDelete,
+    VolumeOffline,
+    VolumePublish,
+    VolumeState,
+)
+
+BLOCK = 512
+
+
+@dataclass
+class Volume:
+    """A volume; `data` holds the blocks that were written, `job` the restore that owns it."""
+
+    row: VolumeState
+    data: dict[int, bytes] = field(default_factory=dict)
+    job: int = 0
+
+
+@dataclass
+class DiskNode:
+    """A storage node of the disk role.  What it keeps survives `restart`."""
+
+    name: str = "disk"
+    boot: bytes = b"b" * 16
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    views: dict[str, ViewState] = field(default_factory=dict)
+    view_data: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    floor: dict[bytes, int] = field(default_factory=dict)
+    never_quiet: set[str] = field(default_factory=set)
+    bad_lbas: set[int] = field(default_factory=set)
+
+    def inventory(self) -> NodeInventory:
+        """Say what is here."""
+        return NodeInventory(
+            boot_id=self.boot,
+            public_key=b"n" * 32,
+            addresses=("tcp://127.0.0.1:1",),
+            roles=("disk",),
+            volumes=tuple(self.state(volume) for volume in self.volumes.values()),
+            views=tuple(self.views.values()),
+            drives=(),
+            cartridges=(),
+        )
+
+    def state(self, volume: Volume) -> VolumeState:
+        """Describe a volume as it is now."""
+        holders = [view.job for view in self.views.values() if view.volume == volume.row.volume]
+        is_empty = volume.row.is_empty and not volume.data
+        held_by = holders[0] if holders else volume.row.held_by
+        return replace(volume.row, is_empty=is_empty, held_by=held_by)
+
+    def by_name(self, name: str) -> Volume:
+        """Return a volume by its name."""
+        return next(volume for volume in self.volumes.values() if volume.row.name == name)
+
+    def by_unit(self, designator: bytes) -> Volume:
+        """Return a volume by its designator."""
+        return next(v for v in self.volumes.values() if v.row.designator == designator)
+
+    def restart(self) -> None:
+        """Start again: what was durable is here, doubles of earlier requests are not remembered."""
+        self.boot = bytes([self.boot[0] + 1]) * 16
+        self.released.clear()
+
+    def raise_floor(self, unit: bytes, epoch: int) -> None:
+        """Let nobody with a lower epoch in."""
+        self.floor[unit] = max(self.floor.get(unit, 0), epoch)
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def answer(self, message: Any) -> Any:
+        """Carry out a request."""
+        reply = {"request": message.request, "boot_id": self.boot}
+        match message:
+            case UnitFence():
+                self.raise_floor(message.designator, message.epoch)
+                return UnitFenced(
+                    request=message.request,
+                    designator=message.designator,
+                    epoch=message.epoch,
+                    boot_id=self.boot,
+                    position=0,
+                )
+            case VolumeCreate():
+                assert message.state in ("online", "importing")
+                return NodeReply(**reply, volumes=(self._create(message),))
+            case VolumeAttach():
+                create = VolumeCreate(
+                    request=0,
+                    volume=message.volume,
+                    name=message.name,
+                    size_bytes=32 * BLOCK,
+                    block_bytes=message.block_bytes,
+                    state="online",
+                )
+                return NodeReply(**reply, volumes=(self._create(create),))
+            case VolumeDelete():
+                self._delete(message.volume)
+                return NodeReply(**reply)
+            case VolumeOffline():
+                return NodeReply(**reply, volumes=(self._offline(message),))
+            case VolumePublish():
+                return NodeReply(**reply, volumes=(self._publish(message),))
+            case ViewCreate():
+                return NodeReply(**reply, views=(self._view(message),))
+            case ViewRelease():
+                self.released.add(message.view)
+                self.views.pop(message.view, None)
+                return NodeReply(**reply)
+            case ViewExtents():
+                return self._extents(message, reply)
+            case _:
+                raise AssertionError(message)
+
+    def _volume(self, volume: str) -> Volume:
+        if volume not in self.volumes:
+            raise NotFoundError(f"no volume {volume} on this node")
+        return self.volumes[volume]
+
+    def _create(self, message: VolumeCreate) -> VolumeState:
+        if message.volume not in self.volumes:
+            self.volumes[message.volume] = Volume(
+                VolumeState(
+                    volume=message.volume,
+                    name=message.name,
+                    designator=designator_of(message.volume),
+                    blocks=message.size_bytes // message.block_bytes,
+                    block_bytes=message.block_bytes,
+                    used_bytes=0,
+                    state=message.state,
+                    held_by=0,  # type: ignore[arg-type]
+                    is_empty=True,
+                    epoch=0,  # type: ignore[arg-type]
+                    path="/x",
+                )
+            )
+        return self.state(self.volumes[message.volume])
+
+    def _delete(self, volume: str) -> None:
+        known = self.volumes.get(volume)
+        if known is None:
+            return
+        if known.row.state == "restoring" or any(v.volume == volume for v in self.views.values()):
+            raise BusyError(f"volume {known.row.name!r} is in use")
+        del self.volumes[volume]
+
+    def _offline(self, message: VolumeOffline) -> VolumeState:
+        volume = self._volume(message.volume)
+        state = self.state(volume)
+        if state.state == "restoring" and volume.job == message.job:
+            return state
+        if message.epoch < self.floor.get(volume.row.designator, 0):
+            raise StaleError("overtaken")
+        if state.held_by or state.state in ("restoring", "importing"):
+            raise BusyError(f"volume {state.name!r} is in use")
+        if not state.is_empty and not message.is_forced:
+            raise RefusedError(f"volume {state.name!r} is not empty")
+        self.raise_floor(volume.row.designator, message.epoch)
+        volume.data.clear()
+        volume.job = message.job
+        volume.row = replace(volume.row, state="restoring", is_empty=True)
+        return self.state(volume)
+
+    def _publish(self, message: VolumePublish) -> VolumeState:
+        volume = self._volume(message.volume)
+        unit = volume.row.designator
+        if volume.row.state == message.state and volume.row.epoch == message.epoch:
+            return self.state(volume)
+        if volume.row.state not in ("restoring", "importing"):
+            raise RefusedError(f"volume {volume.row.name!r} is {volume.row.state}, nothing to end")
+        if volume.job not in (0, message.job):
+            raise RefusedError("another job's")
+        if message.epoch < self.floor.get(unit, 0):
+            raise StaleError("overtaken")
+        self.raise_floor(unit, message.epoch)
+        volume.job = 0
+        volume.row = replace(volume.row, state=message.state, epoch=message.epoch)
+        return self.state(volume)
+
+    def _view(self, message: ViewCreate) -> ViewState:
+        if message.view not in self.views:
+            if message.view in self.released:
+                raise NotFoundError(f"view {message.view} was released")
+            volume = self._volume(message.volume)
+            if volume.row.state != "online":
+                raise RefusedError(f"volume {volume.row.name!r} is {volume.row.state}")
+            if message.volume in self.never_quiet:
+                raise NotQuietError("no 3 s without writes within 80 s", hint="stop the writers")
+            view = ViewState(
+                view=message.view,
+                volume=message.volume,
+                job=message.job,
+                designator=designator_of(message.view),
+                blocks=volume.row.blocks,
+                block_bytes=BLOCK,
+                means="hold",
+                state="active",
+                reason="",
+            )
+            self.views[message.view] = view
+            self.view_data[view.designator] = dict(volume.data)
+        return self.views[message.view]
+
+    def _extents(self, message: ViewExtents, reply: dict[str, Any]) -> NodeReply:
+        lbas = sorted(self.view_data[message.designator])
+        wanted = [lba for lba in lbas if lba >= message.start_lba]
+        page = wanted[: message.extents_max]
+        following = wanted[len(page)] if len(page) < len(wanted) else 10**9
+        packed = b"".join(struct.pack(">QQ", lba, 1) for lba in page)
+        return NodeReply(**reply, extents=packed, next_lba=following)
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def read(self, view: bytes, lba: int, blocks: int) -> Iterator[bytes]:
+        """Yield blocks of a static view."""
+        for number in range(lba, lba + blocks):
+            yield self.view_data[view][number]

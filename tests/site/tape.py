@@ -1,0 +1,218 @@
+"""A tape node: cartridges as lists of objects, drives, and what a load finds on a cartridge."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from backplane import tape_format
+from backplane.errors import BusyError, MediumError, NotFoundError, StaleError
+from backplane.scsi.designator import designator_of
+from backplane.tape_format.payload import encode_payload
+from backplane.wire.messages import (
+    CartridgeState,
+    DriveState,
+    NodeInventory,
+    NodeReply,
+    TapeAdd,
+    TapeDigest,
+    TapeLoad,
+    UnitFence,
+    UnitFenced,
+)
+
+FM = None
+
+
+@dataclass
+class Tape:
+    """A cartridge: objects (bytes or FM).
+
+    Writes beyond `capacity` objects warn, beyond `end` do not fit; `bad` objects cannot be read; `durable` is up to
+    where it survives a crash of its node.  `unreadable` is a reason why it cannot be loaded at all.
+    """
+
+    tag: str
+    objects: list[bytes | None] = field(default_factory=list)
+    capacity: int = 10**9
+    end: int = 10**9
+    bad: set[int] = field(default_factory=set)
+    durable: int = 0
+    unreadable: str = ""
+    write_error: int = 10**9
+    """From this object on, writes fail with a medium error."""
+
+
+@dataclass
+class Drive:
+    """A data transfer element."""
+
+    name: str
+    unit: bytes
+    loaded: str = ""
+    position: int = 0
+    is_in_error: bool = False
+
+
+@dataclass
+class TapeNode:
+    """A storage node of the tape role."""
+
+    name: str = "tape"
+    boot: bytes = b"t" * 16
+    tapes: dict[str, Tape] = field(default_factory=dict)
+    drives: dict[str, Drive] = field(default_factory=dict)
+    floor: dict[bytes, int] = field(default_factory=dict)
+
+    @classmethod
+    def with_drives(cls, count: int, *, tags: tuple[str, ...]) -> TapeNode:
+        """Make a node."""
+        made = cls(tapes={tag: Tape(tag) for tag in tags})
+        for number in range(count):
+            name = f"drive-{number}"
+            made.drives[name] = Drive(name, designator_of("d" * 31 + str(number)))
+        return made
+
+    def restart(self) -> None:
+        """Die and start again: drives are empty, what was not durable is lost."""
+        self.boot = bytes([self.boot[0] + 1]) * 16
+        for tape in self.tapes.values():
+            del tape.objects[tape.durable :]
+        for drive in self.drives.values():
+            drive.loaded, drive.position, drive.is_in_error = "", 0, False
+
+    def drive_with(self, unit: bytes) -> Drive:
+        """Return a drive by its designator."""
+        return next(drive for drive in self.drives.values() if drive.unit == unit)
+
+    def raise_floor(self, unit: bytes, epoch: int) -> None:
+        """Let nobody with a lower epoch in."""
+        self.floor[unit] = max(self.floor.get(unit, 0), epoch)
+
+    # --- describing ------------------------------------------------------------------------------
+
+    def inventory(self) -> NodeInventory:
+        """Say what is here."""
+        return NodeInventory(
+            boot_id=self.boot,
+            public_key=b"n" * 32,
+            addresses=("tcp://127.0.0.1:2",),
+            roles=("tape",),
+            volumes=(),
+            views=(),
+            drives=tuple(self.drive_state(drive) for drive in self.drives.values()),
+            cartridges=tuple(self.cartridge_state(tag) for tag in self.tapes),
+        )
+
+    def drive_state(self, drive: Drive) -> DriveState:
+        """Describe a drive."""
+        state = "error" if drive.is_in_error else "loaded" if drive.loaded else "empty"
+        return DriveState(
+            drive=drive.name,
+            designator=drive.unit,  # type: ignore[arg-type]
+            state=state,
+            loaded=drive.loaded,
+            epoch=self.floor.get(drive.unit, 0),  # type: ignore[arg-type]
+        )
+
+    def cartridge_state(self, tag: str) -> CartridgeState:
+        """Describe a cartridge."""
+        tape = self.tapes[tag]
+        return CartridgeState(
+            tag=tag,  # type: ignore[arg-type]
+            cartridge="",  # type: ignore[arg-type]
+            status="writable" if tape.objects else "blank",
+            detail="",
+            capacity_bytes=10**9,
+            used_bytes=0,
+            end=len(tape.objects),
+            generation=0,
+        )
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def answer(self, message: Any) -> Any:
+        """Carry out a request."""
+        reply = {"request": message.request, "boot_id": self.boot}
+        match message:
+            case UnitFence():
+                self.raise_floor(message.designator, message.epoch)
+                return UnitFenced(
+                    request=message.request,
+                    designator=message.designator,
+                    epoch=message.epoch,
+                    boot_id=self.boot,
+                    position=0,
+                )
+            case TapeLoad():
+                return self._load(message, reply)
+            case TapeDigest():
+                return self._digest(message, reply)
+            case TapeAdd():
+                self.tapes.setdefault(message.tag, Tape(message.tag))
+                return NodeReply(**reply, cartridges=(self.cartridge_state(message.tag),))
+            case _:
+                raise AssertionError(message)
+
+    def _load(self, message: TapeLoad, reply: dict[str, Any]) -> NodeReply:
+        drive = self.drives[message.drive]
+        if message.epoch < self.floor.get(drive.unit, 0):
+            raise StaleError("overtaken")
+        self.raise_floor(drive.unit, message.epoch)
+        if message.tag not in self.tapes:
+            raise NotFoundError(f"there is no cartridge {message.tag}")
+        if any(d.loaded == message.tag and d is not drive for d in self.drives.values()):
+            raise BusyError(f"cartridge {message.tag} is in another drive")
+        tape = self.tapes[message.tag]
+        if tape.unreadable:
+            raise MediumError(tape.unreadable)
+        drive.loaded, drive.position, drive.is_in_error = message.tag, len(tape.objects), False
+        return self._look(drive, tape, reply)
+
+    def _digest(self, message: TapeDigest, reply: dict[str, Any]) -> NodeReply:
+        drive = self.drives[message.drive]
+        if not drive.loaded or message.end > len(self.tapes[drive.loaded].objects):
+            raise NotFoundError("not on the tape")
+        stop = min(message.end, message.start + 3)
+        objects = self.tapes[drive.loaded].objects[message.start : stop]
+        digests = b"".join(struct.pack(">I", zlib.crc32(item)) for item in objects if item)
+        return NodeReply(**reply, digests=digests, next_object=stop)
+
+    def _look(self, drive: Drive, tape: Tape, reply: dict[str, Any]) -> NodeReply:
+        """Find label and last committed trailer by looking at everything."""
+        header, trailer, sequence, digest = b"", b"", 0, b""
+        if len(tape.objects) >= 4 and tape.objects[1]:
+            header = tape_format.join_records([tape_format.decode_record(tape.objects[1])])
+        for records in self._files(tape)[1:-1]:
+            if not records or not records[0].startswith(b"SDVMETA"):
+                continue
+            decoded = [tape_format.decode_record(record) for record in records]
+            if decoded[0].type is tape_format.RecordType.PART_TRAILER:
+                value: Any = tape_format.decode_metadata(decoded)
+                trailer = encode_payload(value.directory_entry())
+                payload = tape_format.join_records(decoded)
+                sequence, digest = value.sequence, hashlib.sha256(payload).digest()
+        return NodeReply(
+            **reply,
+            drives=(self.drive_state(drive),),
+            cartridges=(self.cartridge_state(tape.tag),),
+            header=header,
+            trailer=trailer,
+            trailer_sequence=sequence,
+            trailer_digest=digest,
+            end=len(tape.objects),
+            durable_end=tape.durable,
+        )
+
+    @staticmethod
+    def _files(tape: Tape) -> list[list[bytes]]:
+        files: list[list[bytes]] = [[]]
+        for item in tape.objects:
+            if item is FM:
+                files.append([])
+            else:
+                files[-1].append(item)
+        return files
