@@ -227,7 +227,7 @@ class CopyManager:
             and not self._residues
             and self._no_run_in != work.number
         ):
-            run = compile_run(work, self._peek)
+            run = compile_run(work, self._segments, granularity=self._limits.data_granularity)
             if run is None:
                 self._no_run_in = work.number
                 return work
@@ -235,11 +235,6 @@ class CopyManager:
             assert isinstance(ran, Ran)
             work = yield from self._after_run(work, run.kind, ran)
         return work
-
-    def _peek(self, number: int, inherited: int) -> DataSegment | None:
-        if number >= len(self._segments) or self._segments[number].CODE not in DATA_SEGMENT_CODES:
-            return None
-        return self._opener.peek(number, self._segments[number], inherited=inherited)
 
     def _after_run(self, work: DataSegment, kind: Kind, ran: Ran) -> Steps[DataSegment]:
         started_at = self._settle(work, kind, ran)

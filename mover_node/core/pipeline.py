@@ -24,7 +24,7 @@ blocks may run ahead freely.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, TypeAlias
@@ -32,6 +32,7 @@ from typing import Final, TypeAlias
 from backplane.scsi.segment import (
     BlockOffsetToStream,
     BlockToStream,
+    SegmentDescriptor,
     StreamToBlock,
     StreamToBlockOffset,
     StreamToDiscard,
@@ -42,77 +43,148 @@ from mover_node.core.destination import BlockWriter, RecordWriter
 from mover_node.core.segment import DataSegment
 from mover_node.core.source import BlockReader, RecordReader
 
-_KINDS: Final = {
-    BlockToStream.CODE: Kind.BACKUP,
-    BlockOffsetToStream.CODE: Kind.BACKUP,
-    StreamToBlock.CODE: Kind.RESTORE,
-    StreamToBlockOffset.CODE: Kind.RESTORE,
-    StreamToDiscard.CODE: Kind.DISCARD,
+_Plain: TypeAlias = (
+    BlockToStream | BlockOffsetToStream | StreamToBlock | StreamToBlockOffset | StreamToDiscard
+)
+
+_KINDS: Final[dict[type, Kind]] = {
+    BlockToStream: Kind.BACKUP,
+    BlockOffsetToStream: Kind.BACKUP,
+    StreamToBlock: Kind.RESTORE,
+    StreamToBlockOffset: Kind.RESTORE,
+    StreamToDiscard: Kind.DISCARD,
 }
 
-Peek: TypeAlias = Callable[[int, int], DataSegment | None]
-"""Begin segment `number` with so many bytes of inherited destination residue, if nothing speaks against it."""
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What a run needs of one segment, or of what is left of it: so many bytes, at a byte address of the disk."""
+
+    number: int
+    address: int
+    byte_count: int
+    cat: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What all segments of a run have in common."""
 
-    kind: Kind
+    type: type
     source: int
     destination: int
     record_bytes: int
     block_bytes: int
+    """1 without a disk."""
+    disk_bytes: int
+    granularity: int
+    pads_source: bool
+    pads_destination: bool
+
+    @property
+    def kind(self) -> Kind:
+        return _KINDS[self.type]
+
+    def span(self, number: int, segment: SegmentDescriptor) -> _Span | None:
+        """Return the span of a whole segment; None if it does not fit this shape.
+
+        The same conditions as when a segment begins the ordinary way: whatever is not plain is left to that.
+        """
+        if type(segment) is not self.type or segment.hold:
+            return None
+        assert isinstance(segment, _Plain)
+        if (
+            segment.source_cscd_descriptor_id != self.source
+            or segment.stream_device_transfer_length != self.record_bytes
+        ):
+            return None
+        if isinstance(segment, StreamToDiscard):
+            address, byte_count = 0, segment.number_of_bytes
+        else:
+            if segment.destination_cscd_descriptor_id != self.destination:
+                return None
+            address = segment.block_device_logical_block_address * self.block_bytes
+            if isinstance(segment, BlockToStream | StreamToBlock):
+                byte_count = segment.block_device_number_of_blocks * self.block_bytes
+            else:
+                byte_count = segment.number_of_bytes
+                address += segment.block_device_byte_offset
+            if byte_count and address + byte_count > self.disk_bytes:
+                return None
+        if address % self.block_bytes or byte_count % self.block_bytes:
+            return None
+        return (
+            _Span(number, address, byte_count, segment.cat)
+            if not byte_count % self.granularity
+            else None
+        )
 
 
-def compile_run(work: DataSegment, peek: Peek) -> RunTransfers | None:
+def compile_run(
+    work: DataSegment, segments: Sequence[SegmentDescriptor], *, granularity: int
+) -> RunTransfers | None:
     """Return a run that starts where `work` stands (without any residue), or None if there is not even one transfer."""
-    shape = _shape_of(work)
+    shape = _shape_of(work, granularity)
     if shape is None:
         return None
     walk = _walk_backup if shape.kind is Kind.BACKUP else _walk_records
-    transfers = walk(shape, work, peek)
+    transfers = walk(shape, work, segments)
     first = next(transfers, None)
     if first is None:
         return None
     return RunTransfers(shape.kind, shape.source, shape.destination, chain((first,), transfers))
 
 
-def _shape_of(work: DataSegment) -> _Shape | None:
+def _shape_of(work: DataSegment, granularity: int) -> _Shape | None:
     """Return the shape of a segment, None if it has to go the ordinary way."""
-    kind = _KINDS.get(work.descriptor.CODE)
-    if kind is None or work.descriptor.hold:
+    descriptor, source, destination = work.descriptor, work.source, work.destination
+    kind = _KINDS.get(type(descriptor))
+    if kind is None or descriptor.hold or source is None:
         return None
-    source, destination = work.source, work.destination
-    if kind is Kind.BACKUP:
-        assert isinstance(source, BlockReader)
-        assert isinstance(destination, RecordWriter)
-        record_bytes, is_fixed = destination.transfer_bytes, bool(destination.unit.block_bytes)
-        block_bytes, address = source.unit.block_bytes, source.address
-    else:
-        assert isinstance(source, RecordReader)
-        record_bytes, is_fixed = source.transfer_bytes, bool(source.unit.block_bytes)
-        block_bytes, address = 1, 0
-        if kind is Kind.RESTORE:
-            assert isinstance(destination, BlockWriter)
-            block_bytes, address = destination.unit.block_bytes, destination.address
-            if destination.end != address + work.to_process - work.processed:
-                return None  # Residue took a part of the range: not all that comes will fit.
-    ends = [end.unit for end in (source, destination) if end is not None]
-    if is_fixed or any(unit.is_null for unit in ends) or not 0 < record_bytes < DATA_BYTES_MAX:
+    disk: BlockReader | BlockWriter | None = None
+    if isinstance(source, BlockReader):
+        disk = source
+    elif isinstance(destination, BlockWriter):
+        disk = destination
+        if destination.end != destination.address + work.to_process - work.processed:
+            return None  # Residue took a part of the range: not all that comes will fit.
+    tape = destination if isinstance(destination, RecordWriter) else source
+    assert isinstance(tape, RecordReader | RecordWriter)
+    units = [end.unit for end in (source, destination) if end is not None]
+    if tape.unit.block_bytes or any(unit.is_null for unit in units):
         return None
-    if any(n % block_bytes for n in (address, record_bytes, work.to_process, work.processed)):
+    block = disk.unit.block_bytes if disk is not None else 1
+    numbers = (disk.address if disk is not None else 0, work.to_process, work.processed)
+    if any(n % block for n in (*numbers, tape.transfer_bytes)):
         return None
-    last = ends[-1]
-    return _Shape(kind, ends[0].cscd, last.cscd, record_bytes, block_bytes)
+    if not 0 < tape.transfer_bytes < DATA_BYTES_MAX:
+        return None
+    return _Shape(
+        type=type(descriptor),
+        source=units[0].cscd,
+        destination=units[-1].cscd,
+        record_bytes=tape.transfer_bytes,
+        block_bytes=block,
+        disk_bytes=disk.unit.blocks * block if disk is not None else 0,
+        granularity=granularity,
+        pads_source=source.unit.pad,
+        pads_destination=destination is not None and destination.unit.pad,
+    )
 
 
-def _next(shape: _Shape, work: DataSegment, peek: Peek, inherited: int) -> DataSegment | None:
-    """Return the segment after `work` if it goes on with the same devices in the same way."""
-    following = peek(work.number + 1, inherited)
-    if following is None or _shape_of(following) != shape:
-        return None
-    return following
+def _spans(
+    shape: _Shape, work: DataSegment, segments: Sequence[SegmentDescriptor]
+) -> Iterator[_Span]:
+    """Yield what is left of the segment at hand, then the segments after it, as long as they fit."""
+    disk = work.source if isinstance(work.source, BlockReader) else work.destination
+    address = disk.address if isinstance(disk, BlockReader | BlockWriter) else 0
+    left = work.to_process - work.processed
+    yield _Span(work.number, address, left, work.descriptor.cat)
+    for number in range(work.number + 1, len(segments)):
+        span = shape.span(number, segments[number])
+        if span is None:
+            return
+        yield span
 
 
 class _Entries:
@@ -145,91 +217,69 @@ class _Entries:
         return entries
 
 
-def _walk_backup(shape: _Shape, work: DataSegment, peek: Peek) -> Iterator[Transfer]:
-    entries, filled = _Entries(), 0
+def _walk_backup(
+    shape: _Shape, work: DataSegment, segments: Sequence[SegmentDescriptor]
+) -> Iterator[Transfer]:
+    entries, filled, record = _Entries(), 0, shape.record_bytes
     processed, written, inherited = work.processed, work.written, work.inherited
-    assert isinstance(work.source, BlockReader)
-    address = work.source.address
-    record = shape.record_bytes
-    while True:
-        take = min(work.to_process - processed, record - filled)
-        if take:
+    for span in _spans(shape, work, segments):
+        if span.number != work.number:
+            processed, written, inherited = 0, 0, filled
+        address, left = span.address, span.byte_count
+        while left:
+            take = min(left, record - filled)
             entries.add(address, take)
             if entries.is_too_long:
                 return
-            address, processed, filled = address + take, processed + take, filled + take
-        if filled == record:
-            written += record
-            end = Point(work.number, processed, inherited, written)
-            yield Transfer(record, 0, entries.taken(), False, end)
-            filled = 0
-        if processed < work.to_process:
-            continue
-        if filled and not work.descriptor.cat:
-            assert work.destination is not None
-            if not work.destination.unit.pad:
+            address, left = address + take, left - take
+            processed, filled = processed + take, filled + take
+            if filled == record:
+                filled, written = 0, written + record
+                end = Point(span.number, processed, inherited, written)
+                yield Transfer(record, 0, entries.taken(), False, end)
+        if filled and not span.cat:
+            if not shape.pads_destination:
                 return  # Discarding or refusing what does not fill a record is the ordinary way's business.
-            padding, written = record - filled, written + record
+            padding, filled, written = record - filled, 0, written + record
             entries.pad(padding)
-            end = Point(work.number, processed, inherited, written)
+            end = Point(span.number, processed, inherited, written)
             yield Transfer(record, padding, entries.taken(), False, end)
-            filled = 0
-        following = _next(shape, work, peek, filled)
-        if following is None:
-            return
-        work, processed, written, inherited = following, 0, 0, filled
-        assert isinstance(work.source, BlockReader)
-        address = work.source.address
 
 
-def _walk_records(shape: _Shape, work: DataSegment, peek: Peek) -> Iterator[Transfer]:
+def _walk_records(
+    shape: _Shape, work: DataSegment, segments: Sequence[SegmentDescriptor]
+) -> Iterator[Transfer]:
     """RESTORE and DISCARD: cut the records to the segments that use them up."""
     is_restore = shape.kind is Kind.RESTORE
     record, entries = shape.record_bytes, _Entries()
-    left = used = 0  # of the record at hand: bytes not yet spoken for, bytes to be written
+    unused = used = 0  # of the record at hand: bytes not yet spoken for, bytes to be written
     reader = last_reader = (
         work.number
     )  # the segments for which this record and the last one are read
-    processed, written, address = work.processed, work.written, _address_of(work)
-
-    def transfer() -> Transfer:
-        end = Point(work.number, processed, 0, written)
-        waits = is_restore and reader != last_reader
-        return Transfer(record, record - used, entries.taken(), waits, end)
-
-    while True:
-        while processed < work.to_process:
-            if not left:
-                left, used, reader = record, 0, work.number
-            take = min(work.to_process - processed, left)
+    processed, written = work.processed, work.written
+    for span in _spans(shape, work, segments):
+        if span.number != work.number:
+            processed = written = 0
+        address, left = span.address, span.byte_count
+        while left:
+            if not unused:
+                unused, used, reader = record, 0, span.number
+            take = min(left, unused)
             if is_restore:
                 entries.add(address, take)
                 if entries.is_too_long:
                     return
-                address, used, written = (
-                    address + take,
-                    used + take,
-                    written + take // shape.block_bytes,
-                )
-            processed, left = processed + take, left - take
-            if not left:
-                yield transfer()
+                address, used = address + take, used + take
+                written += take // shape.block_bytes
+            processed, left, unused = processed + take, left - take, unused - take
+            if not unused or (not left and not span.cat and shape.pads_source):
+                # Table 116: what is left of the record is discarded.
+                if unused and is_restore:
+                    entries.pad(unused)
+                unused = 0
+                waits = is_restore and reader != last_reader
+                end = Point(span.number, processed, 0, written)
+                yield Transfer(record, record - used, entries.taken(), waits, end)
                 last_reader = reader
-        if left and not work.descriptor.cat:
-            assert work.source is not None
-            if work.source.unit.pad:
-                if is_restore:
-                    entries.pad(left)
-                left = 0
-                yield transfer()
-                last_reader = reader
-            elif work.destination is None or not work.destination.unit.pad:
-                return  # The ordinary way says UNEXPECTED INEXACT SEGMENT.
-        following = _next(shape, work, peek, 0)
-        if following is None:
-            return
-        work, processed, written, address = following, 0, 0, _address_of(following)
-
-
-def _address_of(work: DataSegment) -> int:
-    return work.destination.address if isinstance(work.destination, BlockWriter) else 0
+        if unused and not span.cat and (shape.pads_source or not shape.pads_destination):
+            return  # Left over from an earlier segment, or UNEXPECTED INEXACT SEGMENT: the ordinary way's business.

@@ -304,19 +304,6 @@ class Opener:
         is_bounded = isinstance(destination, BlockWriter) and destination.end is not None
         return DataSegment(number, segment, source, destination, to_process, is_bounded)
 
-    def peek(
-        self, number: int, segment: SegmentDescriptor, *, inherited: int
-    ) -> DataSegment | None:
-        """Begin a segment that may be run ahead; None if that needs a command or would fail."""
-        try:
-            next(self.begin(number, segment, inherited=inherited))
-        except StopIteration as stop:
-            work: DataSegment = stop.value
-            return work
-        except CopyAbortedError:
-            return None
-        return None
-
     # --- the two ends ----------------------------------------------------------------------------
 
     def _blocks(

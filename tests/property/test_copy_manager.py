@@ -378,7 +378,7 @@ class Model:
         def write_null(self, padded: bool) -> None:
             name = "stream_device_transfer_length"
             length = getattr(self.s, name, getattr(self.s, "destination_" + name, None))
-            if length is None:
+            if length is None or isinstance(self.s, seg.StreamToBlock | seg.StreamToBlockOffset):
                 # A null block device has no block length: any byte is a block to be written.
                 if self.model.destination and self.room != 0:
                     raise Failed(*UNREACHABLE)
