@@ -1,0 +1,149 @@
+"""I1, I2: what is catalogued reads back from the medium equal to the static view, now and later; nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from typing import Any
+
+from tests.simulation.checkers import tape_reader
+from tests.simulation.checkers.interface import Violation, Window, kind
+from tests.simulation.facts import Committed, TapeCut, ViewKept
+
+BLOCK = 512
+
+
+class BackupChecker:
+    """Reads every part when it is committed, every backup when it is completed, and all of them at the end."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._views: dict[str, bytes] = {}
+        self._view_of_job: dict[int, str] = {}
+        self._backups: dict[int, Any] = {}
+        self._parts: dict[int, dict[int, Any]] = defaultdict(dict)
+        self._digests: dict[tuple[int, int], str] = {}
+
+    def see(self, fact: Any, now: float) -> None:
+        """Take one fact."""
+        match fact:
+            case ViewKept(view=view, content=content):
+                self._views[view] = content
+            case Committed(rows=rows):
+                for row in rows:
+                    self._take(row)
+                for row in rows:
+                    if kind(row) == "BackupRow" and row.state == "completed":
+                        self._read_back(row)
+            case TapeCut(tag=tag, number=number):
+                for part in self._parts_on(tag):
+                    if number < part.end:
+                        raise Violation("I1", f"{tag} is cut at {number}, before {_name(part)}")
+            case _:
+                pass
+
+    def finish(self) -> None:
+        """Read everything again."""
+        for row in self._backups.values():
+            if row.state == "completed":
+                self._read_back(row)
+        for parts in self._parts.values():
+            for part in parts.values():
+                if self._digest(part) != self._digests[part.backup, part.part]:
+                    raise Violation("I1", f"{_name(part)} has changed after its commit")
+
+    def _take(self, row: Any) -> None:
+        match kind(row):
+            case "JobRow":
+                self._view_of_job[row.job] = row.view
+            case "BackupRow":
+                old = self._backups.get(row.backup)
+                if old is not None and old.state == "completed" != row.state:
+                    raise Violation("I5", f"backup {row.backup} was completed, is {row.state}")
+                self._backups[row.backup] = row
+            case "PartRow":
+                self._take_part(row)
+            case _:
+                pass
+
+    def _take_part(self, row: Any) -> None:
+        known = self._parts[row.backup].get(row.part)
+        if known is not None:
+            raise Violation("double commit", f"{_name(row)} is committed a second time")
+        for other in self._parts_on(row.tag):
+            if row.header_object < other.end and other.header_object < row.end:
+                raise Violation("double commit", f"{_name(row)} lies over {_name(other)}")
+        self._parts[row.backup][row.part] = row
+        self._digests[row.backup, row.part] = self._digest(row)
+
+    def _parts_on(self, tag: str) -> list[Any]:
+        return [p for parts in self._parts.values() for p in parts.values() if p.tag == tag]
+
+    def _tape(self, part: Any) -> list[bytes | None]:
+        tape = tape_reader.objects(self._window.tape(part.tag))
+        if len(tape) < part.end:
+            raise Violation(
+                "I1", f"{_name(part)} reaches to object {part.end}, durable are {len(tape)}"
+            )
+        return tape
+
+    def _digest(self, part: Any) -> str:
+        digest = hashlib.sha256()
+        for item in self._tape(part)[part.header_object : part.end]:
+            digest.update(b"mark" if item is None else b"record" + item)
+        return digest.hexdigest()
+
+    def _read_back(self, row: Any) -> None:
+        view = self._views.get(self._view_of_job[row.job])
+        if view is None:
+            raise Violation("I1", f"backup {row.backup} was made without a static view")
+        parts = [self._parts[row.backup][n] for n in sorted(self._parts[row.backup])]
+        if [part.part for part in parts] != list(range(1, len(parts) + 1)) or not parts:
+            raise Violation("I1", f"backup {row.backup} has parts {[p.part for p in parts]}")
+        content = bytearray(len(view))
+        stream = 0
+        for part in parts:
+            if part.stream_start != stream or part.is_last != (part is parts[-1]):
+                raise Violation("I2", f"{_name(part)} does not continue the one before it")
+            stream += self._read_part(part, content, row.record_bytes)
+        if stream != row.stream_bytes:
+            raise Violation("I1", f"backup {row.backup} has {stream} of {row.stream_bytes} bytes")
+        if content != view:
+            wrong = [n for n in range(len(view) // BLOCK) if _block(content, n) != _block(view, n)]
+            raise Violation("I1", f"backup {row.backup} differs from its view at blocks {wrong}")
+
+    def _read_part(self, part: Any, content: bytearray, record_bytes: int) -> int:
+        tape = self._tape(part)
+        try:
+            header, behind = tape_reader.metadata(tape, part.header_object, tape_reader.HEADER)
+            trailer, end = tape_reader.metadata(tape, part.trailer_object, tape_reader.TRAILER)
+        except tape_reader.UnreadableError as error:
+            raise Violation("I1", f"{_name(part)}: {error}") from error
+        records = tape[part.data_object : part.data_object + part.records]
+        marks = [behind, part.data_object + part.records, end]
+        if behind + 1 != part.data_object or any(tape[at] is not None for at in marks):
+            raise Violation("I2", f"{_name(part)}: its filemarks do not stand where they should")
+        for name in ("backup_uuid", "part", "cartridge", "sequence"):
+            if header[name] != trailer[name]:
+                raise Violation("I2", f"{_name(part)}: header and trailer differ in {name}")
+        if [tape_reader.crc32c(r or b"") for r in records] != trailer["record_crc32c"]:
+            raise Violation("I1", f"{_name(part)}: the checksums of the trailer are not its data's")
+        if any(record is None or len(record) != record_bytes for record in records):
+            raise Violation("I2", f"{_name(part)}: a record is missing or of another length")
+        data = b"".join(record or b"" for record in records)
+        at = 0
+        for lba, blocks in trailer["extents"]:
+            size = blocks * BLOCK
+            content[lba * BLOCK : lba * BLOCK + size] = data[at : at + size]
+            at += size
+        if at != part.stream_bytes:
+            raise Violation("I1", f"{_name(part)}: extents of {at}, not {part.stream_bytes} bytes")
+        return at
+
+
+def _block(content: bytes | bytearray, number: int) -> bytes:
+    return bytes(content[number * BLOCK : (number + 1) * BLOCK])
+
+
+def _name(part: Any) -> str:
+    return f"part {part.part} of backup {part.backup} on {part.tag}"

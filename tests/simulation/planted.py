@@ -1,0 +1,153 @@
+"""Planted faults: the system without one of its guards.  A simulator that does not notice proves nothing.
+
+Each takes one guard away, at every place where it stands: a second guard behind the first would hide the first one's
+loss (defence in depth), and what is to be shown is that the guard as such is needed and looked after.  `bias` is what a
+run is about, so that the situation that the guard is for comes about in tens of seeds and not in tens of thousands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from backplane.ids import Designator, Epoch
+from backplane.wire.messages import VolumePublish, VolumeState
+from storage_node.access import Access
+from storage_node.core.admission import Admission, Floor, Request, Session
+from storage_node.core.volume_state import VolumeBook
+from storage_node.disk_control import DiskControl
+from storage_node.tape.cartridge import Cartridge
+from storage_node.tape.drive import Outcome
+from tests.simulation.media import SimulatedDrive
+from tests.simulation.storage_process import Rules
+from tests.simulation.world import Bias
+
+
+class NoFenceCheck(Admission):
+    """Lets every epoch in."""
+
+    def _epoch_is_current(self, designator: Designator, epoch: Epoch, number: int) -> bool:
+        return True
+
+
+class NoPositionCheck(Admission):
+    """Believes that the tape is wherever the sender believes it to be."""
+
+    def _position_matches(self, session: Session, request: Request, position: int) -> bool:
+        return True
+
+
+class BlindDrive(SimulatedDrive):
+    """Does not compare positions either."""
+
+    def _ready(self, expected_position: int | None = None) -> Cartridge | Outcome:
+        return super()._ready(None)
+
+
+class NoBootCheck(Admission):
+    """Takes requests that were made for another life of the node."""
+
+    def _boot_matches(self, request: Request) -> bool:
+        return True
+
+
+class NoFence(Access):
+    """Raises no floor while a volume is published."""
+
+    is_publishing = False
+
+    def fence(self, designator: Designator, epoch: Epoch) -> None:
+        """Raise the floor, or do not."""
+        if not self.is_publishing:
+            super().fence(designator, epoch)
+
+
+class PublishesAtOnce(DiskControl):
+    """Publishes without a fence."""
+
+    def publish(self, message: VolumePublish) -> VolumeState:
+        """Set the volume online, whoever may still be writing it."""
+        access: Any = self._access
+        access.is_publishing = True
+        try:
+            return super().publish(message)
+        finally:
+            access.is_publishing = False
+
+
+class TrustingBook(VolumeBook):
+    """Does not ask for a fence either."""
+
+    def _may_publish(self, *, epoch: Epoch, floor: Floor) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One missing guard."""
+
+    name: str
+    what: str
+    rules: Rules
+    bias: Bias
+    noticed_as: tuple[str, ...]
+    """Invariants that may be the first to break."""
+    seeds_max: int
+    """The simulator has to notice within so many seeds; about five times what it took."""
+
+
+LATE: Final = Bias(
+    late=(0.1, 0.3),
+    late_restart=(0.0,),
+    double=(0.0, 0.02),
+    drop=(0.0,),
+    crash=(0.0,),
+    pause=(0.0, 0.02),
+    cut=(0.0,),
+    commit=(0.0,),
+    point=(0.0,),
+    read_error=(0.0,),
+    flush_error=(0.0,),
+    first_backup=1.0,
+    restores=0.9,
+)
+"""Packets that arrive when the world has moved on, and little else."""
+
+PLANTED: Final = {
+    planted.name: planted
+    for planted in (
+        Planted(
+            name="no-fence-check",
+            what="nodes do not compare the epoch of a session with the floor",
+            rules=Rules(admission=NoFenceCheck),
+            bias=LATE,
+            noticed_as=("I3",),
+            seeds_max=20,
+        ),
+        Planted(
+            name="no-position-check",
+            what="neither the rules nor the drive compare the position of an append with the tape's",
+            rules=Rules(admission=NoPositionCheck, drive=BlindDrive),
+            bias=replace(LATE, double=(0.05,), damage=(0.02,), restores=0.2),
+            noticed_as=("I1", "I2", "I10", "I13"),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-boot-check",
+            what="nodes do not compare the boot id of a request with their own",
+            rules=Rules(admission=NoBootCheck),
+            bias=replace(LATE, late=(0.3,), late_restart=(1.0,), data_s=(0.2,)),
+            noticed_as=("I3", "I10"),
+            seeds_max=100,
+        ),
+        Planted(
+            name="no-publish-after-fence",
+            what="the node sets a restored volume online without raising the floor",
+            rules=Rules(access=NoFence, disk_control=PublishesAtOnce, book=TrustingBook),
+            bias=LATE,
+            noticed_as=("I3", "I10"),
+            seeds_max=40,
+        ),
+    )
+}
+"""All of them, by name."""

@@ -1,0 +1,249 @@
+"""The checkers themselves: each must be able to say no, and none may know the system from inside."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.checkers import Violation, Window
+from tests.simulation.checkers.backups import BackupChecker
+from tests.simulation.checkers.epochs import EpochChecker
+from tests.simulation.checkers.fences import FenceChecker
+from tests.simulation.checkers.jobs import JobChecker
+from tests.simulation.checkers.ledgers import LedgerChecker
+from tests.simulation.checkers.volumes import VolumeChecker
+from tests.simulation.facts import (
+    BlocksWritten,
+    Broken,
+    Committed,
+    ControllerStarted,
+    Fenced,
+    Origin,
+    Sent,
+    TapeWritten,
+    Told,
+    ViewKept,
+    VolumeKept,
+)
+
+CHECKERS = Path(__file__).with_name("checkers")
+BLOCK = bytes(range(256)) * 2
+EMPTY = Window(lambda tag: b"", lambda volume: b"")
+
+
+# Rows as the checkers see them: by the name of their type, and by attributes.
+@dataclass(frozen=True)
+class JobRow:
+    job: int
+    kind: str = "backup"
+    state: str = "copying"
+    reason: str = ""
+    token: str = ""
+    view: str = "view"
+    backup: int = 0
+    planned_bytes: int = 512
+    plan: str = "{}"
+
+
+@dataclass(frozen=True)
+class CounterRow:
+    name: str
+    value: int
+
+
+@dataclass(frozen=True)
+class BackupRow:
+    backup: int
+    job: int
+    state: str = "completed"
+    record_bytes: int = 512
+    stream_bytes: int = 512
+
+
+@dataclass(frozen=True)
+class PartRow:
+    backup: int = 1
+    part: int = 1
+    tag: str = "TAPE"
+    header_object: int = 4
+    end: int = 9
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    item: int
+    job: int
+    purpose: str = "data"
+    state: str = "done"
+    ledger: str = "[]"
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    item: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class UnitFence:
+    request: int
+    epoch: int
+
+
+@dataclass
+class Judge:
+    """Feeds a checker."""
+
+    checker: object
+
+    def sees(self, *facts: object) -> Judge:
+        for fact in facts:
+            self.checker.see(fact, 0.0)  # type: ignore[attr-defined]
+        return self
+
+    def refuses(self, fact: object, *, match: str) -> None:
+        with pytest.raises(Violation, match=match):
+            self.checker.see(fact, 0.0)  # type: ignore[attr-defined]
+
+
+def rows(*found: object) -> Committed:
+    return Committed(tuple(found))
+
+
+def test_no_checker_imports_the_system() -> None:
+    """A checker that shares code with the system shares its mistakes."""
+    allowed = {"__future__", "awscrt", "collections", "dataclasses", "hashlib", "json", "struct"}
+    allowed |= {"typing", "tests"}
+    for path in CHECKERS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                assert name.split(".")[0] in allowed, f"{path.name} imports {name}"
+                if name.startswith("tests."):
+                    assert name.startswith(("tests.simulation.checkers", "tests.simulation.facts"))
+
+
+# --- fences and epochs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        BlocksWritten("volume", "unit", 0, BLOCK, Origin("m1", 1, 6)),
+        TapeWritten("TAPE", "unit", 3, BLOCK, Origin("m1", 1, 6)),
+    ],
+)
+def test_a_write_below_a_fence_that_was_told_is_a_violation(late: object) -> None:
+    good = replace(late, origin=Origin("m2", 2, 7))  # type: ignore[type-var]
+    Judge(FenceChecker()).sees(late, Fenced("unit", 7), good).refuses(late, match="I3")
+
+
+def test_an_epoch_that_is_used_before_it_is_durable_is_a_violation() -> None:
+    Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3))).refuses(
+        Sent(WorkItem(1, 4)), match="durable"
+    )
+
+
+def test_an_epoch_that_is_used_twice_is_a_violation() -> None:
+    judge = Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3)), Sent(WorkItem(1, 3)))
+    judge.refuses(Sent(UnitFence(9, 3)), match="is used for")
+
+
+def test_a_counter_that_goes_back_is_a_violation() -> None:
+    Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3))).refuses(
+        rows(CounterRow("epoch", 3)), match="after 3"
+    )
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def test_a_job_that_goes_back_is_a_violation() -> None:
+    Judge(JobChecker()).sees(rows(JobRow(1))).refuses(
+        rows(JobRow(1, state="queued")), match="goes from copying to queued"
+    )
+
+
+def test_a_job_that_is_told_before_it_is_durable_is_a_violation() -> None:
+    Judge(JobChecker()).refuses(Told("job.submit", {}, {"job": 1}), match="not durable")
+
+
+def test_a_job_that_vanishes_in_a_restart_is_a_violation() -> None:
+    Judge(JobChecker()).sees(rows(JobRow(1))).refuses(ControllerStarted(()), match="job 1")
+
+
+def test_one_submit_that_makes_two_jobs_is_a_violation() -> None:
+    Judge(JobChecker()).sees(rows(JobRow(1, token="t"))).refuses(
+        rows(JobRow(2, token="t")), match="one submit"
+    )
+
+
+def test_a_job_that_fails_without_a_cause_is_a_violation() -> None:
+    failed = rows(JobRow(1, state="failed", reason="volume v cannot be read at LBA 4"))
+    Judge(JobChecker()).refuses(failed, match="without a cause")
+    Judge(JobChecker()).sees(Broken("volume", "disk read"), failed)
+
+
+def test_a_job_that_never_ends_is_a_violation() -> None:
+    judge = Judge(JobChecker()).sees(rows(JobRow(1)), Told("job.submit", {}, {"job": 1}))
+    with pytest.raises(Violation, match="is copying at the end"):
+        judge.checker.finish()  # type: ignore[attr-defined]
+
+
+# --- volumes and backups -------------------------------------------------------------------------
+
+KEPT = VolumeKept("volume", "unit", "online", 0, bytes(512))
+
+
+def test_a_movers_write_into_an_online_volume_is_a_violation() -> None:
+    write = BlocksWritten("volume", "unit", 0, BLOCK, Origin("m1", 1, 1))
+    Judge(VolumeChecker(EMPTY)).sees(KEPT).refuses(write, match="is online and is written")
+
+
+def test_a_write_under_a_static_view_is_a_violation() -> None:
+    view = ViewKept("view", "volume", bytes(512))
+    write = BlocksWritten("volume", "unit", 0, BLOCK, None)
+    Judge(VolumeChecker(EMPTY)).sees(KEPT, view).refuses(write, match="while a view holds it")
+
+
+def test_a_volume_that_comes_online_with_a_hole_is_a_violation() -> None:
+    judge = Judge(VolumeChecker(EMPTY)).sees(
+        VolumeKept("source", "s", "online", 0, bytes(512)),
+        BlocksWritten("source", "s", 0, BLOCK, None),
+        ViewKept("view", "source", BLOCK),
+        rows(JobRow(1, view="view"), BackupRow(1, job=1)),
+        rows(JobRow(2, kind="restore", backup=1)),
+        KEPT,
+        replace(KEPT, state="restoring", job=2),
+    )
+    judge.refuses(KEPT, match=r"is wrong .* blocks \[0\]")
+
+
+def test_a_completed_backup_without_its_parts_is_a_violation() -> None:
+    Judge(BackupChecker(EMPTY)).sees(ViewKept("view", "v", BLOCK), rows(JobRow(1))).refuses(
+        rows(BackupRow(1, job=1)), match="has parts"
+    )
+
+
+def test_a_part_beyond_what_is_durable_is_a_violation() -> None:
+    Judge(BackupChecker(EMPTY)).refuses(rows(PartRow()), match="durable are 0")
+
+
+def test_a_ledger_that_does_not_add_up_is_a_violation() -> None:
+    ledger = (
+        '[{"bytes_read": 512, "bytes_written": 0, "bytes_padded": 0, "bytes_discarded": 0}, '
+        '{"bytes_read": 0, "bytes_written": 511, "bytes_padded": 0, "bytes_discarded": 0}]'
+    )
+    judge = Judge(LedgerChecker()).sees(
+        rows(JobRow(1, state="completed"), ItemRow(1, 1, ledger=ledger))
+    )
+    with pytest.raises(Violation, match="I13"):
+        judge.checker.finish()  # type: ignore[attr-defined]
