@@ -108,6 +108,11 @@ class LocalCluster:
         """Return the process id of a daemon."""
         return int(next(each["pid"] for each in self._processes() if each["name"] == name))
 
+    def runs(self, name: str) -> bool:
+        """Say whether a daemon is alive."""
+        found = [each["pid"] for each in self._processes() if each["name"] == name]
+        return bool(found) and is_running(int(found[0]))
+
     def _processes(self) -> list[dict[str, Any]]:
         record = self.state / "local.json"
         if not record.exists():
