@@ -10,12 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from backplane.errors import UnreachableError
 from backplane.wire.frames import Entry, EntryKind
 from mover_node.core.commands import Command, Completed, ReadBlocks, ReadRecord, WriteBlocks
 from mover_node.core.commands import WriteRecord as WriteRecordCommand
 from mover_node.core.pieces import Payload
-from mover_node.streams.base import Head
 from mover_node.streams.memory import MemoryDisk, MemoryTape
 
 
@@ -102,7 +100,7 @@ class FaultyDisk(MemoryDisk):
 
 
 class FaultyTape(MemoryTape):
-    """A tape behind a bad wire.  `lost_after` answers, the wire breaks."""
+    """A tape behind a bad wire."""
 
     def __init__(self, *args: object, damages: Iterable[Damage], **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # passed on as they came
@@ -137,33 +135,3 @@ class FaultyTape(MemoryTape):
 
     def _hit(self, direction: str, place: int) -> bool:
         return self._faults.hit(direction, place, place + 1)
-
-
-class LostTape(MemoryTape):
-    """A tape whose connection breaks after so many records were announced or asked for."""
-
-    records_until_lost: int = 1 << 62
-
-    def perform(self, command: Command) -> Completed:
-        """Carry out one command while the connection is there."""
-        self._count()
-        return super().perform(command)
-
-    def begin_record(self, byte_count: int, crc32c: int) -> None:
-        """Announce a record while the connection is there."""
-        self._count()
-        super().begin_record(byte_count, crc32c)
-
-    def receive_head(self) -> Head:
-        """Take a reply while the connection is there."""
-        self._count()
-        return super().receive_head()
-
-    def is_lost(self) -> bool:
-        """Say whether it broke."""
-        return self.records_until_lost < 0
-
-    def _count(self) -> None:
-        self.records_until_lost -= 1
-        if self.records_until_lost < 0:
-            raise UnreachableError("the wire was cut")

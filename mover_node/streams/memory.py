@@ -9,6 +9,7 @@ Many requests in flight: a request is carried out when all of it is there, its a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -67,7 +68,7 @@ def checked(sense: Sense, *, data: bytes = b"", position: int = 0) -> Completed:
     )
 
 
-class MemoryDevice:
+class MemoryDevice(ABC):
     """The common half: requests and answers that wait."""
 
     def __init__(self, info: UnitInfo) -> None:
@@ -114,9 +115,9 @@ class MemoryDevice:
             announced, self._announced = self._announced, None
             self._answers.append(self.take_in(announced))
 
+    @abstractmethod
     def take_in(self, announced: _Announced) -> Completed:
         """Carry out a request whose data have arrived."""
-        raise NotImplementedError
 
     def has_answer(self) -> bool:
         """Say whether an answer waits."""
@@ -131,10 +132,13 @@ class MemoryDevice:
         return False
 
     def abort(self) -> None:
-        """Nobody waits."""
+        """Nobody waits: forget what is under way."""
+        self._announced = None
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Forget what is under way."""
+        self._replies.clear()
+        self._answers.clear()
 
 
 @dataclass(slots=True)
