@@ -108,6 +108,10 @@ def _claim_volume(desk: Desk, job: Job) -> bool | NotYet:
             return NotYet(f"waiting: storage node {volume.node} is away")
         if state is None:
             raise VolumeError(f"storage node {volume.node} has lost volume {volume.name}")
+        if state.state == "restore-failed":
+            raise VolumeError(
+                f"volume {volume.name} is restore-failed", hint="restore it again, then back it up"
+            )
         if state.state != "online":
             return NotYet(f"waiting: volume {volume.name} is {state.state}")
     registry.volume_claims[volume.volume] = job.row.job

@@ -46,24 +46,36 @@ def load_cartridge(desk: Desk, job: Job) -> Step:
 
     Raises `VolumeError` if the cartridge cannot be used.
     """
-    node, drive, tag = NodeName(job.plan["tape_node"]), job.plan["drive"], job.plan["tag"]
+    node, tag = NodeName(job.plan["tape_node"]), VolumeTag(job.plan["tag"])
     while True:
-        epoch = desk.next_epoch()
+        drive, epoch = job.plan["drive"], desk.next_epoch()
         try:
             reply = yield Ask(
                 node=node,
-                make=lambda request, epoch=epoch: TapeLoad(  # type: ignore[misc]
-                    request=request, drive=drive, tag=VolumeTag(tag), epoch=epoch
+                make=lambda request, drive=drive, epoch=epoch: TapeLoad(  # type: ignore[misc]
+                    request=request, drive=drive, tag=tag, epoch=epoch
                 ),
                 what=f"load cartridge {tag}",
             )
         except BusyError as error:
             yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
+            _follow(desk, job, node, tag)
             continue
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
         assert isinstance(reply, NodeReply)
         return reply
+
+
+def _follow(desk: Desk, job: Job, node: NodeName, tag: VolumeTag) -> None:
+    """Change to the drive that a cartridge is in, if nobody uses that: our picture was old when we chose.
+
+    The drive that is left was fenced by the attempt to load it.
+    """
+    drive = desk.registry.free_drive(node, job=job.row.job, prefer=tag)
+    if drive is not None and desk.registry.nodes[node].drives[drive.name].loaded == tag:
+        take(desk, job, Mounted(tag, node, drive))
+        desk.save(job)
 
 
 def read_digests(job: Job, *, start: int, end: int) -> Step:
