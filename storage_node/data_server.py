@@ -71,12 +71,8 @@ class Exchange:
         crc32c: int | None = None,
         address: int = 0,
         sense: Sense | None = None,
-        file: FileRange | None = None,
     ) -> None:
-        """Answer a request: GOOD, or CHECK CONDITION if there is sense.
-
-        With `file`, the data (which are the same as there) leave from the file, without another copy.
-        """
+        """Answer a request: GOOD, or CHECK CONDITION if there is sense."""
         extra = b"" if sense is None else encode_sense(sense)
         header = Header(
             opcode=request.opcode,
@@ -90,10 +86,23 @@ class Exchange:
             extra=len(extra),
             boot=self.connection.boot,
         )
-        if file is not None and header.length >= FROM_FILE_BYTES_MIN:
-            self.connection.send_file(header, file, extra=extra)
-        else:
-            self.connection.send(header, extra=extra, data=data)
+        self.connection.send(header, extra=extra, data=data)
+
+    def reply_from_file(
+        self, request: Header, file: FileRange, *, length: int, crc32c: int, address: int = 0
+    ) -> None:
+        """Answer with data that leave from a file, without another copy; the CRC is of what was read there."""
+        header = Header(
+            opcode=request.opcode,
+            is_reply=True,
+            sequence=request.sequence,
+            protection=Protection.CRC32C,
+            address=address,
+            length=length,
+            crc32c=crc32c,
+            boot=self.connection.boot,
+        )
+        self.connection.send_file(header, file)
 
     def refuse(
         self, request: Header, error: BackupError, *, address: int = 0, lba: int | None = None

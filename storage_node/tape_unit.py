@@ -29,7 +29,7 @@ from backplane.wire.frames import (
 from storage_node.access import Access
 from storage_node.core.admission import Request, Session
 from storage_node.core.tape_position import RECORD_BYTES_MAX
-from storage_node.data_server import Exchange
+from storage_node.data_server import FROM_FILE_BYTES_MIN, Exchange
 from storage_node.disk_unit import GUARD_CHECK_FAILED
 from storage_node.tape.drive import Drive, Outcome
 
@@ -184,13 +184,17 @@ class TapeHandler:
         if outcome.report is not None:
             data = outcome.report.encode_long()
             checksum = crc32c(data)
+        if outcome.file is not None and data is not None and len(data) >= FROM_FILE_BYTES_MIN:
+            self._exchange.reply_from_file(
+                header,
+                outcome.file,
+                length=len(data),
+                crc32c=outcome.crc32c,
+                address=outcome.position,
+            )
+            return
         self._exchange.reply(
-            header,
-            data=data,
-            crc32c=checksum,
-            address=outcome.position,
-            sense=outcome.sense,
-            file=outcome.file,
+            header, data=data, crc32c=checksum, address=outcome.position, sense=outcome.sense
         )
 
     def _refuse(self, header: Header, error: BackupError) -> None:

@@ -54,6 +54,10 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 KEEPALIVE_S: Final = 15
 """Between probes of a silent TCP peer; TCP_USER_TIMEOUT, which is set as well, ends the waiting for an answer."""
 
+UNIX_BUFFER_BYTES: Final = 2 * 1024 * 1024
+"""Send buffer of a unix socket; without privileges the kernel gives what net.core.wmem_max allows."""
+
+_SO_SNDBUFFORCE: Final = 32
 PIPE_BYTES: Final = 1024 * 1024
 _OPEN_BYTES_MAX: Final = grants.GRANT_BYTES_MAX + 1024
 _HANDSHAKE_VERSION: Final = 1
@@ -410,6 +414,11 @@ def tune(sock: socket.socket, *, timeout_s: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     if sock.family == socket.AF_UNIX:
+        # Unix sockets do not tune their buffers; the default of 208 KiB stops a sender four times in every record.
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, UNIX_BUFFER_BYTES)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A machine that has lost its power says nothing: ask it, or its connection would stay for hours.
