@@ -12,13 +12,8 @@ from typing import Any
 
 from backplane.errors import MediumError
 from backplane.ids import ItemId, JobId
-from backplane.testing.simulator import (
-    CrashedError,
-    Network,
-    Process,
-    SimulatedRouter,
-    Switchboard,
-)
+from backplane.testing.simulated_network import Network, SimulatedRouter, Switchboard
+from backplane.testing.simulator import CrashedError, Process
 from backplane.wire import grants
 from backplane.wire.messages import Message, Resolution
 from backplane.wire.session import Authorized
@@ -154,7 +149,7 @@ class SimulatedController(ControllerService):
             endpoint=_Router(host, host.switchboard.router(process)),  # type: ignore[arg-type]
             keys=None,  # type: ignore[arg-type]
             table=_Table(),  # type: ignore[arg-type]
-            catalog=catalog,  # type: ignore[arg-type]
+            catalog=catalog,
             version="simulated",
             lease_s=host.lease_s,
             heartbeat_s=host.heartbeat_s,
@@ -167,7 +162,7 @@ class SimulatedController(ControllerService):
         )
         self._operators = OperatorInterface(
             self._machine,
-            catalog,  # type: ignore[arg-type]
+            catalog,
             version="simulated",
             started=self._wall(),
         )

@@ -18,7 +18,8 @@ from backplane.errors import BackupError
 from backplane.ids import Designator, NodeName
 from backplane.runtime.peer import Peer
 from backplane.scsi.designator import designator_of
-from backplane.testing.simulator import CrashedError, Network, Process, Stream, Switchboard
+from backplane.testing.simulated_network import Network, Stream, Switchboard
+from backplane.testing.simulator import CrashedError, Process
 from backplane.transport.stream import Opened
 from backplane.wire.frames import Header
 from backplane.wire.grants import Rights, decode_grant

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from backplane.runtime.peer import Peer
-from backplane.testing.simulator import Process, Simulation, Switchboard
+from backplane.testing.simulated_network import Switchboard
+from backplane.testing.simulator import Process, Simulation
 from backplane.wire.messages import Message, OperatorCall, OperatorFailed, OperatorReply
 from tests.simulation.facts import Fact, Told
 from tests.simulation.storage_process import StorageHost, refused

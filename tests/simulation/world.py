@@ -11,15 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from backplane.testing.simulator import (
-    Chaos,
-    Network,
-    NetworkFaults,
-    Process,
-    Rates,
-    Simulation,
-    Switchboard,
-)
+from backplane.testing.simulated_network import Chaos, Network, NetworkFaults, Rates, Switchboard
+from backplane.testing.simulator import Process, Simulation
 from controller.catalog.store import CartridgeRow, ItemRow, JobRow, PartRow
 from storage_node.tape.cartridge_info import CartridgeInfo
 from tests.simulation.checkers import Checker, Violation, Window, all_checkers

@@ -30,6 +30,7 @@ CAUSES = {
     "damage found": "read",
     "cannot flush": "disk flush",
     "restore-failed": "disk flush",
+    "is restore-failed": "",
     "is not empty": "",
     "is held by": "",
     "is used by": "",
