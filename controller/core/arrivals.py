@@ -2,6 +2,9 @@
 
 A job whose node was away when it ended could not release its view there, or delete a volume that never was finished.
 The node's next inventory shows both, and both are asked for then.
+
+An inventory also says which epochs its units have seen.  One that we never gave means that the catalog is an old copy:
+epochs go on behind it, or every fence would refuse us for ever, and a person is told.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from controller.core.volumes import ask_delete, leftovers
 NUMBER_MAX: Final = (1 << 63) - 1
 """What the catalog can keep; the wire can carry twice as much."""
 
+EPOCH_MAX: Final = 1 << 62
+"""An epoch beyond this was never given by anybody: no controller lives that long."""
+
 
 class Arrivals:
     """Looks through inventories."""
@@ -31,8 +37,21 @@ class Arrivals:
 
     def on_inventory(self, node: Node) -> None:
         """Take note of everything that a node has."""
+        self._compare_epochs(node)
         self.adopt_media(node)
         self._tidy_up(node)
+
+    def _compare_epochs(self, node: Node) -> None:
+        seen = [state.epoch for state in node.volumes.values()]
+        seen += [state.epoch for state in node.drives.values()]
+        highest = max((epoch for epoch in seen if epoch < EPOCH_MAX), default=0)
+        ours = self._desk.counter("epoch")
+        if highest > ours:
+            self._desk.reach("epoch", highest)
+            self._desk.alarm(
+                f"storage node {node.row.name} has seen epoch {highest}, this catalog gave {ours}: "
+                "it is an old copy; backups made after it are on tape, but not in it"
+            )
 
     def adopt_media(self, node: Node) -> None:
         """Give rows to cartridges that are new in the library."""

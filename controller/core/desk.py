@@ -43,6 +43,12 @@ class Desk(Protocol):
     def next_number(self, counter: str) -> int:
         """Take the next number of a counter."""
 
+    def counter(self, name: str) -> int:
+        """Return the value of a counter without taking one."""
+
+    def reach(self, counter: str, value: int) -> None:
+        """Let a counter go on behind a value."""
+
     def next_epoch(self) -> Epoch:
         """Take a fencing number."""
 

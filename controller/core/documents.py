@@ -140,7 +140,8 @@ def backup_document(row: BackupRow, parts: list[PartRow]) -> dict[str, Any]:
 def _seconds_between(start: str, end: str) -> float:
     if not start or not end:
         return 0.0
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    passed = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    return max(0.0, passed)  # The clock on the wall may be set back.
 
 
 def job_document(row: JobRow, *, wall: str, in_flight_bytes: int = 0) -> dict[str, Any]:

@@ -215,6 +215,12 @@ class Machine:
         self._effects.append(Record(rows=(CounterRow(name=counter, value=value),)))
         return value
 
+    def reach(self, counter: str, value: int) -> None:
+        """Let a counter go on behind a value; durable like `next_number`."""
+        assert value > self.counter(counter)
+        self._counters[counter] = value
+        self._effects.append(Record(rows=(CounterRow(name=counter, value=value),)))
+
     def next_epoch(self) -> Epoch:
         """Take a fencing number."""
         return Epoch(self.next_number("epoch"))
@@ -346,7 +352,8 @@ class Machine:
             self.record(row)
         self.registry.take_inventory(node, inventory)
         self._arrivals.on_inventory(node)
-        self._tasks.node_is_here(name)
+        if is_new_boot:  # Otherwise it has our requests, and is at work on them.
+            self._tasks.node_is_here(name)
 
     def _on_answer(self, name: NodeName, message: NodeReply | UnitFenced | NodeFailed) -> None:
         if not self._tasks.waits_for(message.request, node=name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,20 @@ from backplane.scsi.designator import designator_of
 from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import CartridgeState, DriveState, NodeReply
-from controller.catalog.store import CartridgeRow, NodeRow, PartRow
-from controller.core.media import Mounted, check_label, check_tail, choose_for_append, mount
+from controller.catalog.store import BackupRow, CartridgeRow, NodeRow, PartRow
+from controller.core.effects import Alarm
+from controller.core.media import (
+    Mounted,
+    check_label,
+    check_tail,
+    choose_for_append,
+    mount,
+    orphan_part,
+    put_into_error,
+)
 from controller.core.procedure import NotYet
 from controller.core.registry import Node, Registry
+from tests.site.site import Site
 
 STORE, UUID = "a" * 32, "b" * 32
 TAG = VolumeTag("LTO001L8")
@@ -216,3 +227,91 @@ def test_a_cartridge_outside_the_library_or_at_a_node_away_is_waited_for() -> No
     )
     made.nodes[NodeName("tape")].is_online = False
     assert mount(made, JOB, ROW, claims={}) == NotYet("waiting: storage node tape is away")
+
+
+# --- leftovers of jobs that failed ----------------------------------------------------------------
+
+FAILED = BackupRow(
+    backup=BackupId(9),
+    backup_uuid="9" * 32,
+    job=JobId(3),
+    volume="d" * 32,  # type: ignore[arg-type]
+    volume_name="vol",
+    blocks=100,
+    block_bytes=512,
+    record_bytes=2048,
+    stream_bytes=500,
+    state="failed",
+    created="",
+    consistency="crash",
+    view_means="hold",
+    detail="{}",
+)
+LEFT = replace(
+    ENTRY,
+    backup_uuid="9" * 32,
+    backup=9,
+    header_object=20,
+    data_object=22,
+    trailer_object=27,
+)
+
+
+def orphan(
+    entry: DirectoryEntry = LEFT, *, sequence: int = 3, backup: BackupRow = FAILED
+) -> PartRow | None:
+    known = Registry()
+    known.parts[5, 1] = PART
+    answer = replace(reply(end=35, sequence=sequence, entry=entry), durable_end=30)
+    return orphan_part(ROW, answer, registry=known, backups={backup.backup: backup})
+
+
+def test_a_complete_part_of_a_job_that_failed_is_taken_in() -> None:
+    found = orphan()
+    assert found is not None
+    assert (found.backup, found.part, found.sequence, found.tag) == (9, 1, 3, TAG)
+    assert (found.header_object, found.trailer_object, found.end) == (20, 27, 30)
+    assert found.cartridge == UUID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sequence": 2},
+        {"sequence": 4},
+        {"backup": replace(FAILED, state="building")},
+        {"backup": replace(FAILED, state="completed")},
+        {"backup": replace(FAILED, backup_uuid="8" * 32)},
+        {"backup": replace(FAILED, backup=BackupId(8))},
+        {"entry": replace(LEFT, part=2)},
+    ],
+    ids=["known", "too-far", "building", "completed", "other-uuid", "unknown", "no-first-part"],
+)
+def test_anything_else_behind_the_catalog_is_not(changes: dict[str, Any]) -> None:
+    assert orphan(**changes) is None
+
+
+def test_numbers_that_no_catalog_can_keep_are_not_taken_in() -> None:
+    answer = replace(reply(end=35, sequence=3, entry=LEFT), durable_end=2**63)
+    assert orphan_part(ROW, answer, registry=Registry(), backups={FAILED.backup: FAILED}) is None
+
+
+def test_a_cartridge_is_put_into_error_once_for_one_reason(site: Site) -> None:
+    for _ in range(2):
+        put_into_error(site.machine, TAG, "broken")
+    put_into_error(site.machine, TAG, "broken again")
+    assert site.machine.registry.cartridges[TAG].status == "error"
+    alarms = [effect for effect in site.machine._take_effects() if isinstance(effect, Alarm)]
+    assert [alarm.text for alarm in alarms] == [
+        "cartridge LTO001L8: broken",
+        "cartridge LTO001L8: broken again",
+    ]
+
+
+def test_a_cartridge_in_the_drive_of_another_job_has_to_wait() -> None:
+    made = registry(ROW, drives=2, loaded=TAG)
+    (drive,) = [d.drive for d in made.nodes[NodeName("tape")].drives.values() if d.loaded]
+    made.drive_claims[NodeName("tape"), drive] = JobId(2)
+    found = mount(made, JOB, ROW, claims={})
+    assert isinstance(found, NotYet)
+    assert "which is in use" in found.reason

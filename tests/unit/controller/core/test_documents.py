@@ -1,0 +1,200 @@
+"""Documents for operators, and the ledger that has to balance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backplane.scsi.sense import Sense, SenseKey
+from controller.core import documents
+from tests.site.site import DATA, Site, backed_up, ledger
+
+
+@pytest.fixture
+def job(site: Site) -> Any:
+    backed_up(site)
+    return site.job(1)
+
+
+def entry(unit: str, **columns: int) -> dict[str, Any]:
+    zero = dict.fromkeys(documents._COLUMNS, 0)
+    return {"designator": unit, "position": 0} | zero | columns
+
+
+def book(job: Any, items: list[Any], **changes: Any) -> dict[str, Any]:
+    names = {"d1": ("vol", "disk"), "e1": ("tape/drive-0", "tape")}
+    return documents.ledger_document(replace(job, **changes), items, names=names)
+
+
+def data_item(site: Site, state: str, *, read: int, written: int, padded: int = 0) -> Any:
+    ledger_of_item = [
+        entry("d1", bytes_read=read),
+        entry("e1", bytes_written=written, bytes_padded=padded, records_written=written // 2048),
+    ]
+    (row,) = site.items(1, "data")
+    return replace(row, state=state, ledger=json.dumps(ledger_of_item))
+
+
+# --- ledger ---------------------------------------------------------------------------------------
+
+
+def test_the_controllers_own_count_is_nothing(site: Site, job: Any) -> None:
+    assert ledger(site, 1)["controller_payload_bytes"] == 0
+
+
+def test_devices_are_named_and_summed_over_all_items(site: Site, job: Any) -> None:
+    items = [data_item(site, "done", read=4096, written=4096)] * 2
+    tape = next(d for d in book(job, items)["devices"] if d["designator"] == "e1")
+    assert (tape["name"], tape["role"]) == ("tape/drive-0", "tape")
+    assert (tape["bytes_written"], tape["records_written"]) == (8192, 4)
+
+
+def test_bytes_that_are_missing_are_residual_and_unbalance_a_completed_job(
+    site: Site, job: Any
+) -> None:
+    items = [data_item(site, "done", read=4096, written=4096)]
+    found = book(job, items)
+    assert (found["residual_bytes"], found["is_balanced"]) == (7680 - 4096, False)
+    assert book(job, items, state="failed")["is_balanced"], "a failed job need not be complete"
+
+
+def test_padding_that_is_not_accounted_for_unbalances_any_job(site: Site, job: Any) -> None:
+    items = [data_item(site, "done", read=7680, written=8192)]
+    assert not book(job, items, state="failed")["is_balanced"]
+    items = [data_item(site, "done", read=7680, written=8192, padded=512)]
+    assert book(job, items)["is_balanced"]
+
+
+def test_what_was_read_ahead_and_never_written_does_not_count(site: Site, job: Any) -> None:
+    items = [
+        data_item(site, "failed", read=7680, written=4096),
+        data_item(site, "done", read=3584, written=4096, padded=512),
+    ]
+    found = book(job, items)
+    assert (found["read_bytes"], found["is_balanced"]) == (7680, True)
+
+
+def test_lists_of_metadata_are_counted_apart(site: Site, job: Any) -> None:
+    (item,) = site.items(1, "label")
+    ledger_of_item = [entry("e1", bytes_written=600)]
+    label = replace(item, ledger=json.dumps(ledger_of_item))
+    found = book(job, [label, data_item(site, "done", read=7680, written=8192, padded=512)])
+    assert (found["metadata_bytes"], found["written_bytes"]) == (600, 8192)
+    assert found["is_balanced"]
+
+
+@pytest.mark.parametrize("kind", ["import", "export"])
+def test_what_operators_move_themselves_is_no_residual_of_movers(job: Any, kind: str) -> None:
+    found = book(job, [], kind=kind)
+    assert (found["residual_bytes"], found["is_balanced"]) == (0, True)
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def test_a_running_job_shows_what_its_item_has_moved_so_far(job: Any) -> None:
+    running = replace(job, exit_code=-1, state="copying", ended="", done_bytes=1000)
+    told = documents.job_document(running, wall=running.started, in_flight_bytes=920)
+    assert (told["bytes_done"], told["percent_done"], told["exit_code"]) == (1920, 0.25, None)
+    told = documents.job_document(running, wall=running.started, in_flight_bytes=10**9)
+    assert told["percent_done"] == 1.0
+
+
+def test_the_time_that_remains_follows_from_the_time_that_passed(job: Any) -> None:
+    running = replace(job, exit_code=-1, ended="", done_bytes=1920, started="2026-01-11T00:00:00Z")
+    told = documents.job_document(running, wall="2026-01-11T00:00:10Z")
+    assert (told["seconds_elapsed"], told["seconds_remaining"]) == (10.0, 30.0)
+
+
+def test_a_job_whose_clock_was_set_back_has_taken_no_time(job: Any) -> None:
+    running = replace(job, exit_code=-1, ended="", started="2026-01-11T00:00:10Z")
+    told = documents.job_document(running, wall="2026-01-11T00:00:00Z")
+    assert told["seconds_elapsed"] == 0.0
+
+
+def test_an_ended_job_is_what_it_is(job: Any) -> None:
+    told = documents.job_document(job, wall="2030-01-01T00:00:00Z")
+    assert (told["percent_done"], told["exit_code"], told["seconds_remaining"]) == (1.0, 0, 0.0)
+    nothing = replace(job, planned_bytes=0, done_bytes=0)
+    assert documents.job_document(nothing, wall="")["percent_done"] == 1.0
+    failed = replace(nothing, state="failed", exit_code=1)
+    assert documents.job_document(failed, wall="")["percent_done"] == 0.0
+
+
+def test_an_item_is_shown_with_its_list_and_its_sense_in_words(site: Site, job: Any) -> None:
+    row = site.items(1, "data")[0]
+    told = documents.item_document(row)
+    assert bytes.fromhex(told["parameter_list"]) == row.parameter_list
+    assert (told["status"], told["mover"], told["sense_text"]) == ("00h", "m1", "")
+    sense = Sense(key=SenseKey.MEDIUM_ERROR, asc=0x11)
+    told = documents.item_document(replace(row, status=2, sense=sense.encode_fixed()))
+    assert told["status"] == "02h"
+    assert "MEDIUM ERROR" in told["sense_text"]
+    told = documents.item_document(replace(row, status=-1, movers=(), sense=b"\xff\xff"))
+    assert (told["status"], told["mover"]) == ("", "")
+    assert told["sense_text"] == "no sense data that can be decoded"
+
+
+# --- volumes and cartridges -----------------------------------------------------------------------
+
+
+def test_a_volume_is_as_its_node_says_or_away_or_missing(site: Site) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    row = site.machine.registry.volume_by_name("vol")
+    site.connect("disk")
+    told = documents.volume_document(site.machine.registry, row)
+    assert (told["state"], told["node_state"], told["is_empty"]) == ("online", "online", False)
+    site.disconnect("disk")
+    told = documents.volume_document(site.machine.registry, row)
+    assert (told["state"], told["node_state"]) == ("away", "away")
+    del site.volumes[volume.row.volume]
+    site.connect("disk")
+    assert documents.volume_document(site.machine.registry, row)["state"] == "missing"
+
+
+def test_a_cartridge_has_a_status_and_a_location(site: Site, job: Any) -> None:
+    registry = site.machine.registry
+    row = registry.cartridge("LTO001L8")
+    told = documents.cartridge_document(registry, row)
+    assert (told["status"], told["location"], told["parts"]) == (
+        "writable",
+        "drive drive-0",
+        1,
+    )
+    other = documents.cartridge_document(registry, registry.cartridge("LTO002L8"))
+    assert (other["status"], other["location"]) == ("blank", "slot")
+    site.disconnect("tape")
+    told = documents.cartridge_document(registry, row)
+    assert (told["status"], told["location"]) == ("writable", "offline")
+    site.tape.tapes.pop("LTO001L8")
+    site.connect("tape")
+    assert documents.cartridge_document(registry, row)["status"] == "missing"
+
+
+def test_a_backup_is_named_by_its_volume_and_time(site: Site, job: Any) -> None:
+    row = site.machine.backups[1]  # type: ignore[index]
+    parts = site.machine.registry.parts_of(1)
+    told = documents.backup_document(row, parts)
+    assert told["name"] == f"vol/{row.created}"
+    assert (told["tags"], told["parts"], told["size_bytes"]) == (["LTO001L8"], 1, 64 * 512)
+    part = documents.part_document(parts[0], row)
+    assert (part["records"], part["stream_bytes"], part["volume"]) == (4, 7680, "vol")
+
+
+def test_nodes_and_movers_are_listed_with_what_they_do(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    site.submit("backup", volume="vol")
+    while not site.machine.dispatcher.leases:
+        site.deliver(*site.wire.pop(0))
+    (mover,) = documents.mover_documents(site.machine.registry)
+    assert (mover["state"], mover["job"]) == ("busy", 1)
+    site.run()
+    site.lose_mover("m1")
+    (mover,) = documents.mover_documents(site.machine.registry)
+    assert mover["state"] == "away"
+    disk, tape = documents.node_documents(site.machine.registry)
+    assert (disk["name"], disk["volumes"], disk["drives"]) == ("disk", 1, 0)
+    assert (tape["cartridges"], tape["drives"], tape["state"]) == (2, 1, "online")

@@ -1,0 +1,137 @@
+"""Loading cartridges into drives, and asking what is on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backplane.errors import BusyError, MediumError, NotFoundError, VolumeError
+from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
+from controller.core import drives
+from controller.core.job import Job
+from controller.core.procedure import Ask, Signal
+from tests.site.site import DATA, Site, backed_up, check_end, connected
+
+
+@pytest.fixture
+def job(site: Site) -> Any:
+    """A job that has a drive."""
+    site.make_volume("vol", data=DATA)
+    number = site.submit("backup", volume="vol")
+    while "drive" not in site.machine.jobs[number].plan:  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    return site.machine.jobs[number]  # type: ignore[index]
+
+
+def reply(**fields: Any) -> NodeReply:
+    return NodeReply(request=1, boot_id=b"", **fields)
+
+
+def test_every_load_fences_with_an_epoch_of_its_own(site: Site, job: Any) -> None:
+    epochs = []
+    for _ in range(2):
+        wish = next(drives.load_cartridge(site.machine, job))
+        asked = wish.make(1)
+        assert isinstance(asked, TapeLoad)
+        epochs.append(asked.epoch)
+    assert epochs[0] < epochs[1]
+
+
+def test_a_cartridge_that_is_still_elsewhere_is_tried_again_with_a_new_epoch(
+    site: Site, job: Any
+) -> None:
+    steps = drives.load_cartridge(site.machine, job)
+    first = next(steps)
+    pause = steps.throw(BusyError("cartridge LTO001L8 is in another drive"))
+    assert isinstance(pause, Signal)
+    assert "is in another drive; trying again in 1 s" in job.row.reason
+    second = steps.send(None)
+    assert isinstance(second, Ask)
+    assert second.make(1).epoch > first.make(1).epoch  # type: ignore[attr-defined]
+
+
+def test_a_cartridge_that_the_drive_cannot_open_is_the_cartridges_fault(
+    site: Site, job: Any
+) -> None:
+    steps = drives.load_cartridge(site.machine, job)
+    next(steps)
+    with pytest.raises(VolumeError, match="cartridge LTO001L8 cannot be used: index damaged"):
+        steps.throw(MediumError("index damaged"))
+
+
+def test_digests_are_read_page_by_page(job: Any) -> None:
+    steps = drives.read_digests(job, start=5, end=9)
+    asked = next(steps).make(1)
+    assert isinstance(asked, TapeDigest)
+    assert (asked.start, asked.end) == (5, 9)
+    asked = steps.send(reply(digests=b"aaaabbbb", next_object=7)).make(1)
+    assert (asked.start, asked.end) == (7, 9)
+    with pytest.raises(StopIteration) as stop:
+        steps.send(reply(digests=b"ccccdddd", next_object=9))
+    assert stop.value.value == b"aaaabbbbccccdddd"
+
+
+def test_no_records_have_no_digests(job: Any) -> None:
+    with pytest.raises(StopIteration) as stop:
+        next(drives.read_digests(job, start=5, end=5))
+    assert stop.value.value == b""
+
+
+@pytest.mark.parametrize(
+    "answer", [reply(digests=b"", next_object=5), reply(digests=b"x" * 400, next_object=9)]
+)
+def test_answers_that_make_no_sense_are_refused(job: Any, answer: NodeReply) -> None:
+    steps = drives.read_digests(job, start=5, end=9)
+    next(steps)
+    with pytest.raises(VolumeError, match="no digests from object 5 on"):
+        steps.send(answer)
+
+
+def test_an_empty_drive_has_no_digests_for_now(job: Any) -> None:
+    steps = drives.read_digests(job, start=5, end=9)
+    next(steps)
+    with pytest.raises(StopIteration) as stop:
+        steps.throw(NotFoundError("no cartridge is loaded"))
+    assert stop.value.value is None
+
+
+def test_what_is_taken_is_given_back_whole(site: Site, job: Any) -> None:
+    assert set(drives.PLACE) <= set(job.plan)
+    assert site.machine.registry.drive_claims
+    drives.give_back(site.machine, job)
+    assert not set(drives.PLACE) & set(job.plan)
+    assert not site.machine.registry.drive_claims
+
+
+def test_a_cartridge_in_another_drive_is_waited_for_until_that_drive_is_free() -> None:
+    site = connected(drives=2)
+    backup = backed_up(site, name="old")
+    # The cartridge is in drive-1 now, which another job has claimed for another cartridge.
+    site.tape.drives["drive-0"].loaded, site.tape.drives["drive-1"].loaded = "", "LTO001L8"
+    site.connect("tape")
+    site.machine.registry.drive_claims["tape", "drive-1"] = 99  # type: ignore[index,assignment]
+    other = replace(site.job(1), job=99, state="copying", exit_code=-1, plan="{}")
+    site.machine.jobs[99] = Job.from_row(other)  # type: ignore[index]
+    job = site.submit("verify", backup=backup)
+    site.settle()
+    assert "LTO001L8 is in drive drive-1, which is in use" in site.job(job).reason
+    del site.machine.jobs[99]  # type: ignore[arg-type]
+    site.machine.registry.release(99)  # type: ignore[arg-type]
+    site.run()
+    check_end(site, job)
+
+
+def test_a_cartridge_that_is_found_in_a_drive_that_nobody_uses_is_used_there() -> None:
+    """The picture of the drives was old when the job chose one; it must not insist on it for ever."""
+    site = connected(drives=2)
+    site.make_volume("vol", data=DATA)
+    site.tape.drives["drive-1"].loaded = "LTO001L8"
+    job = site.submit("backup", volume="vol")
+    site.run(5)
+    assert site.job(job).state == "copying"
+    site.to_controller("tape", site.tape.inventory())
+    site.run()
+    check_end(site, job)
+    assert site.tape.drives["drive-0"].loaded == ""

@@ -1,0 +1,119 @@
+"""Label, header, trailer and row of a part: made again, they are the same byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+import pytest
+
+from backplane.tape_format import PartTrailer, decode_metadata, decode_record
+from controller.core import part_content
+from controller.core.extent_runs import ExtentRuns
+from controller.core.planner import Mark, PartData
+from tests.site.site import DATA, Site, backed_up
+
+
+@pytest.fixture
+def written(site: Site) -> Any:
+    """A job in the middle of a part, everything that its header needs decided."""
+    backed_up(site, name="old")
+    site.make_volume("vol", data=DATA)
+    number = site.submit("backup", volume="vol")
+    while not site.items(number, "data"):
+        site.deliver(*site.wire.pop(0))
+    return site.machine.jobs[number]  # type: ignore[index]
+
+
+def data_of(job: Any) -> PartData:
+    return PartData(
+        runs=ExtentRuns((lba, 1) for lba in sorted(DATA)),
+        block_bytes=512,
+        record_bytes=2048,
+        stream_start=0,
+        stream_bytes=len(DATA) * 512,
+    )
+
+
+def header(site: Site, job: Any) -> list[Any]:
+    row = site.machine.backups[job.row.backup]
+    cartridge = site.machine.registry.cartridge(job.plan["tag"])
+    return part_content.header_objects(site.machine, job, row, cartridge, data_of(job))
+
+
+def trailer(site: Site, job: Any, *, records: int = 4) -> PartTrailer:
+    job.plan["trailer_created"] = site.wall
+    row = site.machine.backups[job.row.backup]
+    cartridge = site.machine.registry.cartridge(job.plan["tag"])
+    digests = struct.pack(f">{records}I", *range(records))
+    return part_content.part_trailer(
+        site.machine,
+        job,
+        row,
+        cartridge,
+        data_of(job),
+        data_object=job.plan["header_object"] + 2,
+        records=records,
+        digests=digests,
+    )
+
+
+def test_a_label_is_made_of_its_row_alone(site: Site, written: Any) -> None:
+    row = site.machine.registry.cartridge("LTO001L8")
+    objects = part_content.label_objects(row, store=site.machine.store, record_bytes=2048)
+    assert objects[-1] == Mark(is_synchronous=True)
+    assert site.tapes["LTO001L8"].objects[:3] == objects[:3]
+
+
+def test_a_header_that_is_made_again_after_a_restart_is_the_one_on_the_tape(
+    site: Site, written: Any
+) -> None:
+    number, start = written.row.job, written.plan["header_object"]
+    on_tape = site.tapes["LTO001L8"].objects[start]
+    assert header(site, written)[0] == on_tape
+    site.now += 1000.0
+    site.restart()
+    again = site.machine.jobs[number]
+    assert header(site, again)[0] == on_tape
+
+
+def test_a_header_says_what_is_going_to_be_there(site: Site, written: Any) -> None:
+    (record, mark) = header(site, written)
+    assert mark == Mark(is_synchronous=False)
+    value: Any = decode_metadata([decode_record(record)])
+    assert (value.sequence, value.part, value.volume.name) == (2, 1, "vol")
+    assert value.previous_trailer == site.machine.registry.parts_on("LTO001L8")[0].trailer_object  # type: ignore[arg-type]
+    assert sum(blocks for _, blocks in value.extents) == len(DATA)
+
+
+def test_a_trailer_lists_itself_and_every_part_before_it(site: Site, written: Any) -> None:
+    made = trailer(site, written)
+    assert [(entry.backup, entry.part) for entry in made.directory] == [(1, 1), (2, 1)]
+    assert made.directory[-1] == made.directory_entry()
+    assert (made.is_last, made.continued_on) == (True, "")
+    first, *_, last = part_content.trailer_objects(made)
+    assert (first, last) == (Mark(is_synchronous=False), Mark(is_synchronous=True))
+
+
+def test_a_part_that_early_warning_ended_says_that_it_is_continued(
+    site: Site, written: Any
+) -> None:
+    made = trailer(site, written, records=2)
+    assert (made.is_last, made.continued_on != "") == (False, True)
+    assert made.stream_bytes == 2 * 2048
+    assert sum(blocks for _, blocks in made.extents) == 8
+
+
+def test_the_root_is_the_digest_of_the_stored_checksums(site: Site, written: Any) -> None:
+    made = trailer(site, written)
+    assert made.root == hashlib.sha256(struct.pack(">4I", 0, 1, 2, 3)).hexdigest()
+
+
+def test_the_row_of_a_part_says_what_its_trailer_says(site: Site, written: Any) -> None:
+    made = trailer(site, written)
+    row = part_content.part_row(made, tag="LTO001L8", end=99)  # type: ignore[arg-type]
+    assert (row.end, row.tag, row.root, row.records) == (99, "LTO001L8", made.root, 4)
+    assert row.trailer_object == made.trailer_object == made.data_object + 4 + 1
+    entry = part_content.directory_entry(row, site.machine.backups[row.backup])
+    assert entry == made.directory_entry()

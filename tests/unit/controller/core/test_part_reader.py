@@ -1,0 +1,100 @@
+"""Reading parts: the right cartridge, and what a damaged record takes with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backplane.scsi.sense import Sense, SenseKey
+from controller.core import part_reader
+from controller.core.extent_runs import ExtentRuns
+from controller.core.part_reader import PartReader
+from tests.site.mover import STALE, UNREADABLE, copy_aborted
+from tests.site.site import DATA, Site, backed_up
+
+
+@pytest.fixture
+def reader(site: Site) -> PartReader:
+    backup = backed_up(site)
+    number = site.submit("verify", backup=backup)
+    while not site.items(number):
+        site.deliver(*site.wire.pop(0))
+    job = site.machine.jobs[number]  # type: ignore[index]
+    runs = ExtentRuns((lba, 1) for lba in sorted(DATA))
+    return PartReader(site.machine, job, site.machine.backups[backup], runs)  # type: ignore[index]
+
+
+def part_of(site: Site) -> Any:
+    return site.machine.registry.parts_of(1)[0]
+
+
+def ended(site: Site, reader: PartReader, sense: Sense | None, *, read: int = 0) -> Any:
+    entry = {"designator": reader.drive_unit.hex(), "records_read": read}
+    return replace(
+        site.items(2)[0],
+        state="failed",
+        sense=sense.encode_fixed() if sense else b"",
+        ledger=json.dumps([entry]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "read", "record"),
+    [
+        (UNREADABLE, 0, 0),
+        (UNREADABLE, 2, 2),
+        (Sense(key=SenseKey.BLANK_CHECK, asc=0, ascq=5), 3, 3),
+        (UNREADABLE, 4, None),
+        (STALE, 2, None),
+        (None, 2, None),
+    ],
+)
+def test_the_damaged_record_is_the_one_behind_those_that_were_read(
+    site: Site, reader: PartReader, told: Sense | None, read: int, record: int | None
+) -> None:
+    sense = copy_aborted(segment=1, source=told) if told else None
+    assert reader.damaged_record(ended(site, reader, sense, read=read), part_of(site)) == record
+
+
+def test_damage_counts_from_where_the_list_began(site: Site, reader: PartReader) -> None:
+    reader.plan["record"] = 2
+    sense = copy_aborted(segment=1, source=UNREADABLE)
+    assert reader.damaged_record(ended(site, reader, sense, read=1), part_of(site)) == 3
+
+
+def test_a_drive_that_is_the_destination_is_not_where_records_are_read(
+    site: Site, reader: PartReader
+) -> None:
+    sense = copy_aborted(segment=1, destination=UNREADABLE)
+    assert reader.damaged_record(ended(site, reader, sense), part_of(site)) is None
+
+
+def test_a_damaged_record_is_noted_with_the_blocks_that_it_holds(
+    site: Site, reader: PartReader
+) -> None:
+    entry = reader.note_damage(part_of(site), 1, ended(site, reader, None))
+    assert (entry["first_lba"], entry["last_lba"], entry["blocks"]) == (10, 31, 4)
+    assert entry["extents"] == [[10, 2], [30, 2]]
+    assert entry["object"] == part_of(site).data_object + 1
+    assert (reader.job.row.error_count, reader.job.result["damaged_records"]) == (1, 1)
+
+
+def test_more_damage_than_can_be_listed_is_counted(
+    site: Site, reader: PartReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_reader, "DAMAGE_LISTED_MAX", 2)
+    for _ in range(5):
+        reader.note_damage(part_of(site), 0, ended(site, reader, None))
+    assert len(reader.job.result["damage"]) == 2
+    assert reader.job.result["damaged_records"] == 5
+
+
+def test_between_two_parts_a_reader_holds_no_drive(site: Site, reader: PartReader) -> None:
+    assert site.machine.registry.drive_claims
+    reader.next_part(part_of(site))
+    assert (reader.plan["part"], reader.plan["record"]) == (2, 0)
+    assert not site.machine.registry.drive_claims
+    assert "tag" not in reader.plan

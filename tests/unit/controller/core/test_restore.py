@@ -1,0 +1,263 @@
+"""Restores: the target is offline until it is whole, and a failed one says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from backplane.wire.messages import VolumeCreate, VolumeOffline, VolumePublish
+from controller.core import effects as core
+from controller.core import planner
+from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger, restored
+
+
+def until(site: Site, kind: type) -> None:
+    """Let things happen until a message of a kind is next on the wire."""
+    while not isinstance(site.wire[0][1], kind):
+        site.deliver(*site.wire.pop(0))
+
+
+# --- refused before anything happens --------------------------------------------------------------
+
+
+def test_a_restore_onto_what_cannot_take_it_is_refused_before_anything_happens(site: Site) -> None:
+    backup = backed_up(site)
+    site.make_volume("small", blocks=8)
+    with pytest.raises(RefusedError, match="has 4096 bytes"):
+        site.submit("restore", backup=backup, to="small")
+    full = site.make_volume("full", data=content(1))
+    site.connect("disk")
+    with pytest.raises(RefusedError, match="not empty"):
+        site.submit("restore", backup=backup, to="full")
+    with pytest.raises(NotFoundError, match="no completed backup has number 99"):
+        site.submit("restore", backup=99, new="x")
+    with pytest.raises(NotFoundError, match="no volume is named 'nix'"):
+        site.submit("restore", backup=backup, to="nix")
+    with pytest.raises(UsageError, match="either to an existing volume or to a new one"):
+        site.submit("restore", backup=backup, to="full", new="x")
+    with pytest.raises(UsageError, match="either to an existing volume or to a new one"):
+        site.submit("restore", backup=backup)
+    with pytest.raises(RefusedError, match="a volume named full exists"):
+        site.submit("restore", backup=backup, new="full")
+    full.row = replace(full.row, held_by=7)
+    site.connect("disk")
+    with pytest.raises(BusyError, match="held by job 7"):
+        site.submit("restore", backup=backup, to="full", force=True)
+    assert not site.machine.jobs
+
+
+def test_a_volume_with_other_blocks_cannot_take_a_backup(site: Site) -> None:
+    backup = backed_up(site)
+    site.call("volume.create", token="4k", name="big", size_bytes=2**20, block_bytes=4096, node="")
+    with pytest.raises(RefusedError, match="blocks of 4096 bytes, the backup blocks of 512"):
+        site.submit("restore", backup=backup, to="big")
+
+
+def test_a_backup_that_failed_cannot_be_restored(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.settle(steps=12)
+    site.begin_call("job.cancel", job=job)
+    site.run()
+    with pytest.raises(NotFoundError, match="no completed backup has number 1"):
+        site.submit("restore", backup=1, new="copy")
+
+
+# --- the good way ---------------------------------------------------------------------------------
+
+
+def test_a_restore_with_force_replaces_what_was_there(site: Site) -> None:
+    backup = backed_up(site)
+    full = site.make_volume("full", data=content(5, 6))
+    site.connect("disk")
+    job = site.submit("restore", backup=backup, to="full", force=True)
+    site.run()
+    check_end(site, job)
+    assert full.data == DATA
+    assert full.row.state == "online"
+
+
+def test_nothing_is_written_before_the_target_is_offline_and_it_is_online_only_at_the_end(
+    site: Site,
+) -> None:
+    """The fakes refuse writes to a volume that is not restoring; here is what is asked, in order."""
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    asked: list[str] = []
+    while site.wire:
+        target, message = site.wire.pop(0)
+        if isinstance(message, VolumeCreate | VolumeOffline | VolumePublish | core.SendWork):
+            asked.append(type(message).__name__)
+        site.deliver(target, message)
+    assert asked == ["VolumeCreate", "VolumeOffline", "SendWork", "VolumePublish"]
+    check_end(site, job)
+
+
+def test_the_ledger_of_a_restore_adds_up_also_if_a_mover_died(site: Site) -> None:
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    site.lose_after = [2]
+    site.run(30)
+    site.connect_mover("m2")
+    site.run()
+    check_end(site, job)
+    book = ledger(site, job)
+    assert (book["written_bytes"], book["read_bytes"], book["discarded_bytes"]) == (
+        7680,
+        8192,
+        512,
+    )
+
+
+def test_a_list_that_ended_just_before_we_died_is_not_counted_twice(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result came while the job was on its way to wait for it; then we died again."""
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2 * 2048)
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    until(site, core.SendWork)
+    site.deliver(*site.wire.pop(0))
+    site.restart()  # The mover reports on reconnecting; the extents are not here yet.
+    assert site.items(job)[0].state == "done"
+    site.restart()
+    site.run()
+    check_end(site, job)
+    assert [item.state for item in site.items(job)] == ["done", "done"]
+
+
+@pytest.mark.parametrize("node", ["disk", "tape"])
+@pytest.mark.parametrize("steps", range(0, 16, 2))
+def test_a_node_that_restarts_at_any_step_costs_nothing_but_time(node: str, steps: int) -> None:
+    site = connected()
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    site.settle(steps=steps)
+    site.restart_node(node)
+    site.run()
+    check_end(site, job)
+    assert site.disk.by_name("copy").data == DATA
+
+
+# --- the bad ways ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_stops_a_restore_and_is_named_with_its_blocks(site: Site) -> None:
+    backup = backed_up(site)
+    part = site.machine.registry.parts_of(backup)[0]
+    site.tapes["LTO001L8"].bad = {part.data_object + 1}
+    job = site.submit("restore", backup=backup, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    row = site.job(job)
+    # Record 1 holds stream blocks 4..7: LBA 10, 11, 30, 31.
+    assert row.exit_code == 8
+    assert "LBA 10 to 31 of the volume cannot be restored" in row.reason
+    assert site.disk.by_name("copy").row.state == "restore-failed"
+
+
+def test_a_failed_restore_can_be_done_again_onto_the_same_volume(site: Site) -> None:
+    backup = backed_up(site)
+    part = site.machine.registry.parts_of(backup)[0]
+    site.tapes["LTO001L8"].bad = {part.data_object + 1}
+    site.submit("restore", backup=backup, new="copy")
+    site.run()
+    site.tapes["LTO001L8"].bad = set()
+    site.connect("disk")
+    job = site.submit("restore", backup=backup, to="copy", force=True)
+    site.run()
+    check_end(site, job)
+    assert site.disk.by_name("copy").data == DATA
+
+
+def test_a_cartridge_that_is_shorter_than_the_catalog_fails_the_restore(site: Site) -> None:
+    backup = backed_up(site)
+    del site.tapes["LTO001L8"].objects[-2:]
+    job = site.submit("restore", backup=backup, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    assert "shorter than the catalog" in site.job(job).reason
+    assert site.machine.registry.cartridges["LTO001L8"].status == "error"  # type: ignore[index]
+    assert len(site.alarms) == 1
+
+
+def test_a_new_volume_that_was_never_made_leaves_no_name(site: Site) -> None:
+    backup = backed_up(site)
+    site.disconnect("disk")
+    job = site.submit("restore", backup=backup, new="copy")
+    site.begin_call("job.cancel", job=job)
+    site.run(5)
+    assert site.job(job).state == "cancelled"
+    with pytest.raises(NotFoundError):
+        site.machine.registry.volume_by_name("copy")
+    site.connect("disk")
+    assert restored(site, backup) == DATA
+
+
+@pytest.mark.parametrize("kind", [VolumeCreate, VolumeOffline])
+@pytest.mark.parametrize("arrives", [False, True])
+def test_a_cancel_while_the_target_is_made_leaves_no_volume_half_way(
+    kind: type, arrives: bool
+) -> None:
+    """Whether the request arrives before the clean-up or never: nothing stays online and half, or without a name."""
+    site = connected()
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    until(site, kind)
+    if not arrives:
+        site.wire.pop(0)
+    site.begin_call("job.cancel", job=job)
+    site.run()
+    check_end(site, job, "cancelled")
+    left = [volume.row for volume in site.volumes.values() if volume.row.name == "copy"]
+    names = [row.name for row in site.machine.registry.volumes.values() if not row.is_deleted]
+    if kind is VolumeOffline and arrives:
+        assert [row.state for row in left] == ["restore-failed"]
+        assert "copy" in names
+    else:
+        assert left == []
+        assert "copy" not in names
+
+
+def test_a_target_that_its_node_refuses_to_give_up_is_left_as_it_is(site: Site) -> None:
+    """The node knows better than we do: somebody has written to the volume meanwhile."""
+    backup = backed_up(site)
+    target = site.make_volume("target")
+    job = site.submit("restore", backup=backup, to="target")
+    target.data.update(content(3))
+    site.run()
+    check_end(site, job, "failed")
+    assert site.job(job).exit_code == RefusedError.exit_code
+    assert (target.row.state, target.data) == ("online", content(3))
+
+
+def test_a_cancelled_restore_waits_for_a_node_that_is_away_because_only_it_can_end_it(
+    site: Site,
+) -> None:
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    until(site, core.SendWork)
+    site.disconnect("disk")
+    site.begin_call("job.cancel", job=job)
+    site.run(60)
+    assert site.job(job).reason == "waiting: storage node disk is away"
+    site.restart()
+    site.connect("disk")
+    site.run()
+    check_end(site, job, "cancelled")
+    assert site.disk.by_name("copy").row.state == "restore-failed"
+
+
+def test_a_clean_up_that_was_interrupted_by_our_own_death_is_done_again(site: Site) -> None:
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    until(site, core.SendWork)
+    site.begin_call("job.cancel", job=job)
+    until(site, VolumePublish)
+    site.deliver(*site.wire.pop(0))  # The node has done it; we die before we hear of it.
+    site.restart()
+    site.run()
+    check_end(site, job, "cancelled")
+    assert site.disk.by_name("copy").row.state == "restore-failed"

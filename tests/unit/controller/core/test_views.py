@@ -1,0 +1,37 @@
+"""How static views are asked for and released."""
+
+from __future__ import annotations
+
+from backplane.ids import NodeName
+from backplane.wire.messages import ViewCreate, ViewRelease
+from controller.core.views import VIEW_TTL_S, ask_release_view, ask_view
+from tests.site.site import Site
+
+DISK = NodeName("disk")
+
+
+def test_a_view_is_asked_for_with_the_quiet_of_the_plan_and_a_time_to_live(site: Site) -> None:
+    site.make_volume("vol")
+    number = site.submit("backup", volume="vol", quiet_s=4.0, sync_timeout_s=40.0)
+    job = site.machine.jobs[number]  # type: ignore[index]
+    ask = ask_view(job, DISK)
+    asked = ask.make(7)
+    assert isinstance(asked, ViewCreate)
+    assert (asked.request, asked.view, asked.volume) == (7, job.row.view, job.row.volume)
+    assert (asked.quiet_s, asked.timeout_s, asked.ttl_s) == (4.0, 40.0, VIEW_TTL_S)
+    assert not ask.gives_up, "a backup waits for its node"
+
+
+def test_the_view_survives_a_restart_under_the_same_name(site: Site) -> None:
+    site.make_volume("vol")
+    number = site.submit("backup", volume="vol")
+    before = site.machine.jobs[number].row.view  # type: ignore[index]
+    site.restart()
+    assert site.machine.jobs[number].row.view == before  # type: ignore[index]
+
+
+def test_a_release_gives_up_when_the_node_is_away_because_the_inventory_brings_it_back() -> None:
+    ask = ask_release_view(DISK, "ab" * 16)
+    assert ask.gives_up
+    assert ask.make(3) == ViewRelease(request=3, view="ab" * 16)  # type: ignore[arg-type]
+    assert not ask_release_view(DISK, "ab" * 16, gives_up=False).gives_up
