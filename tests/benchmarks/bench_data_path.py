@@ -176,8 +176,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
 def touch_pages(folder: Path, size: int) -> None:
     """Take and free as much memory as the sink will need.
 
-    Inside a virtual machine a page that was never used, or was free for a while, has first to be got from the host, which
-    costs several times what the copy costs.  Whoever comes first would pay for all.
+    Inside a virtual machine a page that was never used, or was free for a while, has first to be got from the host,
+    which costs several times what the copy costs.  Whoever comes first would pay for all.
     """
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
