@@ -90,6 +90,7 @@ class Verdict:
     simulated_s: float
     violation: Violation | None = None
     story: list[str] = field(default_factory=list)
+    """The end of the trace, if something is wrong."""
 
 
 class World:
@@ -250,7 +251,7 @@ class World:
             events=self.simulation.events,
             simulated_s=self.simulation.now,
             violation=violation,
-            story=list(self.simulation.story),
+            story=list(self.simulation.story) if violation is not None else [],
         )
 
     def _set_up(self) -> None:
