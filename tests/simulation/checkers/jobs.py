@@ -31,6 +31,7 @@ CAUSES = {
     "cannot flush": "disk flush",
     "restore-failed": "disk flush",
     "is restore-failed": "",
+    "no volume": "cancelled",  # the restore that should have made it
     "is not empty": "",
     "is held by": "",
     "is used by": "",
@@ -79,6 +80,8 @@ class JobChecker:
         if self._tokens.setdefault(row.token, row.job) != row.job:
             raise Violation("I5", f"one submit made jobs {self._tokens[row.token]} and {row.job}")
         self._rows[row.job] = row
+        if row.state == "cancelled":
+            self._broken.add("cancelled")
         if row.state == "failed" and (old is None or old.state != "failed"):
             self._judge_failure(row)
 
