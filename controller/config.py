@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from backplane.runtime.config import Seconds
+from backplane.runtime.config import Duration
 from controller.core.dispatcher import LEASE_S
 
 
@@ -20,8 +20,8 @@ class ControllerConfig:
     authorized_folder: Path
     state_folder: Path
     ready_file: Path | None = None
-    lease: Seconds = LEASE_S
-    heartbeat: Seconds = 2.0
+    lease: Annotated[float, Duration(1.0, 3600.0)] = LEASE_S
+    heartbeat: Annotated[float, Duration(0.1, 60.0)] = 2.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     log_file: Path | None = None

@@ -7,7 +7,8 @@ as a `Call`).  Arguments come from outside: unknown names, wrong types and numbe
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
@@ -21,6 +22,12 @@ ITEMS_PER_PAGE_MAX: Final = 256
 ITEM_BYTES_PER_PAGE: Final = 2 * 1024 * 1024
 """Parameter lists in one answer; in hex they take twice as much of `REPLY_BYTES_MAX`."""
 
+JOBS_CACHED_MAX: Final = 32
+"""Jobs whose ended items are kept in memory: whoever follows a job asks four times a second."""
+
+TEXT_MAX: Final = 4096
+TOKEN_MAX: Final = 128
+SECONDS_MAX: Final = 86400
 LIST_MAX: Final = 1000
 EVENTS_MAX: Final = 500
 INTEGER_MAX: Final = 2**63 - 1
@@ -121,23 +128,68 @@ def _checked(verb: str, name: str, argument: Argument, given: dict[str, Any]) ->
             raise UsageError(f"{verb}: argument {name} is missing")
         return argument.default
     value = given[name]
+    if type(value) is int and not 0 <= value <= INTEGER_MAX:
+        raise UsageError(f"{verb}: argument {name} is out of range")
     if argument.kind is float and type(value) is int:
         value = float(value)
     if type(value) is not argument.kind:
         raise UsageError(f"{verb}: argument {name} has to be {argument.kind.__name__}")
-    if type(value) is int and not 0 <= value <= INTEGER_MAX:
+    if type(value) is float and not 0 <= value <= SECONDS_MAX:
         raise UsageError(f"{verb}: argument {name} is out of range")
-    if type(value) is float and not 0 <= value <= 86400:
-        raise UsageError(f"{verb}: argument {name} is out of range")
-    if type(value) is str and len(value) > 4096:
-        raise UsageError(f"{verb}: argument {name} is too long")
-    if name == "designator" and not (type(value) is str and len(value) == 16 and _is_hex(value)):
-        raise UsageError(f"{verb}: a designator is 16 hexadecimal digits")
+    if type(value) is str:
+        _check_text(verb, name, value)
     return value
+
+
+def _check_text(verb: str, name: str, value: str) -> None:
+    if len(value) > (TOKEN_MAX if name == "token" else TEXT_MAX):
+        raise UsageError(f"{verb}: argument {name} is too long")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # JSON can write half a character; neither the catalog nor the wire can.
+        raise UsageError(f"{verb}: argument {name} is no text") from error
+    if "\0" in value:
+        raise UsageError(f"{verb}: argument {name} is no text")
+    if name == "token" and not value:
+        raise UsageError(f"{verb}: argument token is empty")
+    if name == "designator" and not (len(value) == 16 and _is_hex(value)):
+        raise UsageError(f"{verb}: a designator is 16 hexadecimal digits")
 
 
 def _is_hex(text: str) -> bool:
     return all(character in "0123456789abcdef" for character in text)
+
+
+ENDED_ITEMS: Final = frozenset({"done", "failed", "lost", "revoked"})
+
+
+class _Books:
+    """The items of jobs without their parameter lists, which are most of their size.
+
+    An item that has ended never changes, so only those behind the last one that had are read again.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._ended: OrderedDict[JobId, list[ItemRow]] = OrderedDict()
+
+    def items(self, job: JobId) -> list[ItemRow]:
+        """Return all items of a job."""
+        ended = self._ended.setdefault(job, [])
+        self._ended.move_to_end(job)
+        while len(self._ended) > JOBS_CACHED_MAX:
+            self._ended.popitem(last=False)
+        live: list[ItemRow] = []
+        while page := self._read(job, (live or ended)[-1:]):
+            for item in page:
+                is_known = not live and item.state in ENDED_ITEMS
+                (ended if is_known else live).append(replace(item, parameter_list=b""))
+        return [*ended, *live]
+
+    def _read(self, job: JobId, last: list[ItemRow]) -> list[ItemRow]:
+        first = ItemId(last[0].item + 1 if last else 0)
+        return self._catalog.items(job, first=first, limit=ITEMS_PER_PAGE_MAX)
 
 
 class OperatorInterface:
@@ -149,6 +201,7 @@ class OperatorInterface:
         self._catalog = catalog
         self._version = version
         self._started = started
+        self._books = _Books(catalog)
 
     def read(self, verb: str, arguments: dict[str, Any], *, wall: str) -> dict[str, Any] | None:
         """Return the document of a reading verb, None if the verb changes something."""
@@ -201,7 +254,7 @@ class OperatorInterface:
     def find_backup(self, name: str) -> BackupRow:
         """Find a backup by number, `VOLUME/latest` or `VOLUME/TIME`; raises `NotFoundError`."""
         backups = self._machine.backups
-        if name.isdigit() and len(name) < 19:
+        if name.isascii() and name.isdigit() and len(name) < 19:
             found = backups.get(BackupId(int(name)))
             if found is not None:
                 return found
@@ -261,20 +314,14 @@ class OperatorInterface:
 
     def _job_show(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
         row = self.require_job(arguments["job"])
-        items = self._all_items(row.job)
+        items = self._books.items(row.job)
         names = self._names()
         view_unit = json.loads(row.plan).get("view_unit")
         if view_unit:
             names[view_unit] = (f"static view of {row.volume_name}", "disk")
-        wanted = [item for item in items if item.item >= arguments["items_from"]]
-        page: list[ItemRow] = []
-        size = 0
-        for item in wanted[: min(arguments["items_max"], ITEMS_PER_PAGE_MAX)]:
-            size += len(item.parameter_list)
-            if page and size > ITEM_BYTES_PER_PAGE:
-                break
-            page.append(item)
-        following = wanted[len(page)].item if len(page) < len(wanted) else 0
+        page, following = self._page(
+            row.job, ItemId(arguments["items_from"]), most=arguments["items_max"]
+        )
         return {
             **self._job_line(row, wall),
             "items": [documents.item_document(item) for item in page],
@@ -285,13 +332,18 @@ class OperatorInterface:
             "result": json.loads(row.result),
         }
 
-    def _all_items(self, job: JobId) -> list[ItemRow]:
-        items: list[ItemRow] = []
-        while page := self._catalog.items(
-            job, first=ItemId(items[-1].item + 1 if items else 0), limit=ITEMS_PER_PAGE_MAX
-        ):
-            items += page
-        return items
+    def _page(self, job: JobId, first: ItemId, *, most: int) -> tuple[list[ItemRow], int]:
+        """Return items from `first` on, as many as fit in an answer, and the one behind them (0 if none)."""
+        most = min(most, ITEMS_PER_PAGE_MAX)
+        found = self._catalog.items(job, first=first, limit=most + 1)
+        page: list[ItemRow] = []
+        size = 0
+        for item in found[:most]:
+            size += len(item.parameter_list)
+            if page and size > ITEM_BYTES_PER_PAGE:
+                break
+            page.append(item)
+        return page, found[len(page)].item if len(page) < len(found) else 0
 
     def _job_log(self, arguments: dict[str, Any]) -> dict[str, Any]:
         row = self.require_job(arguments["job"])

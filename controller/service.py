@@ -14,7 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeAlias, assert_never
 
 from backplane.errors import BackupError, NotAuthorizedError
 from backplane.ids import Epoch, ItemId, JobId
@@ -25,7 +25,9 @@ from backplane.transport.base import Received
 from backplane.transport.zeromq import RouterEndpoint
 from backplane.wire import grants, session
 from backplane.wire.messages import (
+    REPLY_BYTES_MAX,
     Message,
+    NodeInventory,
     OperatorCall,
     OperatorFailed,
     OperatorReply,
@@ -43,8 +45,15 @@ _logger = logging.getLogger(__name__)
 GRANT_TTL_S: Final = 12 * 3600.0
 """A bound in case everything else is forgotten; what revokes a grant is the fence."""
 
+DOCUMENT_BYTES_MAX: Final = REPLY_BYTES_MAX - 4096
+"""`OperatorReply.document`."""
+
 ANSWERS_KEPT_MAX: Final = 256
 """Answers kept for calls that are sent again because their answer was lost."""
+
+
+_Slot: TypeAlias = tuple[bytes, bytes, int]
+"""A call of one process: key, boot id, number of the request."""
 
 
 @dataclass(slots=True)
@@ -53,7 +62,7 @@ class _Call:
 
     peer: bytes
     request: int
-    slot: tuple[bytes, int]
+    slot: _Slot
 
 
 class ControllerService:
@@ -82,8 +91,8 @@ class ControllerService:
             self._machine, catalog, version=version, started=self._wall()
         )
         self._calls: dict[int, _Call] = {}
-        self._open_calls: dict[tuple[bytes, int], int] = {}
-        self._answered: OrderedDict[tuple[bytes, int], Message] = OrderedDict()
+        self._open_calls: dict[_Slot, int] = {}
+        self._answered: OrderedDict[_Slot, Message] = OrderedDict()
         self._next_call = 1
         self._timer: Timer | None = None
 
@@ -166,6 +175,9 @@ class ControllerService:
     def _on_message(self, live: session.Session, message: Message) -> None:
         if isinstance(message, OperatorCall):
             self._on_call(live, message)
+        elif isinstance(message, NodeInventory) and message.public_key != live.key:
+            # Grants are made for this key: it has to be the one that the session has proved.
+            _logger.warning("inventory with another key", extra={"peer": live.name})
         else:
             self._feed(core.FromPeer(name=live.name, message=message))
 
@@ -175,7 +187,8 @@ class ControllerService:
     # --- operators -------------------------------------------------------------------------------
 
     def _on_call(self, live: session.Session, message: OperatorCall) -> None:
-        slot = (live.boot_id, message.request)
+        # The boot id is the operator's own choice: with the key, nobody is given the answers of another.
+        slot = (live.key, live.boot_id, message.request)
         if slot in self._answered:
             self._endpoint.send(self._answered[slot], peer=live.peer)
             return
@@ -222,6 +235,9 @@ class ControllerService:
     def _answer(self, number: int, document: dict[str, Any], *, is_kept: bool = True) -> None:
         call = self._calls[number]
         data = json.dumps(document).encode()
+        if len(data) > DOCUMENT_BYTES_MAX:
+            self._refuse(number, BackupError("the answer is larger than a message can be"))
+            return
         self._reply(number, OperatorReply(request=call.request, document=data), is_kept=is_kept)
 
     def _refuse(self, number: int, error: BackupError) -> None:
@@ -285,8 +301,8 @@ class ControllerService:
 
     def _send_work(self, effect: core.SendWork) -> None:
         live = self._sessions.find(effect.mover, role="mover")
-        if live is None:
-            return  # It went away this instant: the lease will end.
+        if live is None or self._table.lookup(live.key) is None:
+            return  # It went away, or lost its key, this instant: the lease will end.
         item = effect.item
         units = tuple(
             self._resolve(use, holder=live.key, job=item.job, item=item.item, epoch=item.epoch)
@@ -336,6 +352,9 @@ class ControllerService:
         if effect.call not in self._calls:
             return  # Asked before a restart; the operator asks again.
         document = effect.document
+        if effect.uses and self._table.lookup(effect.holder) is None:
+            self._refuse(effect.call, NotAuthorizedError("the key is not authorized any more"))
+            return
         if effect.uses:
             unit = self._resolve(
                 effect.uses[0],

@@ -1,4 +1,4 @@
-"""The site in miniature for tests of the controller's core."""
+"""The site in miniature for tests of the controller."""
 
 from __future__ import annotations
 

@@ -1,0 +1,376 @@
+"""The verbs of ctl: arguments from outside, and answers that need nothing but reading."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backplane.errors import NotFoundError, UsageError
+from backplane.ids import ItemId, JobId
+from backplane.wire.messages import REPLY_BYTES_MAX
+from controller import operator_interface
+from controller.catalog.store import ItemRow
+from controller.core import planner
+from controller.operator_interface import VERBS, Argument, OperatorInterface, parse_arguments
+from tests.site.site import DATA, Site, backed_up, connected, content
+
+PAGE = Path(__file__).parents[3] / "docs" / "operator-interface.md"
+GOOD: dict[type, Any] = {str: "x", int: 1, float: 1.5, bool: True}
+WRONG: dict[type, list[Any]] = {
+    str: [1, None, [], {}, True],
+    int: ["1", None, 1.0, True, []],
+    float: ["1", None, True, []],
+    bool: [0, 1, "true", None],
+}
+OUT_OF_RANGE: dict[type, list[Any]] = {
+    str: ["x" * 4097, "\ud800", "a\0b"],
+    int: [-1, 2**63, 10**400],
+    float: [-0.5, 86401.0, 10**400, float("nan"), float("inf")],
+    bool: [],
+}
+ARGUMENTS = [
+    (verb, name, argument) for verb, schema in VERBS.items() for name, argument in schema.items()
+]
+
+
+def good(verb: str) -> dict[str, Any]:
+    """Return arguments of a verb that are right."""
+    found = {name: GOOD[argument.kind] for name, argument in VERBS[verb].items()}
+    if "designator" in found:
+        found["designator"] = "0123456789abcdef"
+    return found
+
+
+def parse(verb: str, arguments: Any) -> dict[str, Any]:
+    return parse_arguments(verb, json.dumps(arguments).encode())
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_right_arguments_pass_as_they_are(verb: str) -> None:
+    assert parse(verb, good(verb)) == good(verb)
+
+
+@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
+def test_an_argument_of_the_wrong_type_is_refused_by_name(
+    verb: str, name: str, argument: Argument
+) -> None:
+    for value in WRONG[argument.kind]:
+        with pytest.raises(UsageError, match=rf"{verb}: argument {name} has to be"):
+            parse(verb, good(verb) | {name: value})
+
+
+@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
+def test_an_argument_out_of_range_is_refused_by_name(
+    verb: str, name: str, argument: Argument
+) -> None:
+    for value in OUT_OF_RANGE[argument.kind]:
+        with pytest.raises(UsageError, match=rf"{verb}: argument {name} is"):
+            parse(verb, good(verb) | {name: value})
+
+
+@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
+def test_an_argument_that_is_missing_is_refused_or_has_its_default(
+    verb: str, name: str, argument: Argument
+) -> None:
+    left = good(verb)
+    del left[name]
+    if argument.default is None:
+        with pytest.raises(UsageError, match=f"{verb}: argument {name} is missing"):
+            parse(verb, left)
+    else:
+        assert parse(verb, left)[name] == argument.default
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_argument_is_refused_by_name(verb: str) -> None:
+    with pytest.raises(UsageError, match=f"{verb}: unknown argument extra"):
+        parse(verb, good(verb) | {"extra": 1})
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"no verb 'tape\.eat'"):
+        parse("tape.eat", {})
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[]", b"1", b"null", b"{", b"\xff\xfe", b'{"a":', b"[" * 100_000, b"9" * 5000]
+)
+def test_what_is_no_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(UsageError, match="the arguments are no"):
+        parse_arguments("node.list", raw)
+
+
+def test_no_arguments_are_none() -> None:
+    assert parse_arguments("node.list", b"") == {}
+
+
+def test_an_empty_token_is_no_token() -> None:
+    """Two calls without one would be the same call."""
+    with pytest.raises(UsageError, match="token is empty"):
+        parse("volume.create", good("volume.create") | {"token": ""})
+
+
+@pytest.mark.parametrize("text", ["", "0123", "0123456789ABCDEF", "0123456789abcdefg"])
+def test_a_designator_is_sixteen_small_hexadecimal_digits(text: str) -> None:
+    with pytest.raises(UsageError, match="16 hexadecimal digits"):
+        parse("volume.extents", {"designator": text})
+
+
+@given(raw=st.binary(max_size=200), verb=st.sampled_from(sorted(VERBS)))
+def test_any_bytes_give_arguments_or_a_usage_error(raw: bytes, verb: str) -> None:
+    try:
+        found = parse_arguments(verb, raw)
+    except UsageError:
+        return
+    assert set(found) == set(VERBS[verb])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    verb=st.sampled_from(sorted(VERBS)),
+    data=st.data(),
+)
+def test_any_values_give_arguments_or_a_usage_error(verb: str, data: st.DataObject) -> None:
+    given_ = {name: data.draw(json_values) for name in VERBS[verb]}
+    try:
+        found = parse(verb, given_)
+    except UsageError:
+        return
+    for name, argument in VERBS[verb].items():
+        assert type(found[name]) is argument.kind
+
+
+def test_every_verb_and_argument_is_on_its_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for verb, schema in VERBS.items():
+        line = re.search(rf"^\| `{re.escape(verb)}` \|.*$", text, re.MULTILINE)
+        assert line, f"{verb} is not on the page"
+        missing = [name for name in schema if f"`{name}`" not in line.group()]
+        assert not missing, f"{verb}: {missing}"
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def interface(site: Site) -> OperatorInterface:
+    return OperatorInterface(site.machine, site.catalog, version="1", started=site.wall)
+
+
+def read(site: Site, verb: str, **arguments: Any) -> dict[str, Any]:
+    parsed = parse(verb, arguments)
+    document = interface(site).read(verb, parsed, wall=site.wall)
+    assert document is not None
+    json.dumps(document)
+    return document
+
+
+@pytest.fixture
+def full(site: Site) -> Site:
+    """A site in which a little has happened."""
+    backed_up(site)
+    job = site.submit("verify", backup=1)
+    site.run()
+    assert site.job(job).state == "completed"
+    return site
+
+
+def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
+    changing = {
+        "job.submit",
+        "job.cancel",
+        "volume.create",
+        "volume.attach",
+        "volume.delete",
+        "volume.import_begin",
+        "volume.import_end",
+        "volume.export_begin",
+        "volume.export_end",
+        "volume.extents",
+        "tape.add",
+    }
+    there: dict[str, Any] = {"job": 1, "name": "vol", "tag": "LTO001L8", "backup": "1"}
+    for verb in VERBS:
+        arguments = parse(verb, good(verb)) | {
+            name: value for name, value in there.items() if name in VERBS[verb]
+        }
+        document = interface(full).read(verb, arguments, wall=full.wall)
+        assert (document is None) == (verb in changing), verb
+
+
+def test_jobs_are_listed_newest_first(full: Site) -> None:
+    assert [job["job"] for job in read(full, "job.list")["jobs"]] == [2, 1]
+    assert [job["job"] for job in read(full, "job.list", limit=1)["jobs"]] == [2]
+    assert read(full, "job.list", state="failed")["jobs"] == []
+    assert len(read(full, "job.list", limit=0)["jobs"]) == 2, "no limit is the largest"
+
+
+def test_a_job_that_is_not_there_is_not_found(full: Site) -> None:
+    for verb in ("job.show", "job.log"):
+        with pytest.raises(NotFoundError, match="no job has number 9"):
+            read(full, verb, job=9)
+
+
+def test_the_log_goes_on_where_it_was_left(full: Site) -> None:
+    events = read(full, "job.log", job=1)["events"]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    rest = read(full, "job.log", job=1, after=3)["events"]
+    assert rest == events[3:]
+
+
+@pytest.mark.parametrize("name", ["1", "vol/latest", "vol/2026-01-11T00:00:00Z"])
+def test_a_backup_is_found_by_each_of_its_names(full: Site, name: str) -> None:
+    assert read(full, "backup.show", backup=name)["backup"] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "2",
+        "²",
+        "٣",
+        "9" * 30,
+        "latest",
+        "vol",
+        "/latest",
+        "nix/latest",
+        "vol/",
+        "vol/2026",
+        "-1",
+    ],
+)
+def test_what_is_no_name_of_a_backup_is_not_found(full: Site, name: str) -> None:
+    with pytest.raises(NotFoundError, match="no backup is called"):
+        read(full, "backup.show", backup=name)
+
+
+def test_the_latest_backup_is_the_latest_that_was_completed(full: Site) -> None:
+    full.submit("backup", volume="vol")
+    full.run()
+    failed = full.submit("backup", volume="vol")
+    full.settle(steps=12)
+    full.begin_call("job.cancel", job=failed)
+    full.run()
+    assert read(full, "backup.show", backup="vol/latest")["backup"] == 2
+    assert read(full, "backup.show", backup="3")["state"] == "failed"
+    assert [b["backup"] for b in read(full, "backup.list")["backups"]] == [2, 1]
+    assert read(full, "backup.list", volume="nix")["backups"] == []
+
+
+def test_a_cartridge_shows_its_parts(full: Site) -> None:
+    told = read(full, "tape.show", tag="LTO001L8")
+    assert [part["sequence"] for part in told["parts_detail"]] == [1]
+    assert len(read(full, "tape.list")["cartridges"]) == 2
+
+
+# --- job.show in pages ----------------------------------------------------------------------------
+
+
+def many_items(monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2048)
+    site = connected()
+    backed_up(site, content(*range(60)))
+    return site
+
+
+def test_a_job_with_many_items_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = many_items(monkeypatch)
+    seen: list[int] = []
+    following = 0
+    while True:
+        page = read(site, "job.show", job=1, items_from=following, items_max=4)
+        assert len(page["items"]) <= 4
+        assert page["items_total"] == 18
+        assert page["ledger"]["is_balanced"], "of the whole job, whatever the page"
+        seen += [item["item"] for item in page["items"]]
+        following = page["next_item"]
+        if not following:
+            break
+    assert seen == list(range(1, 19))
+
+
+def test_a_page_ends_when_its_lists_are_too_large_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = many_items(monkeypatch)
+    monkeypatch.setattr(operator_interface, "ITEM_BYTES_PER_PAGE", 700)
+    page = read(site, "job.show", job=1, items_max=64)
+    assert 1 <= len(page["items"]) < 18
+    assert page["next_item"] == page["items"][-1]["item"] + 1
+
+
+def test_the_largest_answer_fits_in_a_message() -> None:
+    """In hexadecimal, lists take twice their size; the result of a job is bounded by what is listed in it."""
+    lists = 2 * (operator_interface.ITEM_BYTES_PER_PAGE + 900 * 1024)
+    damage = 1000 * (64 * 24 + 1000)
+    assert lists + damage + 256 * 4096 < REPLY_BYTES_MAX
+
+
+def test_no_items_are_a_page_too(full: Site) -> None:
+    page = read(full, "job.show", job=1, items_max=0)
+    assert (page["items"], page["next_item"]) == ([], 1)
+
+
+def test_following_a_job_does_not_read_what_has_ended_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job of a large volume has thousands of lists of a hundred kilobytes; ctl asks four times a second."""
+    site = many_items(monkeypatch)
+    shown = interface(site)
+    arguments = parse("job.show", {"job": 1, "items_max": 1})
+    before = shown.read("job.show", arguments, wall=site.wall)
+    asked: list[ItemId] = []
+    original = site.catalog.items
+
+    def items(job: JobId, *, first: ItemId, limit: int) -> list[ItemRow]:
+        found = original(job, first=first, limit=limit)
+        asked.extend(row.item for row in found)
+        return found
+
+    monkeypatch.setattr(site.catalog, "items", items)
+    assert shown.read("job.show", arguments, wall=site.wall) == before
+    assert len(asked) <= 2, "the page, and the item behind it"
+
+
+def test_an_item_under_way_is_shown_as_it_is_now(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    shown = interface(site)
+    arguments = parse("job.show", {"job": job})
+    states = []
+    while site.wire:
+        site.deliver(*site.wire.pop(0))
+        document = shown.read("job.show", arguments, wall=site.wall)
+        assert document is not None
+        states.append([item["state"] for item in document["items"]])
+        assert document["items_total"] == len(document["items"])
+    assert ["leased"] in states
+    assert states[-1] == ["done"] * 4
+    document = shown.read("job.show", arguments, wall=site.wall)
+    assert document is not None
+    assert document["ledger"]["is_balanced"]
+
+
+def test_only_so_many_jobs_are_remembered(full: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_interface, "JOBS_CACHED_MAX", 1)
+    shown = interface(full)
+    for job in (1, 2, 1):
+        document = shown.read("job.show", parse("job.show", {"job": job}), wall=full.wall)
+        assert document is not None
+        assert document["items_total"] > 0
+    assert len(shown._books._ended) == 1
