@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from backplane.errors import BackupError
+from backplane.errors import BackupError, ConfigError
 from backplane.runtime import failpoints
 from backplane.runtime.config import load_config
 from backplane.runtime.keys import KeyTable, load_key_pair
@@ -27,8 +27,14 @@ _logger = logging.getLogger("controller")
 
 def run(config: ControllerConfig) -> None:
     """Run until a signal says stop."""
-    config.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = load_key_pair(config.key_file)
+    if keys.role != "controller":
+        # Every other process would refuse us, and say that it is somebody else's key.
+        raise ConfigError([f"{config.key_file}: the key of {keys.role} {keys.name!r}"])
+    try:
+        config.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"{config.state_folder}: {error.strerror}"]) from error
     table = KeyTable(config.authorized_folder)
     catalog = SqlCatalog.open(config.state_folder / "catalog.sqlite")
     loop = Loop()
