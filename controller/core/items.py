@@ -20,6 +20,7 @@ from backplane.wire.grants import Rights
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX, MOVERS_MAX
+from controller.core.documents import DATA_PURPOSES
 from controller.core.effects import UnitUse
 from controller.core.job import Job
 from controller.core.planner import PlannedList
@@ -127,6 +128,20 @@ def note_outcome(desk: Desk, job: Job, row: ItemRow) -> None:
         else:
             desk.log(job, "warning", f"item {row.item} ({row.purpose}): {trouble_of(row)}")
     desk.save(job)
+    if row.state == "done" and row.purpose in DATA_PURPOSES:
+        _check_balance(row)
+
+
+def _check_balance(row: ItemRow) -> None:
+    """Raise unless every byte that a list has gained it has also spent."""
+    entries: list[dict[str, int]] = json.loads(row.ledger)
+    gained = sum(entry["bytes_read"] + entry["bytes_padded"] for entry in entries)
+    spent = sum(entry["bytes_written"] + entry["bytes_discarded"] for entry in entries)
+    if gained != spent:
+        raise BackupError(
+            f"item {row.item}: the mover's ledger does not balance: {gained} bytes read and padded, "
+            f"{spent} written and discarded"
+        )
 
 
 def adopt_item(desk: Desk, job: Job, item: ItemRow | None) -> Step:

@@ -304,7 +304,8 @@ def leftovers(desk: Desk, node: NodeName) -> list[VolumeRow]:
         row = desk.registry.volumes.get(volume)
         if row is None or not row.is_deleted or row.node != node:
             continue
-        if state.state == "importing" or (state.state == "online" and state.is_empty):
+        is_unfinished = state.state in ("importing", "restore-failed")
+        if is_unfinished or (state.state == "online" and state.is_empty):
             found.append(row)
     return found
 

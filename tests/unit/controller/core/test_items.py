@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import RefusedError, UnreachableError
+from backplane.errors import BackupError, RefusedError, UnreachableError
 from backplane.ids import NodeName
 from backplane.scsi.sense import Sense, SenseKey
 from backplane.wire.grants import Rights
@@ -92,6 +92,19 @@ def test_the_outcome_is_kept_and_the_item_is_no_longer_under_way(
     items.note_outcome(site.machine, job, replace(row, state="lost", detail="gone"))
     assert (job.plan["tries"], job.plan["unlucky"]) == (1, ["m1"])
     assert job.plan["trouble"] == "lost (gone)"
+
+
+def test_a_ledger_that_does_not_balance_fails_the_job_and_is_kept(
+    site: Site, job: Any, row: Any
+) -> None:
+    entries = json.loads(row.ledger)
+    entries[0]["bytes_read"] += 512
+    wrong = replace(row, ledger=json.dumps(entries))
+    with pytest.raises(BackupError, match="8704 bytes read and padded, 8192 written"):
+        items.note_outcome(site.machine, job, wrong)
+    assert job.plan["item"] == 0, "it is taken, and not taken again"
+    items.note_outcome(site.machine, job, replace(wrong, purpose="header"))
+    items.note_outcome(site.machine, job, replace(wrong, state="failed"))
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "lost"])

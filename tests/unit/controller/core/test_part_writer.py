@@ -360,7 +360,7 @@ def test_a_mover_that_reports_fewer_records_than_planned_fails_the_job(site: Sit
     (tape,) = [use for use in work.uses if use.node == "tape"]
     lie = LedgerEntry(
         designator=tape.designator,
-        bytes_read=0,
+        bytes_read=2048,
         bytes_written=2048,
         bytes_padded=0,
         bytes_discarded=0,
