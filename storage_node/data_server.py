@@ -23,6 +23,7 @@ from backplane.wire.frames import Header, Protection, Status
 from backplane.wire.grants import Grant
 from storage_node.access import Access, audit_refusal
 from storage_node.core.admission import Session, denied
+from storage_node.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Exchange:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.behind = WriteBehind(on_error=lambda: connection.abort())  # noqa: PLW0108 - looked up late
         self._buffer = bytearray(0)
 
     def buffer(self, count: int) -> memoryview:
@@ -52,6 +54,12 @@ class Exchange:
     def receive(self, header: Header) -> memoryview:
         """Receive all data of a request."""
         data = self.buffer(header.length)
+        self.connection.receive_into(data)
+        return data
+
+    def receive_behind(self, header: Header) -> memoryview:
+        """Receive all data of a request into a buffer that `behind` lends until its work with it is done."""
+        data = self.behind.buffer(header.length)
         self.connection.receive_into(data)
         return data
 
@@ -125,6 +133,10 @@ class UnitHandler(Protocol):
 
     def handle(self, header: Header, extra: bytes) -> None:
         """Receive the data of one request and answer it; raise only if the connection has to end."""
+        ...
+
+    def close(self) -> None:
+        """The connection ends; return when nothing of it is under way any more."""
         ...
 
 
@@ -278,7 +290,10 @@ class DataServer:
                 raise
             session, unit = admitted[0]
             handler = unit.handler(Exchange(connection), session)
-            self._serve_requests(connection, handler, idle_s=grant.ttl_s)
+            try:
+                self._serve_requests(connection, handler, idle_s=grant.ttl_s)
+            finally:
+                handler.close()
         finally:
             for session, _ in admitted:
                 self._access.close(session)
