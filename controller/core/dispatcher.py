@@ -24,6 +24,8 @@ from controller.catalog.store import ItemRow
 from controller.core.effects import UnitUse
 
 LEASE_S: Final = 15.0
+EXPLAIN_S: Final = 1.0
+"""A mover asks for its next item right after it has reported one; that is no waiting worth a word."""
 ATTEMPTS_MAX: Final = 5
 """A step of a job that made no progress in so many items is quarantined ..."""
 MOVERS_MAX: Final = 3
@@ -46,6 +48,8 @@ class _Waiting:
     row: ItemRow
     uses: tuple[UnitUse, ...]
     avoid: frozenset[NodeName]
+    explain_at: float
+    """When people want to know why it still waits."""
 
 
 class Dispatcher:
@@ -58,13 +62,18 @@ class Dispatcher:
         self.credit: dict[NodeName, int] = {}
 
     def offer(
-        self, row: ItemRow, uses: tuple[UnitUse, ...], *, avoid: frozenset[NodeName] = frozenset()
+        self,
+        row: ItemRow,
+        uses: tuple[UnitUse, ...],
+        *,
+        now: float,
+        avoid: frozenset[NodeName] = frozenset(),
     ) -> None:
         """Queue a planned item.  `avoid` names movers to pass over while another has credit."""
         assert row.state == "planned"
         assert row.item not in self.ready
         assert row.item not in self.leases
-        self.ready[row.item] = _Waiting(row, uses, avoid)
+        self.ready[row.item] = _Waiting(row, uses, avoid, now + EXPLAIN_S)
 
     def adopt(self, row: ItemRow, *, now: float) -> None:
         """After a restart: the item is still in its mover's hands, for one full lease from now."""
@@ -141,9 +150,11 @@ class Dispatcher:
         self.ready.pop(item, None)
         return self.leases.pop(item, None)
 
-    def deadline(self) -> float | None:
-        """Earliest end of a lease."""
-        return min((lease.deadline for lease in self.leases.values()), default=None)
+    def deadline(self, *, now: float) -> float | None:
+        """When something is due: the end of a lease, or a word about an item that still waits."""
+        times = [lease.deadline for lease in self.leases.values()]
+        times += [each.explain_at for each in self.ready.values() if each.explain_at > now]
+        return min(times, default=None)
 
     def check(self) -> None:
         """Every item is waiting or leased, never both; credit is never negative."""

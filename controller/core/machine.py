@@ -155,7 +155,7 @@ class Machine:
     def deadline(self) -> float | None:
         """When the core wants a `Tick`."""
         inventory = min(self.registry.inventory_due.values(), default=None)
-        times = (self.dispatcher.deadline(), self._tasks.deadline(), inventory)
+        times = (self.dispatcher.deadline(now=self.now), self._tasks.deadline(), inventory)
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
@@ -468,8 +468,11 @@ class Machine:
             self.give_reason(job, "")
         online = any(mover.is_online for mover in self.registry.movers.values())
         for waiting in self.dispatcher.ready.values():
-            reason = "waiting: all movers are busy" if online else "waiting: no mover is connected"
-            self.give_reason(self.jobs[waiting.row.job], reason)
+            job = self.jobs[waiting.row.job]
+            if not online:
+                self.give_reason(job, "waiting: no mover is connected")
+            elif self.now >= waiting.explain_at:
+                self.give_reason(job, "waiting: all movers are busy")
 
     # --- tasks -----------------------------------------------------------------------------------
 

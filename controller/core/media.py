@@ -185,9 +185,10 @@ def orphan_part(
 def put_into_error(desk: Desk, tag: VolumeTag, why: str) -> None:
     """Nobody appends to a cartridge any more, and a person is told why."""
     row = desk.registry.cartridges[tag]
+    why = why.removeprefix(f"cartridge {tag}").removeprefix(":").strip()
     if (row.status, row.detail) != ("error", why):
         desk.record(replace(row, status="error", detail=why))
-        desk.alarm(f"cartridge {tag}: {why}")
+        desk.alarm(f"cartridge {tag} is put into error: {why}")
 
 
 def tag_claims(jobs: dict[JobId, Job]) -> dict[VolumeTag, JobId]:

@@ -175,8 +175,9 @@ class PartWriter:
             self.desk.record(replace(self.cartridge, status="full", detail=error.message))
             self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
         else:
-            self.desk.log(self.job, "error", f"cartridge {self.tag} is not used: {error.message}")
             put_into_error(self.desk, self.tag, error.message)
+            told = f"cartridge {self.tag} is put into error: {self.cartridge.detail}"
+            self.desk.log(self.job, "error", told)
         self.tally.give_up()
         self._forget_cartridge()
 

@@ -252,7 +252,9 @@ class Tasks:
             case Run():
                 task.item = wish.row.item
                 if wish.row.state == "planned":
-                    self._host.dispatcher.offer(wish.row, wish.uses, avoid=self._unlucky(task))
+                    self._host.dispatcher.offer(
+                        wish.row, wish.uses, now=self._host.now, avoid=self._unlucky(task)
+                    )
                 else:
                     adopted = self.adopted.pop(wish.row.item)
                     if adopted.state != "leased":

@@ -175,11 +175,18 @@ def test_a_job_waits_with_the_reason_while_there_is_no_mover(site: Site) -> None
     check_end(site, job)
 
 
-def test_a_job_waits_for_a_volume_whose_restore_failed(site: Site) -> None:
+def test_a_volume_whose_restore_failed_is_refused_also_if_that_shows_later(site: Site) -> None:
     backup = backed_up(site)
     site.tapes["LTO001L8"].bad = {6}
     site.submit("restore", backup=backup, new="copy")
+    site.settle(steps=6)
+    site.disconnect("disk")
+    job = site.submit("backup", volume="copy")
+    site.connect("disk")
     site.run()
+    assert "is used by job 2" in "".join(site.log(job))
+    check_end(site, job, "failed")
+    assert "volume copy is restore-failed" in site.job(job).reason
     site.connect("disk")
     with pytest.raises(BusyError, match="volume copy is restore-failed"):
         site.submit("backup", volume="copy")

@@ -9,7 +9,7 @@ import pytest
 from backplane.ids import Epoch, ItemId, JobId, NodeName
 from backplane.wire.messages import WorkDone, WorkProgress
 from controller.catalog.store import ItemRow
-from controller.core.dispatcher import Dispatcher
+from controller.core.dispatcher import EXPLAIN_S, Dispatcher
 
 M1, M2 = NodeName("m1"), NodeName("m2")
 
@@ -73,7 +73,7 @@ def assign(
 
 
 def test_an_item_waits_until_a_mover_asks(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     assert assign(dispatcher) == []
     dispatcher.request(M1, 1)
     assert assign(dispatcher) == [(1, M1, 1)]
@@ -81,29 +81,29 @@ def test_an_item_waits_until_a_mover_asks(dispatcher: Dispatcher) -> None:
 
 def test_a_mover_gets_no_more_than_its_credit(dispatcher: Dispatcher) -> None:
     for number in (1, 2, 3):
-        dispatcher.offer(item(number), ())
+        dispatcher.offer(item(number), (), now=0.0)
     dispatcher.request(M1, 2)
     assert [row[0] for row in assign(dispatcher)] == [1, 2]
     assert assign(dispatcher) == []
 
 
 def test_a_doubled_request_does_not_add_up(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
-    dispatcher.offer(item(2), ())
+    dispatcher.offer(item(1), (), now=0.0)
+    dispatcher.offer(item(2), (), now=0.0)
     dispatcher.request(M1, 1)
     dispatcher.request(M1, 1)
     assert [row[0] for row in assign(dispatcher)] == [1]
 
 
 def test_another_mover_is_preferred_to_one_that_was_unlucky(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), (), avoid=frozenset({M1}))
+    dispatcher.offer(item(1), (), now=0.0, avoid=frozenset({M1}))
     dispatcher.request(M1, 1)
     dispatcher.request(M2, 1)
     assert assign(dispatcher) == [(1, M2, 1)]
 
 
 def test_an_unlucky_mover_is_better_than_none(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), (), avoid=frozenset({M1}))
+    dispatcher.offer(item(1), (), now=0.0, avoid=frozenset({M1}))
     dispatcher.request(M1, 1)
     assert assign(dispatcher) == [(1, M1, 1)]
 
@@ -111,38 +111,38 @@ def test_an_unlucky_mover_is_better_than_none(dispatcher: Dispatcher) -> None:
 def test_the_attempt_and_the_mover_are_counted_before_the_item_leaves(
     dispatcher: Dispatcher,
 ) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     [(row, _, _)] = dispatcher.assign(now=0.0, next_epoch=lambda: Epoch(4))
     assert (row.attempt, row.movers, row.state, row.epoch) == (1, (M1,), "leased", 4)
 
 
 def test_a_lease_that_is_not_extended_is_lost_at_its_full_length(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     assign(dispatcher, now=100.0)
-    assert dispatcher.deadline() == 115.0
+    assert dispatcher.deadline(now=0.0) == 115.0
     assert dispatcher.lose(now=114.999) == []
     assert [row.item for row in dispatcher.lose(now=115.0)] == [1]
-    assert dispatcher.deadline() is None
+    assert dispatcher.deadline(now=0.0) is None
 
 
 def test_progress_extends_the_lease_of_its_holder_and_of_nobody_else(
     dispatcher: Dispatcher,
 ) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     assign(dispatcher)
     assert dispatcher.progress(M1, progress(1, 1), now=10.0)
-    assert dispatcher.deadline() == 25.0
+    assert dispatcher.deadline(now=0.0) == 25.0
     assert not dispatcher.progress(M2, progress(1, 1), now=11.0)
     assert not dispatcher.progress(M1, progress(1, 2), now=11.0)
     assert not dispatcher.progress(M1, progress(9, 1), now=11.0)
-    assert dispatcher.deadline() == 25.0
+    assert dispatcher.deadline(now=0.0) == 25.0
 
 
 def test_a_result_counts_once_and_only_from_the_holder_of_the_lease(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     assign(dispatcher)
     assert dispatcher.done(M2, done(1, 1)) is None
@@ -152,7 +152,7 @@ def test_a_result_counts_once_and_only_from_the_holder_of_the_lease(dispatcher: 
 
 
 def test_a_result_after_the_lease_has_ended_is_not_taken(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     assign(dispatcher)
     dispatcher.lose(now=15.0)
@@ -161,7 +161,7 @@ def test_a_result_after_the_lease_has_ended_is_not_taken(dispatcher: Dispatcher)
 
 def test_the_items_of_a_mover_that_restarted_are_lost_at_once(dispatcher: Dispatcher) -> None:
     for number in (1, 2):
-        dispatcher.offer(item(number), ())
+        dispatcher.offer(item(number), (), now=0.0)
     dispatcher.request(M1, 1)
     dispatcher.request(M2, 1)
     assign(dispatcher)
@@ -172,29 +172,39 @@ def test_the_items_of_a_mover_that_restarted_are_lost_at_once(dispatcher: Dispat
 def test_after_a_restart_an_item_stays_with_its_mover_for_one_full_lease(
     dispatcher: Dispatcher,
 ) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     dispatcher.request(M1, 1)
     [(row, _, _)] = dispatcher.assign(now=0.0, next_epoch=lambda: Epoch(4))
     after = Dispatcher(lease_s=15.0)
     after.adopt(row, now=50.0)
-    assert after.deadline() == 65.0
+    assert after.deadline(now=0.0) == 65.0
     assert after.done(M1, done(1, 4)) is not None
 
 
 def test_a_mover_that_went_away_gets_nothing(dispatcher: Dispatcher) -> None:
     dispatcher.request(M1, 1)
     dispatcher.forget_mover(M1)
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     assert assign(dispatcher) == []
 
 
 def test_a_withdrawn_item_is_nobodys(dispatcher: Dispatcher) -> None:
-    dispatcher.offer(item(1), ())
+    dispatcher.offer(item(1), (), now=0.0)
     assert dispatcher.withdraw(ItemId(1)) is None
     dispatcher.request(M1, 1)
     assert assign(dispatcher) == []
-    dispatcher.offer(item(2), ())
+    dispatcher.offer(item(2), (), now=0.0)
     assign(dispatcher)
     lease = dispatcher.withdraw(ItemId(2))
     assert lease is not None
     assert lease.mover == M1
+
+
+def test_an_item_that_still_waits_after_a_moment_wants_a_word_said_about_it(
+    dispatcher: Dispatcher,
+) -> None:
+    """A mover asks again right after it has reported: without the moment, every item would be a line in the log."""
+    dispatcher.offer(item(1), (), now=5.0)
+    assert dispatcher.deadline(now=5.0) == 5.0 + EXPLAIN_S
+    assert dispatcher.deadline(now=5.0 + EXPLAIN_S) is None, "it was said"
+    assert dispatcher.ready[ItemId(1)].explain_at == 5.0 + EXPLAIN_S

@@ -52,6 +52,20 @@ def test_a_cartridge_that_is_still_elsewhere_is_tried_again_with_a_new_epoch(
     assert second.make(1).epoch > first.make(1).epoch  # type: ignore[attr-defined]
 
 
+def test_a_cartridge_that_is_in_another_free_drive_is_followed_there() -> None:
+    """The picture of the library was old when the drive was chosen."""
+    site = connected(drives=2)
+    site.make_volume("vol", data=DATA)
+    site.tape.drives["drive-1"].loaded = "LTO001L8"
+    job = site.submit("backup", volume="vol")
+    site.run(0.5)
+    assert site.machine.jobs[job].plan["drive"] == "drive-0"  # type: ignore[index]
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+    assert site.tape.drives["drive-0"].loaded == ""
+
+
 def test_a_cartridge_that_the_drive_cannot_open_is_the_cartridges_fault(
     site: Site, job: Any
 ) -> None:

@@ -13,6 +13,7 @@ from backplane.ids import NodeName
 from backplane.wire.messages import (
     NodeReply,
     SessionPing,
+    SessionUnknown,
     TapeLoad,
     UnitFenced,
     WorkAcknowledged,
@@ -22,6 +23,7 @@ from backplane.wire.messages import (
     WorkRevoked,
 )
 from controller.core import effects as core
+from controller.core.registry import INVENTORY_WAIT_S
 from tests.site.disk import BLOCK
 from tests.site.site import (
     DATA,
@@ -409,6 +411,22 @@ def test_a_node_that_says_hello_again_in_the_same_life_is_not_away(site: Site) -
         core.PeerReady(name=NodeName("disk"), role="storage", boot_id=b"?" * 16, key=b"k" * 32)
     )
     assert not site.machine.registry.is_online(NodeName("disk"))
+
+
+def test_a_node_whose_inventory_is_lost_is_asked_for_it_again() -> None:
+    site = Site()
+    site.feed(
+        core.PeerReady(name=NodeName("disk"), role="storage", boot_id=site.disk.boot, key=b"k" * 32)
+    )
+    assert site.machine.deadline() == INVENTORY_WAIT_S
+    for times in (1, 2):
+        site.now = times * INVENTORY_WAIT_S
+        site.feed(core.Tick())
+        assert site.wire.pop() == ("disk", SessionUnknown())
+    site.connect("disk")
+    assert site.machine.deadline() is None
+    site.disconnect("disk")
+    assert site.machine.deadline() is None
 
 
 def test_a_mover_that_reconnects_is_still_busy_with_its_item(site: Site) -> None:

@@ -298,13 +298,13 @@ def test_numbers_that_no_catalog_can_keep_are_not_taken_in() -> None:
 
 def test_a_cartridge_is_put_into_error_once_for_one_reason(site: Site) -> None:
     for _ in range(2):
-        put_into_error(site.machine, TAG, "broken")
+        put_into_error(site.machine, TAG, f"cartridge {TAG}: broken")
     put_into_error(site.machine, TAG, "broken again")
     assert site.machine.registry.cartridges[TAG].status == "error"
     alarms = [effect for effect in site.machine._take_effects() if isinstance(effect, Alarm)]
     assert [alarm.text for alarm in alarms] == [
-        "cartridge LTO001L8: broken",
-        "cartridge LTO001L8: broken again",
+        "cartridge LTO001L8 is put into error: broken",
+        "cartridge LTO001L8 is put into error: broken again",
     ]
 
 
