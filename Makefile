@@ -7,6 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Tests with real processes wait more than they compute: three at once keep two cores busy.
+PARALLEL := -n 3 --dist loadgroup
 SOURCES := backplane controller mover_node storage_node deploy tests
 
 # make demo SOURCE=/some/folder-or-image
@@ -35,15 +37,15 @@ demo: venv ## start a cluster, back up, restore, compare, verify (SOURCE=folder 
 	@$(BIN)/python deploy/demo.py $(if $(SOURCE),--source '$(SOURCE)')
 
 test: venv ## every test; needs no network
-	@$(PYTEST)
+	@$(PYTEST) $(PARALLEL)
 
 check: venv ## format, lint, types, imports, and the fast tests: unit, property, scenarios, 200 seeds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -q tests/unit tests/property $(wildcard tests/scenarios) tests/tidy
-	$(PYTEST) -q tests/simulation --seeds 200
+	$(PYTEST) -q $(PARALLEL) tests/unit tests/property $(wildcard tests/scenarios) tests/tidy
+	$(PYTEST) -q $(PARALLEL) tests/simulation --seeds 200
 
 format: venv ## format the code and apply the safe fixes
 	$(BIN)/ruff format .

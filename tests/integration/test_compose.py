@@ -31,7 +31,11 @@ PROJECT = "serverless-backup-test"
 VOLUME_BYTES = 24 * 1024 * 1024
 START_S = 30.0
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("engine"),  # one engine, one image, tests that build on each other
+]
 
 
 @dataclass(frozen=True)
