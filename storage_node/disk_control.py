@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from backplane.errors import BackupError, NotFoundError, NotQuietError, UsageError
+from backplane.errors import BackupError, NotFoundError, UsageError
 from backplane.ids import Designator, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
@@ -280,10 +280,9 @@ class DiskControl:
                 later.append(answer)
                 return []
             if not isinstance(answer, Quiet):
-                self._book.release(message.view)  # a late double must not make it after all
-                raise NotQuietError(
+                raise self._book.give_up_view(
+                    message.view,
                     f"no {wait.quiet_s:g} s without writes within {wait.timeout_s:g} s",
-                    hint="stop the writers, or allow a longer sync timeout",
                 )
             effects = self._book.make_view(
                 message.view,

@@ -28,6 +28,7 @@ from typing import Final
 from backplane.errors import (
     BusyError,
     NotFoundError,
+    NotQuietError,
     RefusedError,
     StaleError,
     UsageError,
@@ -158,7 +159,7 @@ class VolumeBook:
     ) -> None:
         self.volumes: dict[VolumeId, VolumeRecord] = {record.volume: record for record in volumes}
         self.views: dict[ViewId, ViewRecord] = {record.view: record for record in views}
-        self._gone_views: OrderedDict[ViewId, None] = OrderedDict()
+        self._gone_views: OrderedDict[ViewId, str] = OrderedDict()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -358,7 +359,10 @@ class VolumeBook:
             if existing.volume != volume:
                 raise RefusedError(f"view {view} exists already and is another one")
             return existing
-        if view in self._gone_views:
+        not_quiet = self._gone_views.get(view)
+        if not_quiet:
+            raise NotQuietError(not_quiet, hint="stop the writers, or allow a longer sync timeout")
+        if not_quiet is not None:
             raise NotFoundError(f"view {view} was released")
         record = self.volume(volume)
         if record.state is not State.ONLINE:
@@ -384,13 +388,22 @@ class VolumeBook:
         self.views[view] = record
         return [RecordView(record)]
 
+    def give_up_view(self, view: ViewId, not_quiet: str) -> NotQuietError:
+        """The volume did not become quiet: every double of the request gets the same answer, returned here."""
+        assert view not in self.views
+        self._forget_view(view, not_quiet)
+        return NotQuietError(not_quiet, hint="stop the writers, or allow a longer sync timeout")
+
     def release(self, view: ViewId) -> list[Effect]:
         """Release a view.  One that does not exist is released, and will not be made by a late double."""
-        self._gone_views[view] = None
-        while len(self._gone_views) > RELEASED_VIEWS_MAX:
-            self._gone_views.popitem(last=False)
+        self._forget_view(view, "")
         record = self.views.pop(view, None)
         return [] if record is None else [DropView(record)]
+
+    def _forget_view(self, view: ViewId, why: str) -> None:
+        self._gone_views[view] = why
+        while len(self._gone_views) > RELEASED_VIEWS_MAX:
+            self._gone_views.popitem(last=False)
 
     def _refuse_if_held(self, record: VolumeRecord) -> None:
         holders = self.holders(record.volume)

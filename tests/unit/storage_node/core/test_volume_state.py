@@ -5,6 +5,7 @@ import pytest
 from backplane.errors import (
     BusyError,
     NotFoundError,
+    NotQuietError,
     RefusedError,
     StaleError,
     UsageError,
@@ -356,3 +357,14 @@ def test_the_number_of_views_and_of_remembered_releases_has_a_limit(
     for number in range(5):
         book.release(ViewId(f"{number:032x}"))
     assert len(book._gone_views) == 2
+
+
+def test_every_double_of_a_request_that_found_no_quiet_gets_the_same_answer() -> None:
+    book = book_with_volume()
+    told = book.give_up_view(VIEW, "no 3 s without writes within 80 s")
+    with pytest.raises(NotQuietError, match="within 80 s"):
+        book.may_view(VIEW, VOLUME)
+    assert told.message == "no 3 s without writes within 80 s"
+    book.release(VIEW)
+    with pytest.raises(NotFoundError, match="was released"):
+        book.may_view(VIEW, VOLUME)
