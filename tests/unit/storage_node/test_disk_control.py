@@ -340,7 +340,7 @@ def test_an_open_writer_or_a_late_moment_makes_no_view(node: Node) -> None:
     with pytest.raises(NotQuietError):
         node.view(asked_s=asked)
     node.bench.access.close(writer)
-    with pytest.raises(NotFoundError):  # a late double of what failed
+    with pytest.raises(NotQuietError):  # a late double of what failed
         node.view()
 
 
