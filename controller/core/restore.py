@@ -14,6 +14,7 @@ What was asked of the target's node is in the plan before it is asked, so a clea
 from __future__ import annotations
 
 from backplane.errors import BackupError, MediumError, RefusedError
+from backplane.ids import Epoch
 from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
@@ -73,6 +74,8 @@ def clean_up_restore(desk: Desk, job: Job) -> Step:
     """
     volume = desk.registry.volumes[job.row.volume]
     if job.plan.get("is_offline"):
+        # The word to take it offline may still be on its way: behind this fence it comes too late.
+        yield from tolerantly(desk, job, _ask_last_fence(desk, job, volume))
         error = yield from tolerantly(desk, job, ask_publish(desk, job, "restore-failed"))
         state = desk.registry.volume_state(volume.volume)
         is_untouched = state is not None and state.state == "online" and state.is_empty
@@ -127,6 +130,19 @@ def _ask_offline(desk: Desk, job: Job, volume: VolumeRow) -> Ask:
             is_forced=job.plan["is_forced"],
         ),
         what=f"take volume {volume.name} offline",
+    )
+
+
+def _ask_last_fence(desk: Desk, job: Job, volume: VolumeRow) -> Ask:
+    """Return the wish for a fence below the epoch of the publication, also if it is asked again by our next life."""
+    if "last_fence" not in job.plan:
+        job.plan["last_fence"] = desk.next_epoch()
+        desk.save(job)
+    epoch = Epoch(job.plan["last_fence"])
+    return Ask(
+        node=volume.node,
+        make=lambda request: UnitFence(request=request, designator=volume.designator, epoch=epoch),
+        what=f"fence volume {volume.name}",
     )
 
 

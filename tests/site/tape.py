@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backplane import tape_format
-from backplane.errors import BusyError, MediumError, NotFoundError, StaleError
+from backplane.errors import BusyError, MediumError, NotFoundError, StaleError, VolumeError
 from backplane.scsi.designator import designator_of
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import (
@@ -189,7 +189,12 @@ class TapeNode:
         for records in self._files(tape)[1:-1]:
             if not records or not records[0].startswith(b"SDVMETA"):
                 continue
-            decoded = [tape_format.decode_record(record) for record in records]
+            try:
+                decoded = [tape_format.decode_record(record) for record in records]
+            except VolumeError:
+                continue
+            if len(decoded) != decoded[0].count:
+                continue  # An orphan tail, and a header behind it.
             if decoded[0].type is tape_format.RecordType.PART_TRAILER:
                 value: Any = tape_format.decode_metadata(decoded)
                 trailer = encode_payload(value.directory_entry())

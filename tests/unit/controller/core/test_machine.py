@@ -1,8 +1,10 @@
-"""The core as a whole: crashes between any two effects, bad networks, restarts of everybody, jobs that compete."""
+"""The core as a whole: crashes between any two effects, restarts of everybody, jobs that compete.
+
+Bad weather of every kind at once is in `tests/property/test_controller_storm.py`.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +29,6 @@ from controller.core.registry import INVENTORY_WAIT_S
 from tests.site.disk import BLOCK
 from tests.site.site import (
     DATA,
-    Chances,
     ControllerDied,
     Site,
     backed_up,
@@ -227,81 +228,6 @@ def test_attempts_are_counted_before_dispatch_so_a_list_that_kills_us_is_found_o
     assert row.state == "failed"
     assert "no progress" in row.reason
     assert len(site.items(job, "data")) <= 5
-
-
-# --- bad networks, and everybody dying at once ----------------------------------------------------
-
-
-def storm(seed: int) -> Site:
-    """Play two backups and a restore in foul weather, then let the sun shine until they have ended."""
-    chance = random.Random(seed)
-    site = Site(drives=1 + seed % 2, tags=("LTO001L8", "LTO002L8", "LTO003L8"))
-    for node in ("disk", "tape"):
-        site.connect(node)
-    for mover in ("m1", "m2"):
-        site.connect_mover(mover)
-    backup = backed_up(site, content(*range(9)), name="old")
-    site.make_volume("a", data=DATA)
-    site.make_volume("b", data=content(*range(20, 40)))
-    site.tapes["LTO001L8"].capacity = len(site.tapes["LTO001L8"].objects) + chance.randrange(2, 30)
-    for kind, arguments in (
-        ("backup", {"volume": "a", "token": "A"}),
-        ("backup", {"volume": "b", "token": "B"}),
-        ("restore", {"backup": backup, "new": "copy", "token": "C"}),
-    ):
-        site.submit(kind, **arguments)
-    site.chances = Chances(chance, lost=0.06, doubled=0.1, delayed=0.1)
-    for step in range(250):
-        one_step(site, chance, step)
-    site.chances = None
-    for name in ("disk", "tape"):
-        site.connect(name)
-    for mover in list(site.movers):
-        site.connect_mover(mover, boot=bytes([250]) * 16)
-    for _ in range(60):
-        site.run(30)
-        site.beat()
-    return site
-
-
-def one_step(site: Site, chance: random.Random, step: int) -> None:
-    roll = chance.random()
-    if roll < 0.01:
-        site.restart(keeps_wire=chance.random() < 0.5)
-    elif roll < 0.02:
-        site.restart_node(chance.choice(["disk", "tape"]))
-    elif roll < 0.03:
-        site.lose_after = [chance.randrange(6)]
-    elif roll < 0.05:
-        site.connect_mover(chance.choice(["m1", "m2"]), boot=bytes([step % 200 + 2]) * 16)
-    elif roll < 0.10:
-        site.beat()
-    elif site.wire and roll < 0.9:
-        site.deliver(*site.wire.pop(0))
-    else:
-        deadline = site.machine.deadline()
-        if deadline is not None:
-            site.now = max(site.now, deadline)
-            site.feed(core.Tick())
-
-
-@pytest.mark.parametrize("first", range(0, 60, 20))
-def test_whatever_the_weather_jobs_end_and_what_is_completed_reads_back(first: int) -> None:
-    for seed in range(first, first + 20):
-        site = storm(seed)
-        wanted = {"A": DATA, "B": content(*range(20, 40))}
-        for token in ("A", "B", "C"):
-            row = site.catalog.job_by_token(token)
-            assert row is not None
-            assert row.exit_code >= 0, (seed, token, row.state, row.reason)
-            if row.state == "completed":
-                check_end(site, row.job)
-            else:
-                assert "no progress in" in row.reason, (seed, token, row.reason)
-            if row.state == "completed" and token in wanted:
-                name = f"from-{token}"
-                assert restored(site, int(row.backup), name=name) == wanted[token], (seed, token)
-        assert site.alarms == [], seed
 
 
 # --- messages that come late, twice, or from the wrong place --------------------------------------

@@ -221,6 +221,19 @@ def test_a_cancel_while_the_target_is_made_leaves_no_volume_half_way(
         assert "copy" not in names
 
 
+def test_a_word_to_go_offline_that_arrives_after_the_clean_up_is_too_late(site: Site) -> None:
+    backup = backed_up(site)
+    job = site.submit("restore", backup=backup, new="copy")
+    until(site, VolumeOffline)
+    late = site.wire.pop(0)
+    site.begin_call("job.cancel", job=job)
+    until(site, VolumePublish)
+    site.wire.insert(0, late)
+    site.run()
+    check_end(site, job, "cancelled")
+    assert [volume.row.name for volume in site.volumes.values()] == ["vol"]
+
+
 def test_a_target_that_its_node_refuses_to_give_up_is_left_as_it_is(site: Site) -> None:
     """The node knows better than we do: somebody has written to the volume meanwhile."""
     backup = backed_up(site)

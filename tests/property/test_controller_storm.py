@@ -1,0 +1,205 @@
+"""The controller's core in foul weather: whatever the order of messages, crashes and calls, everything ends well.
+
+One seed is one story: jobs of every kind are submitted, cancelled and ended by operators while messages are lost,
+doubled and late, nodes and movers die, the controller dies, and cartridges fill up.  Then the sun shines until nothing
+moves.  What is judged shares no code with the core: blocks on volumes, objects on tapes, and the books.
+
+`--seeds N` plays N stories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Any
+
+from backplane.errors import BackupError
+from backplane.ids import NodeName
+from controller.core import effects as core
+from tests.site.disk import BLOCK
+from tests.site.site import Chances, Site, backed_up, content, ledger, restored
+
+STEPS = 500
+CALLS_MAX = 14
+TAGS = ("LTO001L8", "LTO002L8", "LTO003L8", "LTO004L8")
+CAUSES = (
+    "no progress in",
+    "no cartridge is writable",
+    "within a day",
+    "is restore-failed",
+    "is not empty",
+)
+"""Why a job may fail in weather that never damages anything."""
+
+
+class Story:
+    """A site, and what happens to it."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.site = Site(drives=1 + seed % 3, tags=TAGS)
+        for node in ("disk", "tape"):
+            self.site.connect(node)
+        for mover in ("m1", "m2"):
+            self.site.connect_mover(mover)
+        self.backup = backed_up(self.site, content(*range(9)), name="old")
+        for number, name in enumerate("abc"):
+            last = number * 10 + self.chance.randrange(1, 20)
+            self.site.make_volume(name, data=content(*range(number * 10, last)))
+        for tag in TAGS[:2]:
+            tape = self.site.tapes[tag]
+            tape.capacity = len(tape.objects) + self.chance.randrange(2, 40)
+            if self.chance.random() < 0.3:
+                tape.end = tape.capacity + self.chance.randrange(8)
+
+    def play(self) -> None:
+        """Let the storm blow, and the sun shine after it."""
+        self.site.chances = Chances(self.chance, lost=0.05, doubled=0.1, delayed=0.1)
+        calls = 0
+        for step in range(STEPS):
+            if calls < CALLS_MAX and self.chance.random() < 0.06:
+                calls += 1
+                with contextlib.suppress(BackupError):  # A refusal is an answer.
+                    self.call(f"call-{calls}")
+            self.happen(step)
+        self.site.chances = None
+        self.clear_up()
+
+    # --- operators --------------------------------------------------------------------------------
+
+    def call(self, token: str) -> None:
+        site, chance = self.site, self.chance
+        jobs = list(site.machine.jobs.values())
+        match chance.choice(("backup", "backup", "restore", "verify", "cancel", "cancel", "move")):
+            case "backup":
+                site.submit("backup", volume=chance.choice("abc"), token=token)
+            case "restore":
+                site.submit("restore", backup=self.backup, new=token, token=token)
+            case "verify":
+                site.submit("verify", backup=self.backup, token=token)
+            case "cancel" if jobs:
+                site.begin_call("job.cancel", job=chance.choice(jobs).row.job)
+            case _:
+                self.move(token)
+
+    def move(self, token: str) -> None:
+        site = self.site
+        match self.chance.choice(("import", "export", "end", "end")):
+            case "import":
+                size = {"size_bytes": 8 * BLOCK, "block_bytes": BLOCK}
+                site.begin_call(
+                    "volume.import_begin", token=token, name=token, node="", holder="", **size
+                )
+            case "export":
+                name = self.chance.choice("abc")
+                site.begin_call("volume.export_begin", token=token, name=name, holder="")
+            case _:
+                self.end_moves(is_good=self.chance.random() < 0.7)
+
+    def end_moves(self, *, is_good: bool = True) -> None:
+        for job in list(self.site.machine.jobs.values()):
+            if job.row.kind == "export" and job.row.state == "copying":
+                self.site.begin_call("volume.export_end", view=job.row.view)
+            if job.row.kind == "import" and job.row.state == "copying":
+                name = job.row.volume_name
+                self.site.begin_call("volume.import_end", name=name, ok=is_good)
+
+    # --- weather ----------------------------------------------------------------------------------
+
+    def happen(self, step: int) -> None:
+        site, roll = self.site, self.chance.random()
+        if roll < 0.01:
+            site.restart(keeps_wire=self.chance.random() < 0.5)
+        elif roll < 0.02:
+            site.restart_node(self.chance.choice(("disk", "tape")))
+        elif roll < 0.03:
+            site.lose_after = [self.chance.randrange(6)]
+        elif roll < 0.05:
+            mover = self.chance.choice(("m1", "m2"))
+            site.connect_mover(mover, boot=bytes([step % 200 + 2]) * 16)
+        elif roll < 0.06:
+            site.feed(core.PeerLost(name=NodeName("m1"), role="mover"))
+            site.connect_mover("m1")
+        elif roll < 0.10:
+            site.beat()
+        elif site.wire and roll < 0.9:
+            site.deliver(*site.wire.pop(0))
+        else:
+            deadline = site.machine.deadline()
+            if deadline is not None:
+                site.now = max(site.now, deadline)
+                site.feed(core.Tick())
+
+    def clear_up(self) -> None:
+        site = self.site
+        for node in ("disk", "tape"):
+            site.connect(node)
+        for mover in list(site.movers):
+            site.connect_mover(mover, boot=bytes([250]) * 16)
+        for _ in range(40):
+            site.run(30)
+            site.beat()
+            site.settle()
+            self.end_moves()
+        for node in ("disk", "tape"):
+            site.connect(node)
+        site.settle()
+
+    # --- judgement --------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Nothing is left in hand, nothing is left behind, and what is said to be there is there."""
+        site = self.site
+        registry = site.machine.registry
+        waiting = [(job.row.job, job.row.reason) for job in site.machine.jobs.values()]
+        assert not waiting
+        assert not site.disk.views
+        assert not registry.drive_claims
+        assert not registry.volume_claims
+        assert site.alarms == []
+        self.judge_volumes()
+        for row in site.catalog.jobs(limit=100):
+            self.judge_job(row)
+        for backup in list(site.machine.backups.values()):
+            assert backup.state in ("completed", "failed")
+            if backup.state == "completed":
+                source = site.volumes[backup.volume].data
+                name = f"copy-of-{backup.backup}"
+                assert restored(site, backup.backup, name=name) == source, backup
+
+    def judge_volumes(self) -> None:
+        rows = self.site.machine.registry.volumes
+        for volume in self.site.volumes.values():
+            row = rows.get(volume.row.volume)
+            assert row is not None, f"{volume.row.name} belongs to nobody"
+            assert not row.is_deleted, f"{row.name} is left behind, {volume.row.state}"
+            assert volume.row.state in ("online", "restore-failed"), volume.row
+        missing = [
+            row.name
+            for row in rows.values()
+            if not row.is_deleted and row.volume not in self.site.volumes
+        ]
+        assert not missing
+
+    def judge_job(self, row: Any) -> None:
+        assert row.exit_code >= 0, row
+        states = {item.state for item in self.site.items(row.job)}
+        assert not states & {"planned", "leased"}, (row.job, states)
+        if row.state == "completed":
+            book = ledger(self.site, row.job)
+            assert book["is_balanced"], book
+        if row.state == "failed":
+            assert any(cause in row.reason for cause in CAUSES), row.reason
+
+
+def test_after_any_storm_everything_has_ended_and_what_is_completed_reads_back(
+    seeds: range,
+) -> None:
+    for seed in seeds:
+        story = Story(seed)
+        try:
+            story.play()
+            story.judge()
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
