@@ -22,7 +22,7 @@ from backplane.runtime.clock import SystemClock
 from backplane.units import format_size
 from controller.cli import render
 from controller.cli.client import connect
-from controller.cli.cluster import READY_TIMEOUT_S, STOP_GRACE_S, Cluster, DaemonState
+from controller.cli.cluster import READY_TIMEOUT_S, STOP_GRACE_S, Cluster, DaemonState, Talk
 from controller.cli.follow import Caller
 from controller.cli.options import SIZE, Group, Settings
 from controller.cli.render import Document, Screen
@@ -32,6 +32,9 @@ MOVERS: Final = 1
 CARTRIDGES: Final = 4
 CARTRIDGES_MAX: Final = 999
 CAPACITY: Final = "16GiB"
+RETURN_S: Final = 5.0
+"""How long processes that ran before may take to find a controller that was started anew."""
+
 WATCH_S: Final = 1.0
 POLL_S: Final = 0.1
 STARTING: Final = "starting a cluster"
@@ -157,7 +160,9 @@ def run_up(
                     greet(settings, state.daemons(movers))
                 else:
                     with connect(settings) as client:
-                        wait_until_known(client, state.daemons(movers))
+                        wait_until_known(
+                            client, state.daemons(movers), started=set(started), talk=screen.talk
+                        )
                         fill_library(
                             client, count=cartridges, capacity_bytes=capacity_bytes, screen=screen
                         )
@@ -226,18 +231,28 @@ def _process_document(state: DaemonState) -> Document:
     }
 
 
-def wait_until_known(client: Caller, daemons: Sequence[Daemon]) -> None:
-    """Wait until the controller has the inventory of every node: serving comes a moment before it."""
-    wanted = {daemon.name for daemon in daemons if daemon.role != "controller"}
+def wait_until_known(
+    client: Caller, daemons: Sequence[Daemon], *, started: set[str], talk: Talk
+) -> None:
+    """Wait until the controller has the inventory of every node: serving comes a moment before it.
+
+    A process that ran already and is not heard (it may be paused) is only told of: what was started now is sound.
+    """
+    names = {daemon.name for daemon in daemons if daemon.role != "controller"}
     clock = SystemClock()
-    deadline = clock.monotonic() + READY_TIMEOUT_S
+    begun = clock.monotonic()
     while True:
         known = [*client.call("node.list")["nodes"], *client.call("mover.list")["movers"]]
-        away = wanted - {each["name"] for each in known if each["state"] != "away"}
+        away = names - {each["name"] for each in known if each["state"] != "away"}
+        waited_s = clock.monotonic() - begun
         if not away:
             return
-        if clock.monotonic() >= deadline:
-            raise UnreachableError(f"the controller has not heard of {', '.join(sorted(away))}")
+        if not away & started and waited_s >= RETURN_S:
+            talk(f"the controller does not hear {', '.join(sorted(away))}")
+            return
+        if waited_s >= READY_TIMEOUT_S:
+            missing = ", ".join(sorted(away & started))
+            raise UnreachableError(f"the controller has not heard of {missing}")
         threading.Event().wait(POLL_S)
 
 

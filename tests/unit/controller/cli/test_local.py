@@ -279,8 +279,29 @@ def test_a_cluster_is_up_when_the_controller_knows_every_node(
         "mover.list": {"movers": [mover]},
     }
     with connect(Settings(state=state)) as client:
-        wait_until_known(client, StateFolder(state).daemons(1))
+        told: list[str] = []
+        daemons = StateFolder(state).daemons(1)
+        started = {daemon.name for daemon in daemons}
+        wait_until_known(client, daemons, started=started, talk=told.append)
     assert [verb for verb, _ in controller.calls].count("node.list") == 3
+    assert told == []
+
+
+def test_a_process_that_ran_before_and_is_not_heard_is_only_told_of(
+    controller: Any, state: Path, documents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused mover must not take the one that was started in its place down with it."""
+    monkeypatch.setattr("controller.cli.local.RETURN_S", 0.05)
+    node, mover = documents["node"], documents["mover"]
+    controller.answers |= {
+        "node.list": {"nodes": [node, node | {"name": "tape"}]},
+        "mover.list": {"movers": [mover | {"state": "away"}]},
+    }
+    told: list[str] = []
+    with connect(Settings(state=state)) as client:
+        daemons = StateFolder(state).daemons(1)
+        wait_until_known(client, daemons, started=set(), talk=told.append)
+    assert told == [f"the controller does not hear {mover['name']}"]
 
 
 def test_a_cluster_that_cannot_be_spoken_to_is_stopped_again(trial: Trial) -> None:
