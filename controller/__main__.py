@@ -25,8 +25,13 @@ from controller.service import ControllerService
 _logger = logging.getLogger("controller")
 
 
+DATA_CHANNELS = "backplane.transport.stream"
+"""The code that moves payload.  A controller that has it loaded is not the one whose reports say 0 bytes."""
+
+
 def run(config: ControllerConfig) -> None:
     """Run until a signal says stop."""
+    assert DATA_CHANNELS not in sys.modules
     keys = load_key_pair(config.key_file)
     if keys.role != "controller":
         # Every other process would refuse us, and say that it is somebody else's key.

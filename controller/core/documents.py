@@ -282,6 +282,7 @@ def ledger_document(
         residual = job.planned_bytes - (total["written"] - total["padded"] - repeated)
         balances = total["read"] + total["padded"] == total["written"]
     return {
+        # Not counted but certain: the program has no code for data channels (.importlinter, controller.__main__).
         "controller_payload_bytes": 0,
         "planned_bytes": planned,
         "read_bytes": total["read"],
