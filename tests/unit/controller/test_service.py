@@ -182,7 +182,7 @@ class World:
                 answer = fake.answer(message)
             except BackupError as error:
                 answer = NodeFailed(
-                    request=message.request,  # type: ignore[attr-defined]
+                    request=message.request,
                     error=error.kind,
                     reason=error.message,
                     hint=error.hint,
@@ -225,7 +225,7 @@ def test_a_peer_that_the_controller_does_not_know_any_more_says_hello_again(worl
     peer = world.peer("mover", "m1")
     world.advance(10 * HEARTBEAT_S)
     peer.say(SessionPing(sequence=1))
-    assert isinstance(peer.heard[-1], SessionUnknown)
+    assert type(peer.heard[-1]) is SessionUnknown
     peer.hello()
     peer.say(SessionPing(sequence=2))
     assert peer.heard[-1] == SessionPong(sequence=2)

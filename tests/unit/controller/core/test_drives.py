@@ -32,7 +32,7 @@ def reply(**fields: Any) -> NodeReply:
 def test_every_load_fences_with_an_epoch_of_its_own(site: Site, job: Any) -> None:
     epochs = []
     for _ in range(2):
-        wish = next(drives.load_cartridge(site.machine, job))
+        wish: Any = next(drives.load_cartridge(site.machine, job))
         asked = wish.make(1)
         assert isinstance(asked, TapeLoad)
         epochs.append(asked.epoch)
@@ -42,14 +42,14 @@ def test_every_load_fences_with_an_epoch_of_its_own(site: Site, job: Any) -> Non
 def test_a_cartridge_that_is_still_elsewhere_is_tried_again_with_a_new_epoch(
     site: Site, job: Any
 ) -> None:
-    steps = drives.load_cartridge(site.machine, job)
+    steps: Any = drives.load_cartridge(site.machine, job)
     first = next(steps)
     pause = steps.throw(BusyError("cartridge LTO001L8 is in another drive"))
     assert isinstance(pause, Signal)
     assert "is in another drive; trying again in 1 s" in job.row.reason
     second = steps.send(None)
     assert isinstance(second, Ask)
-    assert second.make(1).epoch > first.make(1).epoch  # type: ignore[attr-defined]
+    assert second.make(1).epoch > first.make(1).epoch
 
 
 def test_a_cartridge_that_is_in_another_free_drive_is_followed_there() -> None:
@@ -69,14 +69,14 @@ def test_a_cartridge_that_is_in_another_free_drive_is_followed_there() -> None:
 def test_a_cartridge_that_the_drive_cannot_open_is_the_cartridges_fault(
     site: Site, job: Any
 ) -> None:
-    steps = drives.load_cartridge(site.machine, job)
+    steps: Any = drives.load_cartridge(site.machine, job)
     next(steps)
     with pytest.raises(VolumeError, match="cartridge LTO001L8 cannot be used: index damaged"):
         steps.throw(MediumError("index damaged"))
 
 
 def test_digests_are_read_page_by_page(job: Any) -> None:
-    steps = drives.read_digests(job, start=5, end=9)
+    steps: Any = drives.read_digests(job, start=5, end=9)
     asked = next(steps).make(1)
     assert isinstance(asked, TapeDigest)
     assert (asked.start, asked.end) == (5, 9)
@@ -97,14 +97,14 @@ def test_no_records_have_no_digests(job: Any) -> None:
     "answer", [reply(digests=b"", next_object=5), reply(digests=b"x" * 400, next_object=9)]
 )
 def test_answers_that_make_no_sense_are_refused(job: Any, answer: NodeReply) -> None:
-    steps = drives.read_digests(job, start=5, end=9)
+    steps: Any = drives.read_digests(job, start=5, end=9)
     next(steps)
     with pytest.raises(VolumeError, match="no digests from object 5 on"):
         steps.send(answer)
 
 
 def test_an_empty_drive_has_no_digests_for_now(job: Any) -> None:
-    steps = drives.read_digests(job, start=5, end=9)
+    steps: Any = drives.read_digests(job, start=5, end=9)
     next(steps)
     with pytest.raises(StopIteration) as stop:
         steps.throw(NotFoundError("no cartridge is loaded"))

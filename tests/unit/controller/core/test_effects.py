@@ -27,6 +27,6 @@ def test_every_class_of_the_module_is_an_event_an_effect_or_a_part_of_one() -> N
     found = {
         value
         for value in vars(effects).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == effects.__name__  # type: ignore[union-attr]
+        if dataclasses.is_dataclass(value) and value.__module__ == effects.__name__
     }
     assert found == known

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError, RefusedError, UnreachableError
-from backplane.ids import NodeName
+from backplane.ids import ItemId, NodeName
 from backplane.scsi.sense import Sense, SenseKey
 from backplane.wire.grants import Rights
 from controller.core import items
@@ -45,9 +45,9 @@ def run(site: Site, job: Any) -> Any:
         site.machine,
         job,
         PLANNED,
-        item=77,
+        item=ItemId(77),
         purpose="data",
-        uses=(),  # type: ignore[arg-type]
+        uses=(),
     )
 
 

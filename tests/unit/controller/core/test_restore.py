@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from backplane.ids import JobId
 from backplane.wire.messages import VolumeCreate, VolumeOffline, VolumePublish
 from controller.core import effects as core
 from controller.core import planner
@@ -41,7 +42,7 @@ def test_a_restore_onto_what_cannot_take_it_is_refused_before_anything_happens(s
         site.submit("restore", backup=backup)
     with pytest.raises(RefusedError, match="a volume named full exists"):
         site.submit("restore", backup=backup, new="full")
-    full.row = replace(full.row, held_by=7)
+    full.row = replace(full.row, held_by=JobId(7))
     site.connect("disk")
     with pytest.raises(BusyError, match="held by job 7"):
         site.submit("restore", backup=backup, to="full", force=True)

@@ -295,7 +295,13 @@ def test_the_first_task_that_claims_is_served_first(desk: Desk, tasks: Tasks) ->
     taken: list[str] = []
 
     def claim(name: str) -> Claim:
-        return Claim(attempt=lambda: NotYet("taken") if taken else taken.append(name) or True)
+        def attempt() -> bool | NotYet:
+            if taken:
+                return NotYet("taken")
+            taken.append(name)
+            return True
+
+        return Claim(attempt=attempt)
 
     tasks.spawn(desk.wants(claim("first")), job=desk.job)
     tasks.spawn(desk.wants(claim("second")))
