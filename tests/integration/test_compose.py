@@ -34,7 +34,7 @@ START_S = 30.0
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("engine"),  # one engine, one image, tests that build on each other
+    pytest.mark.xdist_group("engine"),  # one engine, one image
 ]
 
 
@@ -225,8 +225,10 @@ def shared(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_cluster_in_containers_backs_up_and_restores(cluster: Engine, shared: Path) -> None:
-    """The story of `make demo`, told to containers."""
+def test_a_cluster_in_containers_backs_up_restores_and_remembers_after_a_restart(
+    cluster: Engine, shared: Path
+) -> None:
+    """The story of `make demo`, told to containers; the init service must not make new keys at the next start."""
     wait_for_movers(cluster, 3)
     (shared / "input.img").write_bytes(os.urandom(VOLUME_BYTES))
 
@@ -239,9 +241,6 @@ def test_a_cluster_in_containers_backs_up_and_restores(cluster: Engine, shared: 
 
     assert (shared / "input.img").read_bytes() == (shared / "output.img").read_bytes()
 
-
-def test_restarted_containers_remember_and_keep_their_keys(cluster: Engine, shared: Path) -> None:
-    """The init service runs again at every start, and must not make new keys."""
     cluster.composed("restart", "--timeout", "20")
     cluster.composed("up", "--detach", "--no-build", "--scale", "mover=3")
     wait_for_movers(cluster, 3)
