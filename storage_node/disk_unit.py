@@ -25,7 +25,7 @@ GUARD_CHECK_FAILED: Final = SenseTriple(0x0B, 0x10, 0x01)
 """ABORTED COMMAND, LOGICAL BLOCK GUARD CHECK FAILED."""
 
 READ_THROUGH_BYTES: Final = 256 * 1024
-"""Larger pieces fall out of the second-level cache between the read and the checksum."""
+"""Small enough to be still in the cache when the checksum is computed."""
 
 PERIPHERAL_DEVICE_TYPE: Final = 0x00
 

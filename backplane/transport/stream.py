@@ -414,7 +414,7 @@ def tune(sock: socket.socket, *, timeout_s: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     if sock.family == socket.AF_UNIX:
-        # Unix sockets do not tune their buffers; the default of 208 KiB stops a sender four times in every record.
+        # Unix sockets do not tune their buffers; the usual default is a fraction of a record.
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, UNIX_BUFFER_BYTES)
         except PermissionError:

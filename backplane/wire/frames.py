@@ -136,7 +136,7 @@ class Entry(NamedTuple):
 class Header(NamedTuple):
     """One decoded header.  `opcode` is without the reply bit; `is_reply` tells.
 
-    A tuple, because there are four of them to every record and a frozen dataclass takes five times as long to make.
+    A tuple, because there are four of them to every record and a frozen dataclass costs more to make.
     """
 
     opcode: Opcode
