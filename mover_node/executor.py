@@ -18,6 +18,7 @@ from typing import Final, cast
 
 from backplane.errors import BackupError, NotAuthorizedError
 from backplane.runtime import failpoints
+from backplane.runtime.scheduling import prefer_throughput
 from backplane.scsi.parameter_list import ParameterList
 from mover_node.core.abort import Ended, aborted
 from mover_node.core.commands import (
@@ -204,6 +205,7 @@ class Execution:
         return self._progress
 
     def _work(self) -> None:
+        prefer_throughput()
         try:
             ended = self._execute()
         except Exception:

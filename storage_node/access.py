@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -48,7 +47,7 @@ class Access:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._waiting = 0
-        self._inside: Counter[tuple[Designator, Epoch]] = Counter()
+        self._inside: dict[tuple[Designator, Epoch], int] = {}
         self._last_write_s: dict[Designator, float] = {}
 
     # --- connections -----------------------------------------------------------------------------
@@ -95,7 +94,8 @@ class Access:
         try:
             with self._lock:
                 rule(session, request, now=self._monotonic(), position=position)
-                self._inside[session.grant.designator, session.grant.epoch] += 1
+                key = session.grant.designator, session.grant.epoch
+                self._inside[key] = self._inside.get(key, 0) + 1
         except BackupError as error:
             audit_refusal(request.opcode.name, session.grant, error)
             raise

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from backplane.errors import BackupError, RemoteProtocolError, UnreachableError
 from backplane.ids import Designator
+from backplane.runtime.scheduling import prefer_throughput
 from backplane.scsi.sense import Sense, SenseKey
 from backplane.transport import stream
 from backplane.transport.stream import Connection, ConnectionClosedError, FileRange, Opened
@@ -23,7 +24,6 @@ from backplane.wire.frames import Header, Protection, Status
 from backplane.wire.grants import Grant
 from storage_node.access import Access, audit_refusal
 from storage_node.core.admission import Session, denied
-from storage_node.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ class Exchange:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.behind = WriteBehind(on_error=lambda: connection.abort())  # noqa: PLW0108 - looked up late
         self._buffer = bytearray(0)
 
     def buffer(self, count: int) -> memoryview:
@@ -54,12 +53,6 @@ class Exchange:
     def receive(self, header: Header) -> memoryview:
         """Receive all data of a request."""
         data = self.buffer(header.length)
-        self.connection.receive_into(data)
-        return data
-
-    def receive_behind(self, header: Header) -> memoryview:
-        """Receive all data of a request into a buffer that `behind` lends until its work with it is done."""
-        data = self.behind.buffer(header.length)
         self.connection.receive_into(data)
         return data
 
@@ -133,10 +126,6 @@ class UnitHandler(Protocol):
 
     def handle(self, header: Header, extra: bytes) -> None:
         """Receive the data of one request and answer it; raise only if the connection has to end."""
-        ...
-
-    def close(self) -> None:
-        """The connection ends; return when nothing of it is under way any more."""
         ...
 
 
@@ -247,6 +236,7 @@ class DataServer:
             log.warning("data connection refused: %d are open", self._connections_max)
 
     def _run(self, sock: socket.socket) -> None:
+        prefer_throughput()
         try:
             self._serve(sock)
         except ConnectionClosedError as error:
@@ -290,10 +280,7 @@ class DataServer:
                 raise
             session, unit = admitted[0]
             handler = unit.handler(Exchange(connection), session)
-            try:
-                self._serve_requests(connection, handler, idle_s=grant.ttl_s)
-            finally:
-                handler.close()
+            self._serve_requests(connection, handler, idle_s=grant.ttl_s)
         finally:
             for session, _ in admitted:
                 self._access.close(session)

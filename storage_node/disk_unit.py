@@ -8,7 +8,6 @@ zero-filled that could not be read: the answer is MEDIUM ERROR with the LBA.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from backplane.crc import EMPTY, crc32c
@@ -19,7 +18,6 @@ from storage_node.access import Access
 from storage_node.core.admission import Request, Session, entries_bytes
 from storage_node.data_server import FROM_FILE_BYTES_MIN, Exchange
 from storage_node.disk.device import BlockDevice, DeviceError
-from storage_node.write_behind import BEHIND_BYTES_MIN
 
 GUARD_CHECK_FAILED: Final = SenseTriple(0x0B, 0x10, 0x01)
 """ABORTED COMMAND, LOGICAL BLOCK GUARD CHECK FAILED."""
@@ -81,27 +79,13 @@ class DiskHandler:
     def handle(self, header: Header, extra: bytes) -> None:
         """Answer one request."""
         entries = decode_entries(extra)
-        is_behind = header.data_bytes >= BEHIND_BYTES_MIN
-        if not is_behind:
-            self._exchange.behind.settle()
-        self._answer(header, partial(self._carry_out, header, entries, is_behind=is_behind))
-
-    def close(self) -> None:
-        """Finish what was received."""
-        self._exchange.behind.close()
-
-    def _carry_out(self, header: Header, entries: tuple[Entry, ...], *, is_behind: bool) -> None:
-        if header.opcode is Opcode.READ:
-            self._read(header, entries)
-        elif header.opcode is Opcode.WRITE:
-            self._write(header, entries, is_behind=is_behind)
-        else:
-            self._other(header, entries)
-
-    def _answer(self, header: Header, work: Callable[[], None]) -> None:
-        """Do something for a request, and answer for it if it is refused."""
         try:
-            work()
+            if header.opcode is Opcode.READ:
+                self._read(header, entries)
+            elif header.opcode is Opcode.WRITE:
+                self._write(header, entries)
+            else:
+                self._other(header, entries)
         except DeviceError as error:
             place = error.byte_address
             lba = None if place is None else place // self._device.block_bytes
@@ -169,7 +153,7 @@ class DiskHandler:
             self._access.leave(self._session)
         return checksum
 
-    def _write(self, header: Header, entries: tuple[Entry, ...], *, is_behind: bool) -> None:
+    def _write(self, header: Header, entries: tuple[Entry, ...]) -> None:
         try:
             request = self._request(header, entries)
             try:
@@ -178,24 +162,15 @@ class DiskHandler:
                 raise _Refused(error) from error
         except _Refused:
             self._exchange.drain(header)
-            self._exchange.behind.settle()
             raise
-        if not is_behind:
-            self._finish_write(header, request, self._exchange.receive(header))
-            return
-        data = self._exchange.receive_behind(header)
-        work = partial(self._finish_write, header, request, data)
-        self._exchange.behind.submit(partial(self._answer, header, work))
-
-    def _finish_write(self, header: Header, request: Request, data: memoryview) -> None:
-        """Check and write data that are here, and answer."""
+        data = self._exchange.receive(header)
         if header.protection is not Protection.CRC32C or crc32c(data) != header.crc32c:
             raise _Refused(BackupError("the data are damaged", sense=GUARD_CHECK_FAILED))
         self._enter(request, is_checked=True)
         try:
             self._unit.before_write()
             start = 0
-            for entry in request.entries:
+            for entry in entries:
                 if entry.kind is EntryKind.DATA:
                     piece = data[start : start + entry.byte_count]
                     self._device.write(entry.byte_address, piece)

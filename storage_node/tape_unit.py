@@ -12,7 +12,6 @@ commit that was found when the cartridge was loaded: nothing committed is overwr
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Final
 
 from backplane.crc import crc32c
@@ -33,7 +32,6 @@ from storage_node.core.tape_position import RECORD_BYTES_MAX
 from storage_node.data_server import FROM_FILE_BYTES_MIN, Exchange
 from storage_node.disk_unit import GUARD_CHECK_FAILED
 from storage_node.tape.drive import Drive, Outcome
-from storage_node.write_behind import BEHIND_BYTES_MIN
 
 PERIPHERAL_DEVICE_TYPE: Final = 0x01
 IMMEDIATE: Final = 0x01
@@ -82,36 +80,15 @@ class TapeHandler:
         """Answer one request."""
         entries = decode_entries(extra)
         is_checked = header.data_bytes > 0
-        is_behind = header.data_bytes >= BEHIND_BYTES_MIN
-        if not is_behind:
-            self._exchange.behind.settle()
-        data: memoryview | None = None
         try:
             request = self._request(header, entries)
             if is_checked:
                 self._unit.access.check(self._session, request)
         except BackupError as error:
             self._exchange.drain(header)
-            self._exchange.behind.settle()
             self._refuse(header, error)
             return
-        if is_behind:
-            data = self._exchange.receive_behind(header)
-            work = partial(self._finish, header, request, data, is_checked=True)
-            self._exchange.behind.submit(work)
-            return
-        if is_checked:
-            data = self._exchange.receive(header)
-        self._finish(header, request, data, is_checked=is_checked)
-
-    def close(self) -> None:
-        """Finish what was received."""
-        self._exchange.behind.close()
-
-    def _finish(
-        self, header: Header, request: Request, data: memoryview | None, *, is_checked: bool
-    ) -> None:
-        """Carry out a request whose data, if any, are here, and answer it."""
+        data = self._exchange.receive(header) if is_checked else None
         if is_checked and header.protection is not Protection.CRC32C:
             self._refuse(header, BackupError("no checksum", sense=GUARD_CHECK_FAILED))
             return

@@ -45,7 +45,9 @@ class ChannelDevice:
 
     def has_answer(self) -> bool:
         """Look at the socket.  What has begun to arrive will come whole, or the channel is lost."""
-        return any(events & select.POLLIN for _, events in self._poll.poll(0))
+        for _, events in self._poll.poll(0):
+            return bool(events & select.POLLIN)
+        return False
 
     def abort(self) -> None:
         """Shut the socket down, so that blocked calls return."""

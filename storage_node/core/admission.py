@@ -95,6 +95,9 @@ class Floor:
     holder: bytes = b""
 
 
+_NO_FLOOR: Final = Floor()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFloor:
     """Effect: make the floor durable before the cause of it is answered."""
@@ -127,7 +130,8 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An opened logical unit.  `spans` are the granted byte ranges: sorted, merged, as (starts, ends).
+    """An opened logical unit.  `spans` are the granted byte ranges: sorted, merged, as (starts, ends); `permitted`
+    what the grant's rights cover.
 
     The session carries its `use`: a grant of thousands of extents is too long to be looked up for each request.
     """
@@ -135,6 +139,7 @@ class Session:
     number: int
     grant: Grant
     spans: tuple[tuple[int, ...], tuple[int, ...]]
+    permitted: frozenset[Opcode]
     use: Use = field(compare=False)
 
 
@@ -206,7 +211,7 @@ class Admission:
 
     def floor(self, designator: Designator) -> Floor:
         """Return the floor of a unit."""
-        return self._floors.get(designator, Floor())
+        return self._floors.get(designator, _NO_FLOOR)
 
     def has_writer(self, designator: Designator) -> bool:
         """Tell whether a session that may write is open and not fenced."""
@@ -238,7 +243,13 @@ class Admission:
             _check_gate(state.unit)
         use = self._use(state, grant, now)
         self._session_count = number
-        session = Session(number=number, grant=grant, spans=_spans(grant, state.unit), use=use)
+        session = Session(
+            number=number,
+            grant=grant,
+            spans=_spans(grant, state.unit),
+            permitted=_permitted(grant.rights),
+            use=use,
+        )
         state.sessions[number] = session
         if not raises_floor:
             return session, []
@@ -333,9 +344,8 @@ class Admission:
         kind = state.unit.kind
         if request.opcode not in (_BLOCK_OPCODES if kind is UnitKind.BLOCK else _TAPE_OPCODES):
             raise UsageError(f"{request.opcode.name} is not a request for this kind of unit")
-        needed = _RIGHT_NEEDED.get(request.opcode)
-        if needed is not None and not session.grant.rights & needed:
-            raise denied(f"no right to {needed.name}")
+        if request.opcode not in session.permitted:
+            raise denied(f"no right to {request.opcode.name}")
         if request.entries:
             if request.opcode not in (Opcode.READ, Opcode.WRITE):
                 raise UsageError(f"{request.opcode.name} takes no entries")
@@ -398,6 +408,14 @@ def _check_shape(grant: Grant, unit: Unit) -> None:
         raise denied("extents on a tape")
     if any(lba + blocks > unit.blocks for lba, blocks in grant.extents):
         raise denied("extents beyond the end of the unit")
+
+
+def _permitted(rights: Rights) -> frozenset[Opcode]:
+    return frozenset(
+        opcode
+        for opcode in _BLOCK_OPCODES | _TAPE_OPCODES
+        if opcode not in _RIGHT_NEEDED or rights & _RIGHT_NEEDED[opcode]
+    )
 
 
 def _spans(grant: Grant, unit: Unit) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -60,8 +60,7 @@ _KINDS: Final = tuple(int(kind) for kind in ObjectKind)
 _FILEMARK: Final = int(ObjectKind.FILEMARK)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One logical object of a cartridge."""
 
     kind: ObjectKind

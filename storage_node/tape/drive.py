@@ -18,7 +18,7 @@ A drive has no lock: its owner serialises commands.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from backplane.errors import SenseTriple
 from backplane.scsi.sense import Sense, SenseKey
@@ -30,8 +30,7 @@ FILEMARKS_PER_COMMAND_MAX: Final = 4096
 """Most filemarks one WRITE FILEMARKS writes; the 24 bits of its count would be half a gigabyte of marks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to a command.  `data` are delivered bytes with their `crc32c`, also beside CHECK CONDITION."""
 
     status: Status

@@ -157,9 +157,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
         for contender in (backup_fresh, backup_over):
             with cluster(folder / "cluster", movers=options.movers) as ctl:
                 ctl.run("volume", "create", "bench", "--from", str(image))
-                if contender.is_fresh:
-                    touch_pages(folder, options.size)
-                else:
+                touch_pages(folder, options.size)
+                if not contender.is_fresh:
                     allocate_cartridge(folder / "cluster", options.size)
                 contender.samples.append(ctl.job("backup", "bench", "--inactivity", "0s"))
                 if contender.is_fresh:
