@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,14 @@ def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
         for contender in (backup_fresh, backup_over):
             with cluster(folder / "cluster", movers=options.movers) as ctl:
                 ctl.run("volume", "create", "bench", "--from", str(image))
-                touch_pages(folder, options.size)
+                prepare = partial(touch_pages, folder, options.size)
                 if not contender.is_fresh:
-                    allocate_cartridge(folder / "cluster", options.size)
-                contender.samples.append(ctl.job("backup", "bench", "--inactivity", "0s"))
+                    prepare()
+                    prepare = partial(allocate_cartridge, folder / "cluster", options.size)
+                backup = ctl.job("backup", "bench", "--inactivity", "0s", prepare=prepare)
+                contender.samples.append(backup)
                 if contender.is_fresh:
-                    touch_pages(folder, options.size)
-                    restored = ctl.job("restore", "bench/latest", "--new", "copy")
+                    restored = ctl.job("restore", "bench/latest", "--new", "copy", prepare=prepare)
                     restore_fresh.samples.append(restored)
                     if number == 0:
                         expect_equal(image, Path(ctl.ask("volume", "show", "copy")["path"]))
@@ -175,8 +177,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[Contender]:
 def touch_pages(folder: Path, size: int) -> None:
     """Take and free as much memory as the sink will need.
 
-    Inside a virtual machine a page that was never used, or was free for a while, has first to be got from the host,
-    which costs several times what the copy costs.  Whoever comes first would pay for all.
+    Inside a virtual machine a page that was never used, or was free for two seconds, has first to be got from the host,
+    which costs several times what the copy costs.  Whoever comes first would pay for all.  So: right before the copy.
     """
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
@@ -297,9 +299,10 @@ class Ctl:
         status = self.ask("local", "status")
         return {row["name"]: psutil.Process(row["pid"]) for row in status["processes"]}
 
-    def job(self, *arguments: str) -> Sample:
+    def job(self, *arguments: str, prepare: Callable[[], None]) -> Sample:
         """Submit a job, wait for its end, and take its figures from its report."""
         processes = self.processes()
+        prepare()
         before = cpu_of(processes)
         job = self.ask("submit", *arguments)["job"]
         # Waited for in one process, so that the watching costs the watched ones nothing but a few requests.
