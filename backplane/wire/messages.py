@@ -266,12 +266,27 @@ class WorkRevoked(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LegState:
+    """A leg of a backup mirror.  `state` is `resynchronising`, `in-sync`, `split` or `failed`; `reason` says why."""
+
+    name: Name
+    path: Text
+    state: Name
+    reason: Text
+    bytes_left: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeState:
     """A volume as its node knows it.
 
     `state` is `online`, `restoring` (offline, being written by a restore), `restore-failed` (offline) or `importing`.
     `used_bytes` is what is allocated.  `held_by` is the job whose static view holds it, or 0.
     `is_empty` is true while no byte was ever written to it.  `path` is the data file or device, as the node sees it.
+    `idle_s` is the time since the last write ended, -1 if there was none since the node started; `last_writer` who that
+    was.  `connections` are workstations that are connected now.  `is_read_only`: a flush of its data failed.
+    `tracking` and `generation` name its history of changed blocks; "" if there is none.
     """
 
     volume: VolumeId
@@ -285,11 +300,23 @@ class VolumeState:
     is_empty: bool
     epoch: Epoch
     path: Text
+    idle_s: float = -1.0
+    last_writer: Text = ""
+    connections: int = 0
+    is_read_only: bool = False
+    tracking: Name = ""
+    generation: int = 0
+    legs: Annotated[tuple[LegState, ...], Limit(8)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewState:
-    """A static view as its node knows it.  `state` is `active` or `broken`; `reason` says why."""
+    """A static view as its node knows it.  `state` is `active` or `broken`; `reason` says why.
+
+    `means` is `snapshot`, `clone`, `mirror` or `hold`.  The view contains everything up to and including `generation`
+    of the history `tracking`; "" if changes are not tracked.  `used_bytes` is what the view takes beside the volume.
+    `consistency` is `crash`, or what hooks made of it: `file-system` or `application`.
+    """
 
     view: ViewId
     volume: VolumeId
@@ -300,6 +327,11 @@ class ViewState:
     means: Name
     state: Name
     reason: Text
+    tracking: Name = ""
+    generation: int = 0
+    used_bytes: int = 0
+    created: Text = ""
+    consistency: Name = "crash"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,6 +376,8 @@ class NodeInventory(Message):
     views: Annotated[tuple[ViewState, ...], Limit(2048)]
     drives: Annotated[tuple[DriveState, ...], Limit(64)]
     cartridges: Annotated[tuple[CartridgeState, ...], Limit(2048)]
+    nbd_addresses: Annotated[tuple[Annotated[str, Limit(256)], ...], Limit(8)] = ()
+    """Where workstations reach the volumes."""
 
 
 # --- storage nodes: requests ---------------------------------------------------------------------
@@ -439,10 +473,36 @@ class VolumePublish(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMirror(Message):
+    """Change the backup mirror of a volume.  `action` is `add`, `remove` or `resync`; `path` the folder of a new leg.
+
+    Answered with the volume; `resync` and `add` go on in the background.
+    """
+
+    kind: ClassVar[str] = "volume.mirror"
+    request: int
+    volume: VolumeId
+    action: Name
+    leg: Name
+    path: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMember:
+    """One more volume whose view is made in the same instant."""
+
+    view: ViewId
+    volume: VolumeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViewCreate(Message):
     """Obtain a static view.  The same `view` again is answered with what exists.
 
-    The node waits for `quiet_s` seconds without writes, at most `timeout_s`; fails with kind `not-quiet`.
+    The node waits for `quiet_s` seconds without writes, at most `timeout_s`; fails with kind `not-quiet`.  While it
+    waits it tells `view.waiting`.  `means` is `auto`, `snapshot`, `mirror` or `hold`.  `protected` is what will be
+    read, as packed `>QQ` (LBA, blocks); b"" means everything.  With a `group`, all views are made in one instant or
+    none is.
     """
 
     kind: ClassVar[str] = "view.create"
@@ -453,6 +513,20 @@ class ViewCreate(Message):
     quiet_s: float
     timeout_s: float
     ttl_s: float
+    means: Name = "auto"
+    protected: Blob = b""
+    group: Annotated[tuple[ViewMember, ...], Limit(15)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewWaiting(Message):
+    """How the wait for quiet stands: for how long, since when it is quiet, and who wrote last.  Not answered."""
+
+    kind: ClassVar[str] = "view.waiting"
+    view: ViewId
+    waited_s: float
+    idle_s: float
+    last_writer: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -466,13 +540,29 @@ class ViewRelease(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewExtents(Message):
-    """Ask for the allocated extents of a view or volume from `start_lba`, at most `extents_max`."""
+    """Ask for the allocated extents of a view or volume from `start_lba`, at most `extents_max`.
+
+    With `tracking`, only for those that changed after generation `since_generation` of that history; fails with
+    kind `not-found` if the node cannot say.
+    """
 
     kind: ClassVar[str] = "view.extents"
     request: int
     designator: Designator
     start_lba: int
     extents_max: int
+    tracking: Name = ""
+    since_generation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSample(Message):
+    """Ask for the CRC32C of some ranges of a view: packed `>QQ` (LBA, blocks), answered in `digests`."""
+
+    kind: ClassVar[str] = "view.sample"
+    request: int
+    designator: Designator
+    extents: Blob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,7 +609,7 @@ class NodeReply(Message):
 
     `volumes`, `views`, `drives`, `cartridges`: the objects concerned, after the change.
     `extents`: packed `>QQ` pairs (LBA, blocks) for view.extents; `next_lba` is where to go on, or the number of blocks.
-    `digests`: packed `>I` CRC32C values for tape.digest; `next_object` is where to go on.
+    `digests`: packed `>I` CRC32C values for tape.digest and view.sample; `next_object` is where to go on.
     `end`, `durable_end`: end of data of the loaded cartridge, and up to where it is on the medium.
     For tape.load: `header` is the payload of the volume header (b"" if none).  Of the last committed part, if any:
     `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry
@@ -531,7 +621,7 @@ class NodeReply(Message):
     request: int
     boot_id: Annotated[bytes, Limit(16)]
     volumes: Annotated[tuple[VolumeState, ...], Limit(4)] = ()
-    views: Annotated[tuple[ViewState, ...], Limit(4)] = ()
+    views: Annotated[tuple[ViewState, ...], Limit(16)] = ()
     drives: Annotated[tuple[DriveState, ...], Limit(4)] = ()
     cartridges: Annotated[tuple[CartridgeState, ...], Limit(4)] = ()
     extents: Blob = b""

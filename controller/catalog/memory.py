@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from backplane.errors import MediumError
-from backplane.ids import BackupId, ItemId, JobId
+from backplane.ids import BackupId, ItemId, JobId, VolumeId
 from controller.catalog.store import (
     ENDED_STATES,
     KEYS,
@@ -26,6 +26,7 @@ from controller.catalog.store import (
     JobRow,
     NodeRow,
     PartRow,
+    QuietWaitRow,
     Row,
     Snapshot,
     VolumeRow,
@@ -145,6 +146,11 @@ class MemoryCatalog:
         return _first(
             (r for r in self._all(EventRow) if r.job == job and r.sequence > after), limit
         )
+
+    def quiet_waits(self, volume: VolumeId, *, limit: int) -> list[QuietWaitRow]:
+        """Return the waits for quiet of a volume, newest first."""
+        found = [row for row in self._all(QuietWaitRow) if row.volume == volume]
+        return _first(reversed(found), limit)
 
     def extents(self, backup: BackupId) -> bytes | None:
         """Return the packed extents of a backup."""

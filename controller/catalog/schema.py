@@ -114,6 +114,8 @@ VOLUMES: Final = _table(
     _text("token"),
     _text("created"),
     _column("is_deleted", Boolean()),
+    _column("quiet_s", Double()),
+    _column("sync_timeout_s", Double()),
 )
 
 CARTRIDGES: Final = _table(
@@ -192,6 +194,11 @@ BACKUPS: Final = _table(
     _text("consistency"),
     _text("view_means"),
     _text("detail"),
+    _text("level"),
+    _number("parent"),
+    _text("tracking"),
+    _number("generation"),
+    _column("samples", LargeBinary()),
 )
 
 PARTS: Final = _table(
@@ -219,6 +226,19 @@ EXTENTS: Final = _table(
     _column("packed", LargeBinary()),
 )
 
+QUIET_WAITS: Final = _table(
+    "quiet_waits",
+    _key("wait"),
+    _text("volume"),
+    _number("job"),
+    _text("asked"),
+    _column("quiet_s", Double()),
+    _column("waited_s", Double()),
+    _column("is_found", Boolean()),
+    _text("writer"),
+    Index(None, "volume", "wait"),
+)
+
 EVENTS: Final = _table(
     "events",
     _key("job"),
@@ -239,5 +259,6 @@ TABLES: Final[dict[type, Table]] = {
     store.PartRow: PARTS,
     store.ExtentsRow: EXTENTS,
     store.EventRow: EVENTS,
+    store.QuietWaitRow: QUIET_WAITS,
 }
 """The table of each row type."""

@@ -27,9 +27,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from backplane.errors import ConfigError, MediumError
-from backplane.ids import BackupId, ItemId, JobId
+from backplane.ids import BackupId, ItemId, JobId, VolumeId
 from controller.catalog import migrations, sqlite_file
-from controller.catalog.schema import EVENTS, EXTENTS, ITEMS, JOBS, META, TABLES
+from controller.catalog.schema import EVENTS, EXTENTS, ITEMS, JOBS, META, QUIET_WAITS, TABLES
 from controller.catalog.store import (
     ENDED_STATES,
     KEYS,
@@ -42,6 +42,7 @@ from controller.catalog.store import (
     JobRow,
     NodeRow,
     PartRow,
+    QuietWaitRow,
     Row,
     Snapshot,
     VolumeRow,
@@ -166,6 +167,12 @@ class SqlCatalog:
         """Return log lines with sequence > `after`, in order."""
         query = select(EVENTS).where(EVENTS.c.job == _cut(job), EVENTS.c.sequence > _cut(after))
         return self._find(EventRow, query.order_by(EVENTS.c.sequence).limit(_limit(limit)))
+
+    def quiet_waits(self, volume: VolumeId, *, limit: int) -> list[QuietWaitRow]:
+        """Return the waits for quiet of a volume, newest first."""
+        query = select(QUIET_WAITS).where(QUIET_WAITS.c.volume == volume)
+        newest = query.order_by(QUIET_WAITS.c.wait.desc()).limit(_limit(limit))
+        return self._find(QuietWaitRow, newest)
 
     def extents(self, backup: BackupId) -> bytes | None:
         """Return the packed extents of a backup."""

@@ -27,6 +27,8 @@ from backplane.ids import (
     VolumeTag,
 )
 
+_NO_BACKUP: Final = BackupId(0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterRow:
@@ -61,6 +63,24 @@ class VolumeRow:
     token: str
     created: str
     is_deleted: bool
+    quiet_s: float = -1.0
+    """Write inactivity period of this volume; -1 means the controller's."""
+    sync_timeout_s: float = -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuietWaitRow:
+    """One wait for write inactivity: what became of it.  `wait` counts up."""
+
+    wait: int
+    volume: VolumeId
+    job: JobId
+    asked: str
+    quiet_s: float
+    waited_s: float
+    is_found: bool
+    writer: str
+    """Who wrote last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +168,15 @@ class BackupRow:
     consistency: str
     view_means: str
     detail: str
+    level: str = "full"
+    """`full`, `differential` or `incremental`."""
+    parent: BackupId = _NO_BACKUP
+    """The backup on which this one stands; 0 for a full one."""
+    tracking: str = ""
+    """History of changed blocks, and its generation, that the view contained; "" if there was none."""
+    generation: int = 0
+    samples: bytes = b""
+    """Packed `>QII`: byte address, bytes, CRC32C of some ranges of the view, for a later incremental's doubt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +230,7 @@ Row: TypeAlias = (
     | PartRow
     | ExtentsRow
     | EventRow
+    | QuietWaitRow
 )
 
 KEYS: Final[dict[type, tuple[str, ...]]] = {
@@ -214,6 +244,7 @@ KEYS: Final[dict[type, tuple[str, ...]]] = {
     PartRow: ("backup", "part"),
     ExtentsRow: ("backup",),
     EventRow: ("job", "sequence"),
+    QuietWaitRow: ("wait",),
 }
 """The fields that identify a row of each table."""
 
@@ -269,6 +300,9 @@ class Catalog(Protocol):
 
     def extents(self, backup: BackupId) -> bytes | None:
         """Return the packed extents of a backup."""
+
+    def quiet_waits(self, volume: VolumeId, *, limit: int) -> list[QuietWaitRow]:
+        """Return the waits for quiet of a volume, newest first."""
 
     def close(self) -> None:
         """Close the database; the object is unusable afterwards."""
