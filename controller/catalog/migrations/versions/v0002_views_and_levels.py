@@ -14,18 +14,19 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def _add(table: str, name: str, kind: sa.types.TypeEngine[Any], default: str) -> None:
-    op.add_column(table, sa.Column(name, kind, nullable=False, server_default=default))
+    """`default` is an SQL literal: rows that exist get it."""
+    op.add_column(table, sa.Column(name, kind, nullable=False, server_default=sa.text(default)))
 
 
 def upgrade() -> None:
     """What there was before is a full backup without a history, of a volume without settings of its own."""
     _add("volumes", "quiet_s", sa.Double(), "-1")
     _add("volumes", "sync_timeout_s", sa.Double(), "-1")
-    _add("backups", "level", sa.Text(), "full")
+    _add("backups", "level", sa.Text(), "'full'")
     _add("backups", "parent", NUMBER, "0")
-    _add("backups", "tracking", sa.Text(), "")
+    _add("backups", "tracking", sa.Text(), "''")
     _add("backups", "generation", NUMBER, "0")
-    _add("backups", "samples", sa.LargeBinary(), "")
+    _add("backups", "samples", sa.LargeBinary(), "X''")
     op.create_table(
         "quiet_waits",
         sa.Column("wait", NUMBER, nullable=False),

@@ -22,6 +22,7 @@ from controller.catalog.store import (
     JobRow,
     NodeRow,
     PartRow,
+    QuietWaitRow,
     Row,
     VolumeRow,
 )
@@ -166,6 +167,19 @@ class Rows:
         row = EventRow(job=job, sequence=sequence, time=TIME, level="info", text="started")
         return replace(row, **changes)
 
+    def quiet_wait(self, wait: int = 1, **changes: Any) -> QuietWaitRow:
+        row = QuietWaitRow(
+            wait=wait,
+            volume="a" * 32,
+            job=1,
+            asked=TIME,
+            quiet_s=3.0,
+            waited_s=4.5,
+            is_found=True,
+            writer="10.0.0.7",
+        )
+        return replace(row, **changes)
+
     def one_of_each(self) -> list[Row]:
         return [
             self.counter(),
@@ -178,6 +192,7 @@ class Rows:
             self.part(),
             self.extents(),
             self.event(),
+            self.quiet_wait(),
         ]
 
 
