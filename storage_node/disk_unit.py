@@ -116,7 +116,7 @@ class DiskHandler:
         if len(entries) == 1 and header.length >= FROM_FILE_BYTES_MIN:
             [entry] = entries
             file = (
-                self._device.file_range(entry.byte_address)
+                self._device.file_range(entry.byte_address, entry.byte_count)
                 if entry.kind is EntryKind.DATA
                 else None
             )

@@ -20,6 +20,8 @@ WRITE_ERROR = SenseTriple(0x03, 0x0C, 0x00)
 """MEDIUM ERROR, WRITE ERROR."""
 NO_SPACE = SenseTriple(0x07, 0x27, 0x07)
 """DATA PROTECT, SPACE ALLOCATION FAILED WRITE PROTECT (SBC: thin provisioning ran out)."""
+NOT_SUPPORTED = SenseTriple(0x05, 0x24, 0x00)
+"""ILLEGAL REQUEST, INVALID FIELD IN CDB."""
 
 
 class DeviceError(MediumError):
@@ -30,6 +32,17 @@ class DeviceError(MediumError):
     ) -> None:
         super().__init__(message, sense=sense)
         self.byte_address = byte_address
+
+
+class NotFastError(DeviceError):
+    """Zeros could only be made by writing them, and the caller said that then it would rather do it itself."""
+
+    def __init__(self, *, byte_address: int) -> None:
+        super().__init__(
+            f"byte {byte_address} can only be zeroed by writing",
+            sense=NOT_SUPPORTED,
+            byte_address=byte_address,
+        )
 
 
 def device_error(
@@ -61,12 +74,27 @@ class BlockDevice(Protocol):
         """Fill the whole buffer or raise `DeviceError` with the first address that could not be read."""
         ...
 
-    def file_range(self, byte_address: int) -> FileRange | None:
-        """Say where bytes lie in an open file, if they lie there as they are: then they can be sent from it."""
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:
+        """Say where `count` bytes lie in an open file, if all lie there as they are: they can be sent from it.
+
+        None also for a range beyond the end: reading it says what is wrong.
+        """
         ...
 
     def write(self, byte_address: int, data: memoryview) -> None:
         """Write all of it or raise `DeviceError` with the first address that was not written."""
+        ...
+
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None:
+        """Make bytes read as zeros, without writing them where that can be had.
+
+        With `may_punch` their space may be given back (TRIM); without, they keep what they have, so that a later
+        write finds room, where the device can promise that at all.  With `is_fast_only`, raise `NotFastError` rather
+        than write zeros, before anything has changed or after a part of it reads as zeros.  Raises `DeviceError`
+        with the first address that may not read as zero.
+        """
         ...
 
     def flush(self) -> None:

@@ -8,17 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from backplane.transport.stream import FileRange
-from storage_node.disk.device import READ_ERROR, WRITE_ERROR, BlockDevice, device_error
+from storage_node.disk.device import (
+    READ_ERROR,
+    WRITE_ERROR,
+    BlockDevice,
+    NotFastError,
+    device_error,
+)
 
-CALLS = ("read", "write", "flush", "extents", "discard")
+CALLS = ("read", "write", "zero", "flush", "extents", "discard")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """From its `first` matching call (counted from 1), `times` calls fail with `code`.
 
-    With `start_byte` and `end_byte`, only reads and writes that touch this range match; they stop where it begins, and
-    what lies before was transferred.
+    With `start_byte` and `end_byte`, only reads, writes and zeroing that touch this range match; they stop where it
+    begins, and what lies before was transferred.  "zero" with EOPNOTSUPP is a device that has to write its zeros: only
+    who asked for it to be fast is told.
     """
 
     call: str
@@ -74,7 +81,7 @@ class FaultyDevice:
         error = OSError(fault.code, "injected")
         raise device_error(error, "read", sense=READ_ERROR, byte_address=byte_address + good)
 
-    def file_range(self, byte_address: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
         """None, so that no read passes the faults by."""
         return None
 
@@ -88,6 +95,21 @@ class FaultyDevice:
         self._next.write(byte_address, data[:good])
         error = OSError(fault.code, "injected")
         raise device_error(error, "write", sense=WRITE_ERROR, byte_address=byte_address + good)
+
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None:
+        """Zero up to the fault."""
+        fault = self._fault("zero", byte_address, byte_address + count)
+        if fault is None or (fault.code == errno.EOPNOTSUPP and not is_fast_only):
+            self._next.zero(byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only)
+            return
+        good = max(0, fault.start_byte - byte_address)
+        self._next.zero(byte_address, good, may_punch=may_punch)
+        if fault.code == errno.EOPNOTSUPP:
+            raise NotFastError(byte_address=byte_address + good)
+        error = OSError(fault.code, "injected")
+        raise device_error(error, "zero", sense=WRITE_ERROR, byte_address=byte_address + good)
 
     def flush(self) -> None:
         """Flush or fail."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,14 +16,15 @@ from storage_node.disk.device import (
     READ_ERROR,
     WRITE_ERROR,
     DeviceError,
+    NotFastError,
     check_range,
     device_error,
     merged_blocks,
 )
+from storage_node.disk.zeroing import AT_ONCE_BYTES_MAX, Zeroing
 
-_BLKZEROOUT: Final = 0x127F
-_ZERO_BYTES_AT_ONCE: Final = 1 << 30
-"""Zeroing a block special file is one system call per this much, so that it can be interrupted between."""
+_ZEROS: Final = memoryview(bytes(1 << 20))
+"""What is written where zeros cannot be had otherwise."""
 
 
 class FileDevice:
@@ -39,6 +38,7 @@ class FileDevice:
         try:
             self._is_special = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             self._size_bytes = _size(self._fd, path, block_bytes)
+            self._zeroing = Zeroing(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
@@ -78,8 +78,10 @@ class FileDevice:
             byte_address += count
             buffer = buffer[count:]
 
-    def file_range(self, byte_address: int) -> FileRange | None:
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:
         """The file itself."""
+        if byte_address < 0 or byte_address + count > self._size_bytes:
+            return None
         return FileRange(self._descriptor, byte_address)
 
     def write(self, byte_address: int, data: memoryview) -> None:
@@ -94,6 +96,42 @@ class FileDevice:
                 ) from error
             byte_address += count
             data = data[count:]
+
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None:
+        """Ask the file system or the device for it; write what they refuse."""
+        check_range(self, byte_address, count)
+        end, align = byte_address + count, self._zeroing.align_bytes
+        first = min(end, byte_address + -byte_address % align)
+        last = max(first, end - end % align)
+        self._write_zeros(byte_address, first)
+        for start in range(first, last, AT_ONCE_BYTES_MAX):
+            stop = min(last, start + AT_ONCE_BYTES_MAX)
+            if not self._attempt_zero(
+                start, stop - start, may_punch=may_punch, is_fast_only=is_fast_only
+            ):
+                if is_fast_only:
+                    raise NotFastError(byte_address=start)
+                self._write_zeros(start, stop)
+        self._write_zeros(last, end)
+
+    def _attempt_zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool
+    ) -> bool:
+        descriptor = self._descriptor
+        try:
+            return self._zeroing.attempt(
+                descriptor, byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only
+            )
+        except OSError as error:
+            raise device_error(
+                error, "zero", sense=WRITE_ERROR, byte_address=byte_address
+            ) from error
+
+    def _write_zeros(self, start: int, end: int) -> None:
+        for address in range(start, end, len(_ZEROS)):
+            self.write(address, _ZEROS[: end - address])
 
     def flush(self) -> None:
         """fdatasync: the size never changes while the device is in use."""
@@ -138,9 +176,7 @@ class FileDevice:
         """Cut the file to nothing and back, or zero the special file."""
         try:
             if self._is_special:
-                for start in range(0, self._size_bytes, _ZERO_BYTES_AT_ONCE):
-                    count = min(_ZERO_BYTES_AT_ONCE, self._size_bytes - start)
-                    fcntl.ioctl(self._descriptor, _BLKZEROOUT, struct.pack("=QQ", start, count))
+                self.zero(0, self._size_bytes, may_punch=True)
             else:
                 os.ftruncate(self._descriptor, 0)
                 os.ftruncate(self._descriptor, self._size_bytes)

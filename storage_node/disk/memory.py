@@ -17,7 +17,8 @@ class MemoryDevice:
         self._size_bytes = size_bytes
         self._block_bytes = block_bytes
         self._durable: dict[int, bytes] = {}
-        self._written: dict[int, bytes] = {}
+        self._written: dict[int, bytes | None] = {}
+        """None is a hole that was punched."""
         self._lock = threading.Lock()
 
     @property
@@ -31,9 +32,8 @@ class MemoryDevice:
         return self._block_bytes
 
     def _block(self, index: int) -> bytes:
-        found = self._written.get(index)
-        if found is None:
-            found = self._durable.get(index)
+        blocks = self._written if index in self._written else self._durable
+        found = blocks.get(index)
         return bytes(self._block_bytes) if found is None else found
 
     def read_into(self, byte_address: int, buffer: memoryview) -> None:
@@ -47,7 +47,7 @@ class MemoryDevice:
                 byte_address += len(piece)
                 buffer = buffer[len(piece) :]
 
-    def file_range(self, byte_address: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:  # noqa: ARG002 - the protocol's
         """Memory is no file."""
         return None
 
@@ -58,16 +58,52 @@ class MemoryDevice:
             while data:
                 index, offset = divmod(byte_address, self._block_bytes)
                 piece = bytes(data[: self._block_bytes - offset])
-                old = self._block(index)
-                self._written[index] = old[:offset] + piece + old[offset + len(piece) :]
+                self._put(index, offset, piece)
                 byte_address += len(piece)
                 data = data[len(piece) :]
+
+    def _put(self, index: int, offset: int, piece: bytes) -> None:
+        old = self._block(index)
+        self._written[index] = old[:offset] + piece + old[offset + len(piece) :]
+
+    def zero(
+        self,
+        byte_address: int,
+        count: int,
+        *,
+        may_punch: bool,
+        is_fast_only: bool = False,  # noqa: ARG002 - memory is always fast
+    ) -> None:
+        """Replace parts of blocks by zeros; whole ones by holes, if they may."""
+        check_range(self, byte_address, count)
+        with self._lock:
+            while count:
+                index, offset = divmod(byte_address, self._block_bytes)
+                here = min(count, self._block_bytes - offset)
+                if may_punch and here == self._block_bytes:
+                    self._written[index] = None
+                else:
+                    self._put(index, offset, bytes(here))
+                byte_address += here
+                count -= here
 
     def flush(self) -> None:
         """Keep what was written."""
         with self._lock:
-            self._durable |= self._written
-            self._written.clear()
+            for index in list(self._written):
+                self._make_durable(index)
+
+    def _make_durable(self, index: int) -> None:
+        """Keep one block that was written, or its hole."""
+        block = self._written.pop(index)
+        if block is None:
+            self._durable.pop(index, None)
+        else:
+            self._durable[index] = block
+
+    def _indexes(self) -> set[int]:
+        holes = {index for index, block in self._written.items() if block is None}
+        return (self._durable.keys() | self._written.keys()) - holes
 
     def crash(self) -> None:
         """Lose what was written since the last flush."""
@@ -77,7 +113,7 @@ class MemoryDevice:
     def extents(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]]:
         """Report the blocks that exist."""
         with self._lock:
-            indexes = sorted(self._durable.keys() | self._written.keys())
+            indexes = sorted(self._indexes())
         size = self._block_bytes
         return merged_blocks(
             ((index * size, (index + 1) * size) for index in indexes),
@@ -89,7 +125,7 @@ class MemoryDevice:
     def used_bytes(self) -> int:
         """Bytes of the blocks that exist."""
         with self._lock:
-            return len(self._durable.keys() | self._written.keys()) * self._block_bytes
+            return len(self._indexes()) * self._block_bytes
 
     def discard_all(self) -> None:
         """Forget all blocks."""

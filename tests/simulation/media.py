@@ -135,11 +135,20 @@ class SimulatedDisk(MemoryDevice):
             BlocksWritten(self._volume, self._unit, byte_address, bytes(data), self._site.origin)
         )
 
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None:
+        """Zero, and say so as a write of zeros."""
+        super().zero(byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only)
+        self._site.emit(
+            BlocksWritten(self._volume, self._unit, byte_address, bytes(count), self._site.origin)
+        )
+
     def write_through(self, lba: int, data: bytes) -> None:
         """Write blocks and make them durable at once: the workstation's writes are forced (FUA)."""
         super().write(lba * self.block_bytes, memoryview(data))
         for index in range(lba, lba + len(data) // self.block_bytes):
-            self._durable[index] = self._written.pop(index)
+            self._make_durable(index)
         self._site.emit(BlocksWritten(self._volume, self._unit, lba * self.block_bytes, data, None))
 
     def flush(self) -> None:
@@ -155,7 +164,7 @@ class SimulatedDisk(MemoryDevice):
         random = self._site.process.simulation.random
         for index in sorted(self._written):
             if random.random() < 0.5:
-                self._durable[index] = self._written[index]
+                self._make_durable(index)
         self._written.clear()
 
     def durable_content(self) -> bytes:

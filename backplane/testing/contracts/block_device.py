@@ -7,6 +7,7 @@ A test module subclasses `BlockDeviceContract` and overrides `device` with a fix
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
@@ -27,7 +28,11 @@ class Device(Protocol):
     @property
     def block_bytes(self) -> int: ...
     def read_into(self, byte_address: int, buffer: memoryview) -> None: ...
+    def file_range(self, byte_address: int, count: int) -> tuple[int, int] | None: ...
     def write(self, byte_address: int, data: memoryview) -> None: ...
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None: ...
     def flush(self) -> None: ...
     def extents(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]]: ...
     def used_bytes(self) -> int: ...
@@ -110,6 +115,78 @@ class BlockDeviceContract:
         assert list(device.extents(0, SIZE_BYTES)) == []
         device.write(0, memoryview(b"again"))
         assert read(device, 0, 5) == b"again"
+
+    @pytest.mark.parametrize("may_punch", [False, True])
+    @pytest.mark.parametrize(
+        ("start", "count"),
+        [
+            (0, SIZE_BYTES),
+            (8192, 65536),
+            (5000, 100_001),
+            (BLOCK_BYTES + 1, BLOCK_BYTES - 2),
+            (3 * BLOCK_BYTES - 1, 2),
+            (SIZE_BYTES - 700, 700),
+            (SIZE_BYTES, 0),
+        ],
+    )
+    def test_zeroing_clears_the_range_and_nothing_else(
+        self, device: Device, start: int, count: int, may_punch: bool
+    ) -> None:
+        device.write(0, memoryview(b"\xff" * SIZE_BYTES))
+        device.flush()
+        device.zero(start, count, may_punch=may_punch)
+        expected = b"\xff" * start + bytes(count) + b"\xff" * (SIZE_BYTES - start - count)
+        assert read(device, 0, SIZE_BYTES) == expected
+        device.flush()
+        assert read(device, 0, SIZE_BYTES) == expected
+
+    def test_random_zeroing_and_writing_agree_with_a_byte_array(self, device: Device) -> None:
+        chance, model = random.Random(3), bytearray(SIZE_BYTES)
+        for _ in range(120):
+            start = chance.randrange(SIZE_BYTES)
+            count = min(SIZE_BYTES - start, chance.randrange(60_000))
+            if chance.random() < 0.5:
+                model[start : start + count] = data = chance.randbytes(count)
+                device.write(start, memoryview(data))
+            else:
+                model[start : start + count] = bytes(count)
+                device.zero(start, count, may_punch=chance.random() < 0.5)
+            if chance.random() < 0.1:
+                device.flush()
+        assert read(device, 0, SIZE_BYTES) == bytes(model)
+        holes = bytearray(model)
+        for low, high in device.extents(0, SIZE_BYTES):
+            holes[low:high] = bytes(high - low)
+        assert not any(holes)
+
+    def test_zeroing_makes_no_data_of_a_hole(self, device: Device) -> None:
+        device.zero(0, SIZE_BYTES, may_punch=True)
+        assert list(device.extents(0, SIZE_BYTES)) == []
+
+    def test_zeroing_stays_within_the_device(self, device: Device) -> None:
+        for start, count in ((SIZE_BYTES - 1, 2), (-1, 1), (SIZE_BYTES, 1)):
+            with pytest.raises(BackupError):
+                device.zero(start, count, may_punch=True)
+        assert device.size_bytes == SIZE_BYTES
+
+    def test_zeroing_that_must_be_fast_zeroes_or_says_that_it_is_not(self, device: Device) -> None:
+        device.write(0, memoryview(b"\xff" * SIZE_BYTES))
+        refused = ""
+        try:
+            device.zero(4096, 65536, may_punch=False, is_fast_only=True)
+        except BackupError as error:
+            refused = type(error).__name__
+        assert refused in ("", "NotFastError")
+        byte = b"\xff" if refused else b"\0"
+        assert read(device, 4096, 65536) == byte * 65536
+        assert read(device, 0, 4096) == b"\xff" * 4096
+
+    def test_a_range_of_a_file_holds_what_is_read(self, device: Device) -> None:
+        data = random.Random(4).randbytes(10_000)
+        device.write(5000, memoryview(data))
+        found = device.file_range(5000, len(data))
+        assert found is None or os.pread(found[0], len(data), found[1]) == data
+        assert device.file_range(SIZE_BYTES - 1, 2) is None
 
     def test_flushing_keeps_the_data(self, device: Device) -> None:
         device.write(0, memoryview(b"kept"))

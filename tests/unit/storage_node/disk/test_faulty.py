@@ -10,7 +10,14 @@ from backplane.testing.contracts.block_device import (
     BlockDeviceContract,
     read,
 )
-from storage_node.disk.device import NO_SPACE, READ_ERROR, WRITE_ERROR, BlockDevice, DeviceError
+from storage_node.disk.device import (
+    NO_SPACE,
+    READ_ERROR,
+    WRITE_ERROR,
+    BlockDevice,
+    DeviceError,
+    NotFastError,
+)
 from storage_node.disk.faulty import Fault, FaultyDevice
 from storage_node.disk.memory import MemoryDevice
 
@@ -65,3 +72,20 @@ def test_asking_for_extents_can_fail() -> None:
 def test_discarding_can_fail() -> None:
     with pytest.raises(DeviceError):
         faulty(Fault(call="discard")).discard_all()
+
+
+def test_zeroing_stops_where_the_bad_place_begins() -> None:
+    device = faulty(Fault(call="zero", start_byte=1000, end_byte=1001))
+    with pytest.raises(DeviceError) as caught:
+        device.zero(600, 1000, may_punch=True)
+    assert (caught.value.byte_address, caught.value.sense) == (1000, WRITE_ERROR)
+    assert read(device, 600, 500) == bytes(400) + (bytes(range(256)) * 8)[1000:1100]
+
+
+def test_a_device_that_is_not_fast_zeroes_for_who_can_wait() -> None:
+    device = faulty(Fault(call="zero", code=errno.EOPNOTSUPP, times=9))
+    with pytest.raises(NotFastError):
+        device.zero(0, 1000, may_punch=True, is_fast_only=True)
+    assert any(read(device, 0, 1000))
+    device.zero(0, 1000, may_punch=True)
+    assert read(device, 0, 1000) == bytes(1000)
