@@ -43,7 +43,13 @@ OPERATOR: Final = "operator"
 SPOKEN: Final[dict[str, frozenset[type[Message]]]] = {
     "mover": frozenset({messages.WorkRequest, messages.WorkProgress, messages.WorkDone}),
     "storage": frozenset(
-        {messages.NodeInventory, messages.NodeReply, messages.NodeFailed, messages.UnitFenced}
+        {
+            messages.NodeInventory,
+            messages.NodeReply,
+            messages.NodeFailed,
+            messages.UnitFenced,
+            messages.ViewWaiting,
+        }
     ),
     OPERATOR: frozenset({messages.OperatorCall}),
 }

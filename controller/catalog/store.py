@@ -32,7 +32,7 @@ _NO_BACKUP: Final = BackupId(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterRow:
-    """A number that only grows: `epoch`, `job`, `item`, `backup`, `request`."""
+    """A number that only grows: `epoch`, `job`, `item`, `backup`, `wait`, `boot`."""
 
     name: str
     value: int
