@@ -110,11 +110,14 @@ def test_zeroing_without_space_is_a_space_error(
 
 
 @pytest.mark.parametrize("may_punch", [False, True])
-def test_a_block_device_is_zeroed_at_any_alignment(loop_device: Path, may_punch: bool) -> None:
+def test_a_block_device_is_zeroed_at_any_alignment(
+    loop_device: Path, tmp_path: Path, may_punch: bool
+) -> None:
     device = FileDevice(loop_device, block_bytes=512)
     size = device.size_bytes
     device.write(0, memoryview(b"x" * size))
     device.flush()
+    before = (tmp_path / "backing").stat().st_blocks
     device.zero(1000, 100_001, may_punch=may_punch)
     device.zero(size - 700, 100, may_punch=may_punch)
     expected = bytearray(b"x" * size)
@@ -126,6 +129,8 @@ def test_a_block_device_is_zeroed_at_any_alignment(loop_device: Path, may_punch:
     again = FileDevice(loop_device, block_bytes=512)
     assert read(again, 0, size) == bytes(expected)
     again.close()
+    # The parts of sectors at both ends are written, and all between is not.
+    assert ((tmp_path / "backing").stat().st_blocks < before) is may_punch
 
 
 def test_what_is_discarded_on_a_block_device_is_given_back_below(
