@@ -1,0 +1,223 @@
+"""A volume as workstations and restores write it: one gate, who wrote last, what changed, and the snapshots to feed.
+
+    write -> gate (open but for an instant) -> change tracker -> snapshots save what was there -> device
+
+The gate closes for the instant in which a static view is made, and only if no write is inside: a volume with a write
+under way is not quiet, so nobody ever waits for a view except within that instant.  A write is therefore wholly before
+or wholly after every view.
+
+Reads, flushes and questions pass the gate by.  After a failed flush nobody knows what the device still has: the volume
+takes no more writes until the node has been started anew, and is never asked to flush again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, Protocol
+
+from backplane.errors import SenseTriple
+from backplane.transport.stream import FileRange
+from storage_node.core.write_inactivity import NEVER_WRITTEN
+from storage_node.disk.device import BlockDevice, DeviceError
+
+WRITE_PROTECTED: Final = SenseTriple(0x07, 0x27, 0x00)
+
+
+class Tracker(Protocol):
+    """What remembers which blocks change."""
+
+    def mark(self, start_byte: int, end_byte: int) -> None:
+        """These bytes are about to change."""
+
+    def reset(self, reason: str) -> None:
+        """The content was replaced as a whole: begin a new history."""
+
+
+class Saver(Protocol):
+    """A snapshot, as far as writes go."""
+
+    def save_before(self, start_byte: int, end_byte: int) -> None:
+        """Keep what is there now, or break; never raises, never takes longer than its budget."""
+
+
+class Activity(NamedTuple):
+    """When the last write ended (monotonic; `NEVER_WRITTEN`), who that was, how many there were."""
+
+    last_write_s: float
+    last_writer: str
+    writes: int
+
+
+class LiveVolume:
+    """Implements `BlockDevice`.  Thread-safe."""
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        *,
+        monotonic: Callable[[], float],
+        tracker: Tracker | None = None,
+        on_first_write: Callable[[], None],
+        on_flush_failed: Callable[[], None],
+        last_write_s: float = NEVER_WRITTEN,
+    ) -> None:
+        """`on_first_write` returns when "not empty" is durable; it is called until it has returned once."""
+        self.device = device
+        self.tracker = tracker
+        self._monotonic = monotonic
+        self._on_first_write = on_first_write
+        self._on_flush_failed = on_flush_failed
+        self._gate = threading.Condition(threading.Lock())
+        self._is_closed = False
+        self._inside = 0
+        self._activity = Activity(last_write_s, "", 0)
+        self._is_noted = False
+        self._savers: tuple[Saver, ...] = ()
+        self._flush_error: DeviceError | None = None
+        self._flushing = threading.Lock()
+
+    # --- the gate --------------------------------------------------------------------------------
+
+    def try_close(self) -> bool:
+        """Close the gate unless a write is inside; whoever closed it has to `open` it within an instant."""
+        with self._gate:
+            if self._inside or self._is_closed:
+                return False
+            self._is_closed = True
+            return True
+
+    def open(self) -> None:
+        """Let writes in again."""
+        with self._gate:
+            assert self._is_closed
+            self._is_closed = False
+            self._gate.notify_all()
+
+    def activity(self) -> Activity:
+        """Say when the last write was; a write that is inside counts as now."""
+        with self._gate:
+            if self._inside:
+                return self._activity._replace(last_write_s=self._monotonic())
+            return self._activity
+
+    def attach(self, saver: Saver) -> None:
+        """Feed a snapshot from the next write on.  The gate is closed, or nobody writes yet."""
+        with self._gate:
+            self._savers = (*self._savers, saver)
+
+    def detach(self, saver: Saver) -> None:
+        """Feed it no more; a write that is inside may still do so."""
+        with self._gate:
+            self._savers = tuple(other for other in self._savers if other is not saver)
+
+    def _enter(self) -> None:
+        if self._flush_error is not None:
+            raise DeviceError(
+                f"the volume takes no writes: {self._flush_error.message}", sense=WRITE_PROTECTED
+            )
+        with self._gate:
+            while self._is_closed:
+                self._gate.wait()
+            self._inside += 1
+
+    def _leave(self, writer: str) -> None:
+        with self._gate:
+            self._inside -= 1
+            self._activity = Activity(self._monotonic(), writer, self._activity.writes + 1)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def write(self, byte_address: int, data: memoryview, *, writer: str = "") -> None:
+        """Write all of it or raise `DeviceError`."""
+        self._enter()
+        try:
+            self._before(byte_address, byte_address + len(data))
+            self.device.write(byte_address, data)
+        finally:
+            self._leave(writer)
+
+    def zero(
+        self,
+        byte_address: int,
+        count: int,
+        *,
+        may_punch: bool,
+        is_fast_only: bool = False,
+        writer: str = "",
+    ) -> None:
+        """Make bytes read as zeros."""
+        self._enter()
+        try:
+            self._before(byte_address, byte_address + count)
+            self.device.zero(byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only)
+        finally:
+            self._leave(writer)
+
+    def discard_all(self) -> None:
+        """Make every byte read as zero, durably.  The caller has made sure that nobody writes and no view needs it."""
+        assert not self._savers
+        if self.tracker is not None:
+            self.tracker.reset("the content was discarded")
+        self._is_noted = False
+        self.device.discard_all()
+        # What a failed flush has lost is of no interest any more.
+        self._flush_error = None
+
+    def _before(self, start: int, end: int) -> None:
+        if not self._is_noted:
+            self._on_first_write()
+            self._is_noted = True
+        if self.tracker is not None:
+            self.tracker.mark(start, end)
+        for saver in self._savers:
+            saver.save_before(start, end)
+
+    def flush(self) -> None:
+        """Make everything written before durable.  The first failure is final."""
+        with self._flushing:
+            if self._flush_error is not None:
+                raise self._flush_error
+            try:
+                self.device.flush()
+            except DeviceError as error:
+                self._flush_error = error
+                self._on_flush_failed()
+                raise
+
+    @property
+    def is_read_only(self) -> bool:
+        """A flush has failed."""
+        return self._flush_error is not None
+
+    # --- the rest passes by ----------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """Size."""
+        return self.device.size_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Logical block size."""
+        return self.device.block_bytes
+
+    def read_into(self, byte_address: int, buffer: memoryview) -> None:
+        """Fill the buffer."""
+        self.device.read_into(byte_address, buffer)
+
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:
+        """Say where bytes lie in an open file."""
+        return self.device.file_range(byte_address, count)
+
+    def extents(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]]:
+        """Yield allocated ranges."""
+        return self.device.extents(start_byte, end_byte)
+
+    def used_bytes(self) -> int:
+        """Bytes allocated, roughly."""
+        return self.device.used_bytes()
+
+    def close(self) -> None:
+        """Close the device."""
+        self.device.close()

@@ -1,0 +1,197 @@
+"""The gate, who wrote last, what happens before a block is touched, and the one flush that may fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from backplane.testing.clock import ManualClock
+from backplane.testing.contracts.block_device import (
+    BLOCK_BYTES,
+    SIZE_BYTES,
+    BlockDeviceContract,
+    read,
+)
+from storage_node.core.write_inactivity import NEVER_WRITTEN
+from storage_node.disk.device import WRITE_ERROR, BlockDevice, DeviceError
+from storage_node.disk.faulty import Fault, FaultyDevice
+from storage_node.disk.live_volume import LiveVolume
+from storage_node.disk.memory import MemoryDevice
+
+WAIT_S = 10.0
+
+
+class Story:
+    """What the parts around a volume saw, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.device: MemoryDevice | None = None
+
+    def mark(self, start_byte: int, end_byte: int) -> None:
+        self.told.append(("mark", start_byte, end_byte, self._content(start_byte)))
+
+    def save_before(self, start_byte: int, end_byte: int) -> None:
+        self.told.append(("save", start_byte, end_byte, self._content(start_byte)))
+
+    def reset(self, reason: str) -> None:
+        self.told.append(("reset", reason))
+
+    def _content(self, at: int) -> bytes:
+        assert self.device is not None
+        return read(self.device, at, min(3, SIZE_BYTES - at)) if at < SIZE_BYTES else b""
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def device(story: Story) -> MemoryDevice:
+    story.device = MemoryDevice(SIZE_BYTES, block_bytes=BLOCK_BYTES)
+    return story.device
+
+
+def live_volume(device: BlockDevice, clock: ManualClock, story: Story) -> LiveVolume:
+    return LiveVolume(
+        device,
+        monotonic=clock.monotonic,
+        tracker=story,
+        on_first_write=lambda: story.told.append("first write"),
+        on_flush_failed=lambda: story.told.append("flush failed"),
+    )
+
+
+@pytest.fixture
+def volume(device: MemoryDevice, clock: ManualClock, story: Story) -> LiveVolume:
+    return live_volume(device, clock, story)
+
+
+class TestContract(BlockDeviceContract):
+    @pytest.fixture
+    def device(self) -> Iterator[BlockDevice]:
+        story = Story()
+        story.device = MemoryDevice(SIZE_BYTES, block_bytes=BLOCK_BYTES)
+        yield live_volume(story.device, ManualClock(), story)
+
+
+def test_before_a_block_changes_it_is_marked_and_saved(volume: LiveVolume, story: Story) -> None:
+    volume.attach(story)
+    volume.write(512, memoryview(b"new"))
+    volume.zero(512, 3, may_punch=False)
+    assert story.told == [
+        "first write",
+        ("mark", 512, 515, b"\0\0\0"),
+        ("save", 512, 515, b"\0\0\0"),
+        ("mark", 512, 515, b"new"),
+        ("save", 512, 515, b"new"),
+    ]
+    volume.detach(story)
+    volume.write(512, memoryview(b"two"))
+    assert story.told[5:] == [("mark", 512, 515, b"\0\0\0")]
+
+
+def test_a_first_write_that_cannot_be_noted_is_not_made(
+    device: MemoryDevice, clock: ManualClock, story: Story
+) -> None:
+    def refuse() -> None:
+        raise DeviceError("no room for the note", sense=WRITE_ERROR)
+
+    volume = LiveVolume(
+        device, monotonic=clock.monotonic, on_first_write=refuse, on_flush_failed=lambda: None
+    )
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="no room"):
+            volume.write(0, memoryview(b"x"))
+    assert read(device, 0, 1) == b"\0"
+    assert volume.try_close(), "the failed write has left"
+
+
+def test_the_last_write_is_told_with_its_writer(volume: LiveVolume, clock: ManualClock) -> None:
+    assert volume.activity() == (NEVER_WRITTEN, "", 0)
+    clock.advance(5.0)
+    now = clock.monotonic()
+    volume.write(0, memoryview(b"x"), writer="10.0.0.7:4711")
+    clock.advance(2.0)
+    assert volume.activity() == (now, "10.0.0.7:4711", 1)
+
+
+def test_a_write_waits_while_the_gate_is_closed_and_is_wholly_behind(
+    volume: LiveVolume, device: MemoryDevice
+) -> None:
+    assert volume.try_close()
+    assert not volume.try_close(), "somebody else has closed it"
+    begun, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        begun.set()
+        volume.write(0, memoryview(b"late"))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert begun.wait(WAIT_S)
+    assert not done.wait(0.05)
+    assert read(device, 0, 4) == bytes(4)
+    volume.open()
+    assert done.wait(WAIT_S)
+    thread.join()
+    assert read(device, 0, 4) == b"late"
+
+
+def test_the_gate_does_not_close_over_a_write(clock: ManualClock, story: Story) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    class SlowDevice(MemoryDevice):
+        def write(self, byte_address: int, data: memoryview) -> None:
+            inside.set()
+            assert go_on.wait(WAIT_S)
+            super().write(byte_address, data)
+
+    story.device = device = SlowDevice(SIZE_BYTES)
+    volume = live_volume(device, clock, story)
+    thread = threading.Thread(target=lambda: volume.write(0, memoryview(b"x")))
+    thread.start()
+    assert inside.wait(WAIT_S)
+    clock.advance(100.0)
+    assert not volume.try_close()
+    assert volume.activity().last_write_s == clock.monotonic(), "a write that is inside is now"
+    go_on.set()
+    thread.join()
+    assert volume.try_close()
+    volume.open()
+
+
+def test_a_failed_flush_is_final(device: MemoryDevice, clock: ManualClock, story: Story) -> None:
+    volume = live_volume(FaultyDevice(device, [Fault(call="flush")]), clock, story)
+    volume.write(0, memoryview(b"x"))
+    with pytest.raises(DeviceError):
+        volume.flush()
+    assert volume.is_read_only
+    assert story.told.count("flush failed") == 1
+    with pytest.raises(DeviceError):
+        volume.flush()
+    with pytest.raises(DeviceError, match="takes no writes"):
+        volume.write(0, memoryview(b"y"))
+    assert read(volume, 0, 1) == b"x"
+    assert story.told.count("flush failed") == 1
+    volume.discard_all()
+    volume.write(0, memoryview(b"z"))
+    assert not volume.is_read_only
+
+
+def test_a_discarded_volume_begins_a_new_history(volume: LiveVolume, story: Story) -> None:
+    volume.write(0, memoryview(b"x"))
+    volume.discard_all()
+    volume.write(0, memoryview(b"y"))
+    assert story.told.count("first write") == 2
+    assert ("reset", "the content was discarded") in story.told
