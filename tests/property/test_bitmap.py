@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from storage_node.core.bitmap import Bitmap
 
-CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, 300), st.integers(0, 300)), max_size=30)
+BIT = st.integers(0, 25) | st.integers(0, 300)
+"""Mostly within few bytes, where runs begin, end and are cut in the same one."""
+CHANGES = st.lists(st.tuples(st.booleans(), BIT, BIT), max_size=30)
 """(set or clear, one end, other end)."""
 
 
@@ -27,7 +29,7 @@ def both(bits: int, changes: list[tuple[bool, int, int]]) -> tuple[Bitmap, set[i
     return bitmap, model
 
 
-@given(st.integers(0, 300), CHANGES)
+@given(BIT, CHANGES)
 def test_it_holds_the_bits_of_the_set(bits: int, changes: list[tuple[bool, int, int]]) -> None:
     bitmap, model = both(bits, changes)
     assert {bit for bit in range(bits) if bitmap[bit]} == model
@@ -37,7 +39,7 @@ def test_it_holds_the_bits_of_the_set(bits: int, changes: list[tuple[bool, int, 
     assert again == bitmap
 
 
-@given(st.integers(0, 300), CHANGES, st.integers(0, 300), st.integers(0, 300))
+@given(BIT, CHANGES, BIT, BIT)
 def test_runs_are_the_bits_of_the_range_and_never_touch(
     bits: int, changes: list[tuple[bool, int, int]], one: int, other: int
 ) -> None:
@@ -52,7 +54,7 @@ def test_runs_are_the_bits_of_the_range_and_never_touch(
     assert bitmap.covers(first, end) == (len(inside) == end - first)
 
 
-@given(st.integers(0, 300), CHANGES, CHANGES)
+@given(BIT, CHANGES, CHANGES)
 def test_merged_is_the_union(
     bits: int, changes: list[tuple[bool, int, int]], others: list[tuple[bool, int, int]]
 ) -> None:
