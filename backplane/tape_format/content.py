@@ -2,12 +2,16 @@
 
 Values are checked when they are made, so neither a program nor a tape can bring a contradictory one into being.
 Object numbers are those of this cartridge; `stream` bytes count along the whole backup, over all its parts.
+
+A backup of level `differential` or `incremental` stands on another one, its parent.  Every block has one of three
+fates: it is in the stream (`extents`), it is zero although the parent may say otherwise (`zero_extents`, in part 1 for
+the whole backup), or it is as in the parent.  So a chain can be laid over each other from its cartridges alone.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from backplane.errors import VolumeError
@@ -18,6 +22,9 @@ OWNER: Final = "SDV"
 RECORD_BYTES_MIN: Final = 512
 RECORD_BYTES_MAX: Final = (1 << 24) - 1
 LABEL_OBJECTS: Final = 4
+LEVELS: Final = ("full", "differential", "incremental")
+SINCE_2: Final = {"since": 2}
+"""Fields that records of version 1 do not have: everything was a full backup."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -35,6 +42,18 @@ def _require(condition: bool, sentence: str) -> None:
 
 def _require_extents(extents: Extents) -> None:
     _require(all(lba >= 0 and blocks > 0 for lba, blocks in extents), "an extent is empty")
+
+
+def _require_level(level: str, parent_uuid: str) -> None:
+    _require(level in LEVELS, f"no level is called {level!r}")
+    _require(not parent_uuid or bool(_UUID.fullmatch(parent_uuid)), "the parent's UUID is no UUID")
+    _require((level == "full") == (not parent_uuid), "a backup that is not full has a parent")
+
+
+def _require_zeros(zero_extents: Extents, *, level: str, part: int) -> None:
+    _require_extents(zero_extents)
+    is_possible = level != "full" and part == 1
+    _require(is_possible or not zero_extents, "zero extents where none belong")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +128,11 @@ class PartHeader:
     stream_start: int
     extents: tuple[tuple[int, int], ...]
     created: str
+    level: str = field(default="full", metadata=SINCE_2)
+    parent_uuid: str = field(default="", metadata=SINCE_2)
+    zero_extents: Extents = field(default=(), metadata=SINCE_2)
+    tracking: str = field(default="", metadata=SINCE_2)
+    generation: int = field(default=0, metadata=SINCE_2)
 
     TYPE_NAME: ClassVar[str] = "part header"
 
@@ -118,7 +142,10 @@ class PartHeader:
         previous = self.previous_cartridge
         _require(not previous or bool(_UUID.fullmatch(previous)), "no UUID of a previous cartridge")
         _require(self.sequence >= 1 and self.part >= 1, "parts are counted from 1")
-        _require(min(self.backup, self.job, self.stream_start) >= 0, "a negative number")
+        numbers = (self.backup, self.job, self.stream_start, self.generation)
+        _require(min(numbers) >= 0, "a negative number")
+        _require_level(self.level, self.parent_uuid)
+        _require_zeros(self.zero_extents, level=self.level, part=self.part)
         _require(self.object >= LABEL_OBJECTS, "a part header inside the label")
         _require(0 <= self.previous_trailer < self.object, "a previous trailer behind the header")
         _require_record_bytes(self.record_bytes)
@@ -142,8 +169,11 @@ class DirectoryEntry:
     is_last: bool
     volume_name: str
     created: str
+    level: str = field(default="full", metadata=SINCE_2)
+    parent_uuid: str = field(default="", metadata=SINCE_2)
 
     def __post_init__(self) -> None:
+        _require_level(self.level, self.parent_uuid)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
         _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
@@ -186,6 +216,11 @@ class PartTrailer:
     results: tuple[Json, ...]
     directory: tuple[DirectoryEntry, ...]
     created: str
+    level: str = field(default="full", metadata=SINCE_2)
+    parent_uuid: str = field(default="", metadata=SINCE_2)
+    zero_extents: Extents = field(default=(), metadata=SINCE_2)
+    tracking: str = field(default="", metadata=SINCE_2)
+    generation: int = field(default=0, metadata=SINCE_2)
 
     TYPE_NAME: ClassVar[str] = "part trailer"
 
@@ -193,7 +228,10 @@ class PartTrailer:
         for uuid in (self.cartridge, self.backup_uuid):
             _require(bool(_UUID.fullmatch(uuid)), "an identifier of the part trailer is no UUID")
         _require(self.sequence >= 1 and self.part >= 1, "parts are counted from 1")
-        _require(min(self.backup, self.stream_bytes, self.stream_start) >= 0, "a negative number")
+        numbers = (self.backup, self.stream_bytes, self.stream_start, self.generation)
+        _require(min(numbers) >= 0, "a negative number")
+        _require_level(self.level, self.parent_uuid)
+        _require_zeros(self.zero_extents, level=self.level, part=self.part)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require_record_bytes(self.record_bytes)
         _require_extents(self.extents)
@@ -230,4 +268,6 @@ class PartTrailer:
             is_last=self.is_last,
             volume_name=self.volume.name,
             created=self.created,
+            level=self.level,
+            parent_uuid=self.parent_uuid,
         )

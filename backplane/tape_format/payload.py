@@ -2,7 +2,8 @@
 
 The annotations of a dataclass are its schema: int, str, bool, tuple[X, ...], tuple[X, Y], nested dataclasses, and
 `Json` for what is carried without being understood.  Every field is required, no other is allowed: a new field is a
-new record version.
+new record version.  A field that came later says so (`metadata={"since": 2}`): in a payload of an older version it must
+be missing, and gets its default.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ Json: TypeAlias = object
 """Any JSON value without fractions: str, int, bool, None, tuple (for a list), Mapping with str keys."""
 
 INTEGER_MAX: Final = (1 << 64) - 1
+VERSION_MAX: Final = 0xFFFF
+"""A payload of this version has every field that there is: what is written now."""
 
 T = TypeVar("T")
 
@@ -39,8 +42,8 @@ def encode_payload(value: object) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def decode_payload(data: bytes, cls: type[T]) -> T:
-    """Decode a JSON text into a dataclass; raises `VolumeError` for anything else."""
+def decode_payload(data: bytes, cls: type[T], *, version: int = VERSION_MAX) -> T:
+    """Decode a JSON text of a record version into a dataclass; raises `VolumeError` for anything else."""
     try:
         raw = json.loads(
             data,
@@ -48,7 +51,7 @@ def decode_payload(data: bytes, cls: type[T]) -> T:
             parse_constant=_refuse_number,
             object_pairs_hook=_object,
         )
-        return cast("T", _checked(cls, raw, cls.__name__))
+        return cast("T", _checked(cls, raw, cls.__name__, version))
     except (ValueError, RecursionError) as error:
         raise VolumeError(f"{cls.__name__}: no valid JSON: {error}") from error
 
@@ -77,12 +80,13 @@ def _plain(value: object) -> object:
 
 
 @cache
-def _schema(cls: type) -> dict[str, Any]:
+def _schema(cls: type, version: int) -> dict[str, Any]:
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}  # no class variables
+    known = [field for field in fields(cls) if field.metadata.get("since", 1) <= version]
+    return {field.name: hints[field.name] for field in known}  # no class variables
 
 
-def _checked(hint: Any, raw: object, path: str) -> object:
+def _checked(hint: Any, raw: object, path: str, version: int) -> object:
     if hint is int:
         if type(raw) is int and -INTEGER_MAX <= raw <= INTEGER_MAX:
             return raw
@@ -92,13 +96,15 @@ def _checked(hint: Any, raw: object, path: str) -> object:
             return raw
         raise VolumeError(f"{path} is no {hint.__name__}")
     if get_origin(hint) is tuple:
-        return _checked_list(get_args(hint), raw, path)
+        return _checked_list(get_args(hint), raw, path, version)
     if isinstance(hint, type) and is_dataclass(hint):
-        return _checked_object(hint, raw, path)
+        return _checked_object(hint, raw, path, version)
     return _checked_json(raw, path)
 
 
-def _checked_list(arguments: tuple[Any, ...], raw: object, path: str) -> tuple[object, ...]:
+def _checked_list(
+    arguments: tuple[Any, ...], raw: object, path: str, version: int
+) -> tuple[object, ...]:
     if not isinstance(raw, list):
         raise VolumeError(f"{path} is no list")
     if arguments[-1] is ...:
@@ -106,21 +112,26 @@ def _checked_list(arguments: tuple[Any, ...], raw: object, path: str) -> tuple[o
             if any(abs(item) > INTEGER_MAX for item in raw):
                 raise VolumeError(f"{path}: a number is too large")
             return tuple(raw)
-        return tuple(_checked(arguments[0], item, path) for item in raw)
+        return tuple(_checked(arguments[0], item, path, version) for item in raw)
     if len(raw) != len(arguments):
         raise VolumeError(f"{path} has {len(raw)} items, not {len(arguments)}")
-    return tuple(_checked(hint, item, path) for hint, item in zip(arguments, raw, strict=True))
+    return tuple(
+        _checked(hint, item, path, version) for hint, item in zip(arguments, raw, strict=True)
+    )
 
 
-def _checked_object(cls: type, raw: object, path: str) -> object:
+def _checked_object(cls: type, raw: object, path: str, version: int) -> object:
     if not isinstance(raw, dict):
         raise VolumeError(f"{path} is no object")
-    schema = _schema(cls)
+    schema = _schema(cls, version)
     wrong = raw.keys() ^ schema.keys()
     if wrong:
         raise VolumeError(f"{path}: missing or unknown fields: {', '.join(sorted(wrong)[:5])}")
     return cls(
-        **{name: _checked(hint, raw[name], f"{path}.{name}") for name, hint in schema.items()}
+        **{
+            name: _checked(hint, raw[name], f"{path}.{name}", version)
+            for name, hint in schema.items()
+        }
     )
 
 

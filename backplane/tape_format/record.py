@@ -3,7 +3,7 @@
     offset  size  field
     0       8     magic        "SDVMETA" and 00h
     8       2     type         1 volume header, 2 part header, 3 part trailer
-    10      2     version      1
+    10      2     version      1; part headers and trailers 2
     12      4     flags        0
     16      16    volume UUID
     32      8     own object number
@@ -16,6 +16,8 @@
 
 A dump tool can walk a tape with this prefix alone.  Together the payloads of n records with consecutive object
 numbers are one JSON text.  Decoding is total: any bytes give a value or a `VolumeError`.
+
+Every version that was ever written is read; what is written is the newest of its type.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from backplane.errors import VolumeError
 from backplane.units import KIB, MIB
 
 MAGIC: Final = b"SDVMETA\0"
-RECORD_VERSION: Final = 1
 METADATA_RECORD_BYTES_MAX: Final = 256 * KIB
 """Longest metadata record: what every tape drive and every 04h segment can take in one piece."""
 
@@ -54,11 +55,20 @@ class RecordType(IntEnum):
     PART_TRAILER = 3
 
 
+RECORD_VERSIONS: Final = {
+    RecordType.VOLUME_HEADER: 1,
+    RecordType.PART_HEADER: 2,
+    RecordType.PART_TRAILER: 2,
+}
+"""The version that is written.  2 added what an incremental backup stands on, and what it declares zero."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataRecord:
     """One decoded record: piece `number` of `count`."""
 
     type: RecordType
+    version: int
     volume_uuid: str
     object_number: int
     number: int
@@ -92,7 +102,7 @@ def encode_records(
         prefix = _PREFIX.pack(
             MAGIC,
             record_type,
-            RECORD_VERSION,
+            RECORD_VERSIONS[record_type],
             0,
             bytes.fromhex(volume_uuid),
             first_object + index,
@@ -119,13 +129,13 @@ def decode_record(data: bytes | memoryview) -> MetadataRecord:
     assert magic == MAGIC
     if _prefix_crc(prefix) != own_crc:
         raise VolumeError("metadata record with a damaged prefix")
-    if version != RECORD_VERSION:
+    if kind not in list(RecordType):
+        raise VolumeError(f"metadata record of unknown type {kind}")
+    if not 1 <= version <= RECORD_VERSIONS[RecordType(kind)]:
         raise VolumeError(
             f"metadata record of version {version}",
             hint="written by another version of the program",
         )
-    if kind not in list(RecordType):
-        raise VolumeError(f"metadata record of unknown type {kind}")
     payload = bytes(data[PREFIX_BYTES:])
     if len(data) > METADATA_RECORD_BYTES_MAX or len(payload) != length or crc32c(payload) != crc:
         raise VolumeError("metadata record with a damaged payload")
@@ -133,6 +143,7 @@ def decode_record(data: bytes | memoryview) -> MetadataRecord:
         raise VolumeError(f"metadata record {number} of {count}")
     return MetadataRecord(
         type=RecordType(kind),
+        version=version,
         volume_uuid=uuid.hex(),
         object_number=object_number,
         number=number,
@@ -153,6 +164,7 @@ def join_records(records: Sequence[MetadataRecord]) -> bytes:
     for index, record in enumerate(records):
         expected = (
             first.type,
+            first.version,
             first.volume_uuid,
             first.object_number + index,
             index + 1,
@@ -160,6 +172,7 @@ def join_records(records: Sequence[MetadataRecord]) -> bytes:
         )
         found = (
             record.type,
+            record.version,
             record.volume_uuid,
             record.object_number,
             record.number,

@@ -84,7 +84,7 @@ def decode_metadata(records: Sequence[MetadataRecord]) -> Content:
     """Decode a complete set of records; raises `VolumeError`, also if they are not where they say they are."""
     payload = join_records(records)
     first = records[0]
-    content = decode_payload(payload, _CLASSES[first.type])
+    content = decode_payload(payload, _CLASSES[first.type], version=first.version)
     if content.cartridge != first.volume_uuid:
         raise VolumeError(f"the {content.TYPE_NAME} belongs to another cartridge")
     if isinstance(content, PartHeader):

@@ -71,6 +71,35 @@ def test_a_contradictory_part_header_cannot_be_made(change: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"level": "half"},
+        {"level": "incremental"},
+        {"parent_uuid": "0f" * 16},
+        {"level": "incremental", "parent_uuid": "the one before"},
+        {"zero_extents": ((5, 1),)},
+        {"level": "incremental", "parent_uuid": "0f" * 16, "zero_extents": ((5, 0),)},
+        {"level": "incremental", "parent_uuid": "0f" * 16, "zero_extents": ((5, 1),), "part": 2},
+        {"generation": -1},
+    ],
+)
+def test_a_part_that_contradicts_itself_about_its_parent_cannot_be_made(
+    change: dict[str, Any],
+) -> None:
+    for value in (part_header(), TRAILER):
+        with pytest.raises(VolumeError):
+            replace(value, **change)  # type: ignore[type-var]
+
+
+def test_a_trailer_tells_the_directory_on_what_it_stands() -> None:
+    grown = replace(TRAILER, level="differential", parent_uuid="0f" * 16)
+    entry = grown.directory_entry()
+    assert (entry.level, entry.parent_uuid) == ("differential", "0f" * 16)
+    with pytest.raises(VolumeError):
+        replace(entry, level="full")
+
+
+@pytest.mark.parametrize(
     "change", [{"format_version": 2}, {"owner": "VDS"}, {"tag": "A" * 33}, {"store": ""}]
 )
 def test_a_contradictory_volume_header_cannot_be_made(change: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from backplane.tape_format import (
     encode_records,
     join_records,
 )
+from backplane.tape_format.record import RECORD_VERSIONS
 
 CARTRIDGE = "00112233445566778899aabbccddeeff"
 BACKUP = "0f" * 16
@@ -29,7 +30,7 @@ def test_the_prefix_has_its_fields_where_the_page_says() -> None:
         RecordType.PART_HEADER, b'{"a":1}', volume_uuid=CARTRIDGE, first_object=0x0102
     )
     assert raw[:8] == b"SDVMETA\0"
-    assert raw[8:16].hex() == "0002000100000000"
+    assert raw[8:16].hex() == "0002000200000000"
     assert raw[16:32].hex() == CARTRIDGE
     assert raw[32:48].hex() == "00000000000001020000000700010001"
     assert raw[48:52] == crc32c(b'{"a":1}').to_bytes(4, "big")
@@ -112,3 +113,43 @@ def test_records_of_two_cartridges_are_not_joined() -> None:
     )
     with pytest.raises(VolumeError):
         join_records([one[0], two[1]])
+
+
+def test_records_of_two_versions_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pieces() -> list[MetadataRecord]:
+        return decoded(
+            encode_records(
+                RecordType.PART_HEADER,
+                bytes(150),
+                volume_uuid=CARTRIDGE,
+                first_object=4,
+                record_bytes_max=PREFIX_BYTES + 100,
+            )
+        )
+
+    new = pieces()
+    with monkeypatch.context() as patch:
+        patch.setitem(RECORD_VERSIONS, RecordType.PART_HEADER, 1)
+        old = pieces()
+    assert [old[0].version, new[1].version] == [1, 2]
+    with pytest.raises(VolumeError):
+        join_records([old[0], new[1]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        (RecordType.VOLUME_HEADER, 2),
+        (RecordType.PART_HEADER, 3),
+        (RecordType.PART_TRAILER, 3),
+        (RecordType.PART_TRAILER, 0),
+    ],
+)
+def test_a_record_of_a_version_that_nobody_wrote_yet_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: RecordType, version: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(RECORD_VERSIONS, kind, version)
+        (raw,) = encode_records(kind, b"{}", volume_uuid=CARTRIDGE, first_object=4)
+    with pytest.raises(VolumeError, match=f"of version {version}"):
+        decode_record(raw)

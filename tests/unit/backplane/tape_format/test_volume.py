@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from backplane.errors import VolumeError
@@ -23,6 +27,8 @@ from backplane.tape_format import (
     join_records,
     record_digest_root,
 )
+from backplane.tape_format.payload import encode_payload
+from backplane.tape_format.record import RECORD_VERSIONS
 
 CARTRIDGE = "00112233445566778899aabbccddeeff"
 BACKUP = "0f" * 16
@@ -117,11 +123,62 @@ def test_a_part_header_is_read_back() -> None:
 
 def test_a_part_trailer_is_read_back() -> None:
     records = encode_part_trailer(TRAILER, record_bytes_max=400)
-    assert len(records) == 3
+    assert len(records) == 4
     found = decode_metadata(decoded(records))
     assert found == TRAILER
     assert TRAILER.trailer_object == 10
     assert TRAILER.directory_entry() == TRAILER.directory[0]
+
+
+def test_what_a_backup_stands_on_and_declares_zero_is_read_back() -> None:
+    grown: dict[str, Any] = {
+        "level": "incremental",
+        "parent_uuid": "ab" * 16,
+        "zero_extents": ((6, 2), (50, 1)),
+        "tracking": "t1",
+        "generation": 9,
+    }
+    header, trailer = replace(PART, **grown), replace(TRAILER, **grown)
+    assert decode_metadata(decoded(encode_part_header(header))) == header
+    assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
+
+
+NEW_FIELDS = ("level", "parent_uuid", "zero_extents", "tracking", "generation")
+
+
+def of_version_1(raw: bytes) -> bytes:
+    """Take out of a payload what came with version 2."""
+    value = json.loads(raw)
+    for each in [value, *value.get("directory", ())]:
+        for name in NEW_FIELDS:
+            each.pop(name, None)
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize("value", [PART, TRAILER], ids=lambda value: value.TYPE_NAME)
+def test_a_cartridge_of_the_first_version_is_read_as_full_backups(
+    monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    is_header = isinstance(value, PartHeader)
+    kind = RecordType.PART_HEADER if is_header else RecordType.PART_TRAILER
+    place = value.object if is_header else value.trailer_object
+    old = of_version_1(encode_payload(value))
+    with monkeypatch.context() as patch:
+        patch.setitem(RECORD_VERSIONS, kind, 1)
+        records = encode_records(kind, old, volume_uuid=CARTRIDGE, first_object=place)
+    assert decode_metadata(decoded(records)) == value
+    # What a version says is there has to be there, and nothing else.
+    with pytest.raises(VolumeError, match="missing or unknown"):
+        decode_metadata(
+            decoded(encode_records(kind, old, volume_uuid=CARTRIDGE, first_object=place))
+        )
+    with monkeypatch.context() as patch:
+        patch.setitem(RECORD_VERSIONS, kind, 1)
+        records = encode_records(
+            kind, encode_payload(value), volume_uuid=CARTRIDGE, first_object=place
+        )
+    with pytest.raises(VolumeError, match="missing or unknown"):
+        decode_metadata(decoded(records))
 
 
 def test_the_root_is_the_digest_of_the_packed_checksums() -> None:
