@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -78,10 +77,10 @@ def volume(device: MemoryDevice, clock: ManualClock, story: Story) -> LiveVolume
 
 class TestContract(BlockDeviceContract):
     @pytest.fixture
-    def device(self) -> Iterator[BlockDevice]:
+    def device(self) -> BlockDevice:
         story = Story()
         story.device = MemoryDevice(SIZE_BYTES, block_bytes=BLOCK_BYTES)
-        yield live_volume(story.device, ManualClock(), story)
+        return live_volume(story.device, ManualClock(), story)
 
 
 def test_before_a_block_changes_it_is_marked_and_saved(volume: LiveVolume, story: Story) -> None:
