@@ -81,3 +81,21 @@ def test_a_range_that_is_none_is_a_bug(first: int, end: int) -> None:
     with pytest.raises(AssertionError):
         bitmap[13]
     assert not bitmap.any()
+
+
+def test_every_run_of_eighteen_bits_is_cut_at_every_place() -> None:
+    ranges = [(first, end) for end in range(19) for first in range(end + 1)]
+    for start, stop in ranges:
+        bitmap = Bitmap(18)
+        bitmap.set_range(start, stop)
+        holes = Bitmap(18)
+        holes.set_range(0, 18)
+        holes.clear_range(start, stop)
+        for first, end in ranges:
+            low, high = max(first, start), min(end, stop)
+            assert list(bitmap.runs(first, end)) == ([(low, high)] if low < high else [])
+            is_inside = first == end or start <= first < end <= stop
+            assert bitmap.covers(first, end) == is_inside
+            gaps = [(first, min(end, start)), (max(first, stop), end)]
+            expected = [gap for gap in gaps if gap[0] < gap[1]] if start < stop else [(first, end)]
+            assert list(holes.runs(first, end)) == [gap for gap in expected if gap[0] < gap[1]]
