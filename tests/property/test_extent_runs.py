@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import MediumError
-from controller.core.extent_runs import ExtentRuns
+from controller.core.extent_runs import ExtentRuns, intersect, remainders, subtract, unite
 
 PIECES = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=30)
 """(gap before, blocks): gap 0 makes neighbours that must merge."""
@@ -54,6 +54,48 @@ def test_a_slice_is_that_slice_of_the_list_of_blocks(
     assert list(ExtentRuns(found)) == found, "a slice has no pieces that could be one"
 
 
+SMALL = st.sets(st.integers(0, 40))
+
+
+def runs_of(blocks: set[int]) -> ExtentRuns:
+    return ExtentRuns((lba, 1) for lba in sorted(blocks))
+
+
+@given(SMALL, SMALL)
+def test_the_algebra_is_that_of_sets_of_blocks(left: set[int], right: set[int]) -> None:
+    one, other = runs_of(left), runs_of(right)
+    assert unite(one, other) == runs_of(left | right)
+    assert intersect(one, other) == runs_of(left & right)
+    assert subtract(one, other) == runs_of(left - right)
+
+
+@given(SMALL, SMALL)
+def test_remainders_know_where_they_stand_in_the_stream(left: set[int], right: set[int]) -> None:
+    stream = sorted(left)
+    found = []
+    for position, lba, blocks in remainders(runs_of(left), runs_of(right)):
+        assert stream[position : position + blocks] == list(range(lba, lba + blocks))
+        found += range(lba, lba + blocks)
+    assert found == sorted(left - right)
+
+
+@given(SMALL, st.integers(0, 45), st.integers(1, 5))
+def test_blocks_touch_runs_that_have_one_of_them(some: set[int], lba: int, blocks: int) -> None:
+    assert runs_of(some).touches(lba, blocks) == bool(some & set(range(lba, lba + blocks)))
+
+
+@given(LARGE_PIECES, LARGE_PIECES)
+def test_what_is_declared_zero_is_packed_too(
+    pieces: list[tuple[int, int]], zeros: list[tuple[int, int]]
+) -> None:
+    runs = ExtentRuns(extents_of(pieces))
+    runs.zeros = ExtentRuns(extents_of(zeros))
+    again = ExtentRuns.unpack(runs.pack())
+    assert again == runs
+    assert again.zeros is not None
+    assert list(again.zeros) == list(runs.zeros)
+
+
 @given(LARGE_PIECES)
 def test_what_was_packed_is_unpacked(pieces: list[tuple[int, int]]) -> None:
     runs = ExtentRuns(extents_of(pieces))
@@ -74,6 +116,9 @@ def test_any_bytes_are_runs_or_a_medium_error(data: bytes) -> None:
 def test_any_tables_are_runs_or_a_medium_error(count: int, tables: bytes) -> None:
     """Behind a good head and a good checksum, so that the checks of the numbers themselves are reached."""
     check_total(b"\x01" + count.to_bytes(8, "big") + zlib.compress(tables[: count * 16]))
+    for zeros in range(count + 1):
+        head = b"\x02" + (count - zeros).to_bytes(8, "big") + zeros.to_bytes(8, "big")
+        check_total(head + zlib.compress(tables[: count * 16]))
 
 
 @given(LARGE_PIECES, st.data())

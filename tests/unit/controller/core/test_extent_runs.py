@@ -116,7 +116,7 @@ GOOD = packed(3, [10, 5, 79], [5, 1, 50])
     [
         (b"", "version"),
         (GOOD[:8], "version"),
-        (b"\x02" + GOOD[1:], "version"),
+        (b"\x03" + GOOD[1:], "version"),
         (b"\x01" + (EXTENTS_MAX + 1).to_bytes(8, "big") + GOOD[9:], "at most"),
         (GOOD[:9], "wrong length"),
         (GOOD[:-1], "wrong length"),
@@ -153,3 +153,35 @@ def test_a_machine_of_the_other_byte_order_reads_the_same_map(
     first_table = zlib.decompress(swapped[9:])[:24]
     assert first_table == b"".join(raw[plane::8] for plane in range(8))
     assert swapped != ours
+
+
+def test_a_map_without_zeros_is_another_one_than_with_none_of_them() -> None:
+    full, changes = ExtentRuns(SOME), ExtentRuns(SOME)
+    changes.zeros = ExtentRuns()
+    assert full != changes
+    assert full.pack()[0] == 1
+    assert changes.pack()[0] == 2
+    assert ExtentRuns.unpack(full.pack()).zeros is None
+    assert ExtentRuns.unpack(changes.pack()).zeros == ExtentRuns()
+
+
+def test_the_packed_form_with_zeros_is_the_documented_one() -> None:
+    runs = ExtentRuns([(10, 5)])
+    runs.zeros = ExtentRuns([(3, 1), (20, 2)])
+    packed_form = runs.pack()
+    assert packed_form[:17] == b"\x02" + (1).to_bytes(8, "big") + (2).to_bytes(8, "big")
+    planes = b"".join(
+        bytes(number >> 8 * plane & 0xFF for number in table)
+        for table in ((10,), (5,), (3, 16), (1, 2))
+        for plane in range(8)
+    )
+    assert zlib.decompress(packed_form[17:]) == planes
+    assert ExtentRuns.unpack(packed_form) == runs
+
+
+def test_counts_that_are_too_many_together_are_damage() -> None:
+    head = b"\x02" + EXTENTS_MAX.to_bytes(8, "big") + (1).to_bytes(8, "big")
+    with pytest.raises(MediumError, match="at most"):
+        ExtentRuns.unpack(head + zlib.compress(b""))
+    with pytest.raises(MediumError, match="unknown version"):
+        ExtentRuns.unpack(head[:16])
