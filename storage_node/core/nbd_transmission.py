@@ -3,8 +3,9 @@
     request         magic, flags, command, cookie, address, count                 then, for WRITE, `count` bytes
     simple reply    magic, error, cookie                                          then, for READ, `count` bytes
     chunk           magic, flags, type, cookie, length                            then `length` bytes, by type:
-        OFFSET_DATA address, data         OFFSET_HOLE  address, count of zeros
-        BLOCK_STATUS context number, (count, status)...     ERROR  errno, message
+        OFFSET_DATA address, data
+        BLOCK_STATUS context number, (count, status)...
+        ERROR errno, message
 
 With structured replies everything that can carry more than "done" is chunks, the last of which has the flag DONE.  The
 structs are public because the shell packs straight into its buffers: thousands of small requests per second leave no
@@ -34,7 +35,6 @@ CHUNK: Final = struct.Struct(">IHHQI")
 """Magic, flags, type, cookie, length of what follows."""
 DATA_CHUNK: Final = struct.Struct(">IHHQIQ")
 """A chunk with the address of its data."""
-_HOLE: Final = struct.Struct(">QI")
 _ERROR: Final = struct.Struct(">IH")
 _NUMBER: Final = struct.Struct(">I")
 
@@ -72,7 +72,6 @@ class Chunk(IntEnum):
 
     NONE = 0
     OFFSET_DATA = 1
-    OFFSET_HOLE = 2
     BLOCK_STATUS = 5
     ERROR = 0x8001
 
@@ -191,12 +190,6 @@ def encode_error(cookie: int, error: NbdError, message: str, *, is_structured: b
     text = message.encode()[:ERROR_MESSAGE_BYTES_MAX].decode(errors="ignore").encode()
     data = _ERROR.pack(error, len(text)) + text
     return CHUNK.pack(CHUNK_MAGIC, DONE, Chunk.ERROR, cookie, len(data)) + data
-
-
-def encode_hole(cookie: int, address: int, count: int, *, is_last: bool) -> bytes:
-    """Return the chunk for bytes that read as zeros."""
-    head = CHUNK.pack(CHUNK_MAGIC, DONE if is_last else 0, Chunk.OFFSET_HOLE, cookie, _HOLE.size)
-    return head + _HOLE.pack(address, count)
 
 
 def encode_done(cookie: int) -> bytes:

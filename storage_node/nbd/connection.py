@@ -19,7 +19,6 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final
 
 from backplane.errors import BackupError, RemoteProtocolError
@@ -61,8 +60,6 @@ PIECE_BYTES: Final = 256 * 1024
 """Of a large write: small enough to be still in the cache when it is written."""
 PIPE_BYTES: Final = 1024 * 1024
 """Of a large read: what is in the pipe is known to be readable."""
-HOLES_MAX: Final = 64
-"""Runs of one read that are looked at for holes; a file in more pieces than that is sent as data."""
 DRAIN_BYTES_MAX: Final = 64 * 1024 * 1024
 """A refused write's payload is taken in up to here, so that its client hears why; one that is longer ends it all."""
 
@@ -239,41 +236,25 @@ class Transmission:
             self._output_end = at + SIMPLE_REPLY.size
 
     def _read_large(self, flags: int, cookie: int, address: int, count: int) -> None:
+        """Send data in one run, or in several where the client takes them.
+
+        Holes are sent as zeros: asking for them at each read costs more than it saves (a tmpfs looks at every page up
+        to the next hole, which may be at the end of the file), and who cares asks for the block status of far more at
+        once.
+        """
+        can_split = self._is_structured and not flags & FLAG_DF
+        end = address + count
         try:
-            if not self._is_structured or flags & FLAG_DF:
-                self._read_piece(cookie, address, count, flags=DONE)
-                return
-            end = address + count
-            for start, stop, is_data in self._pieces(address, end):
-                done = DONE if stop == end else 0
-                if is_data:
-                    self._read_piece(cookie, start, stop - start, flags=done)
-                else:
-                    self._put(nbd.encode_hole(cookie, start, stop - start, is_last=bool(done)))
+            while address < end:
+                piece = min(end - address, PIPE_BYTES) if can_split else count
+                done = DONE if address + piece == end else 0
+                self._read_piece(cookie, address, piece, flags=done)
+                address += piece
         except (BackupError, MemoryError) as error:
             if isinstance(error, ConnectionClosedError):
                 raise
             # Chunks that went before keep their meaning: the read has failed as a whole.
             self._fail(cookie, error)
-
-    def _pieces(self, address: int, end: int) -> list[tuple[int, int, bool]]:
-        """Split a read into data that fit into the pipe and holes."""
-        runs = list(islice(self._export.extents(address, end), HOLES_MAX))
-        if len(runs) == HOLES_MAX:
-            runs = [(address, end)]
-        pieces: list[tuple[int, int, bool]] = []
-        at = address
-        for start, stop in runs:
-            if start > at:
-                pieces.append((at, start, False))
-            pieces += [
-                (start, min(start + PIPE_BYTES, stop), True)
-                for start in range(start, stop, PIPE_BYTES)
-            ]
-            at = stop
-        if at < end:
-            pieces.append((at, end, False))
-        return pieces
 
     def _read_piece(self, cookie: int, address: int, count: int, *, flags: int) -> None:
         """Send one run of data with its head; nothing is promised before it was read."""
