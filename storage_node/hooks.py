@@ -37,8 +37,7 @@ TERM_GRACE_S: Final = 2.0
 KILL_TIMEOUT_S: Final = 5.0
 """A killed command that has not ended by then is stuck in the kernel."""
 READ_BYTES: Final = 65536
-READS_AT_END: Final = 4
-"""What is in the pipe when the command has ended.  Not all: who left the group may write for ever."""
+"""All that fits into a pipe."""
 
 _stuck: list[supervise.Child] = []
 """Killed, but not ended yet: collected at a later call, or by init after us."""
@@ -132,8 +131,7 @@ class _Watch:
             status = self._child.wait(timeout_s=KILL_TIMEOUT_S)
             if status is None:
                 _stuck.append(self._child)
-        for _ in range(READS_AT_END):
-            self._read()
+        self._read()  # once: who left the group may write for ever
         if status is None:
             reason = (
                 f"{reason or 'ended'}, but does not die (stuck in the kernel, or of another user?)"
@@ -157,11 +155,11 @@ class _Watch:
         return True
 
     def _read(self) -> bool:
-        """Read once; return False if there is nothing (more)."""
+        """Read once; return False at the end of the output."""
         try:
             data = os.read(self._read_end, READ_BYTES)
         except BlockingIOError:
-            return False
+            return True
         self.output = (self.output + data)[-HOOK_OUTPUT_BYTES_MAX:]
         return bool(data)
 
