@@ -136,6 +136,7 @@ class Snapshot:
         self._worker: threading.Thread | None = None
         self._readers = 0
         self._is_stopping = False
+        self._is_stopped = False
         self._is_removing = False
         self._stopped = threading.Event()
         self._settled = threading.Event()
@@ -337,8 +338,7 @@ class Snapshot:
                 answered.done.release()
             if is_last:
                 break
-        self._stopped.set()
-        self._close_files()
+        self._end()
 
     def _save_all(self, ranges: Sequence[tuple[int, int]], buffer: bytearray) -> None:
         saved: list[Saved] = []
@@ -491,14 +491,19 @@ class Snapshot:
             has_worker = self._worker is not None
             self._queue.put(None)
         if not has_worker:
-            self._stopped.set()
-            self._close_files()
+            self._end()
+
+    def _end(self) -> None:
+        # Files first: who waited for the end opens them again.
+        self._is_stopped = True
+        self._close_files()
+        self._stopped.set()
 
     def _close_files(self) -> None:
         """Close the files when nobody can be in a call that uses them: numbers of descriptors are used again."""
         with self._lock:
             is_recording = self._state is State.BROKEN and not self._recorded.is_set()
-            if not self._readers and self._stopped.is_set() and not is_recording:
+            if not self._readers and self._is_stopped and not is_recording:
                 self._files.close()
 
     # --- the reader's side -----------------------------------------------------------------------
