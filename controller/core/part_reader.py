@@ -2,29 +2,29 @@
 
     claim drive and cartridge -> load, fence, compare -> lists from `plan["record"]` on -> next part
 
-`plan["record"]` is the first record of the part that is not dealt with.  It moves only together with the outcome of the
-list that dealt with it, so a list is never counted twice.
+`plan["part"]` counts the parts that the job visits, in its order, from 1; `plan["record"]` is the first record of that
+part that is not dealt with.  Both move only together with the outcome of the list that dealt with the records before,
+so a list is never counted twice.
 
 A record that cannot be read is *damage*: named by cartridge, object and the LBAs of the volume that it holds.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from backplane.errors import VolumeError
 from backplane.ids import Designator, ItemId, NodeName
 from backplane.scsi.sense import SenseKey
 from backplane.wire.messages import NodeReply
-from controller.catalog.store import BackupRow, ItemRow, PartRow
+from controller.catalog.store import ItemRow, PartRow
 from controller.core import drives
 from controller.core.desk import Desk
 from controller.core.effects import UnitUse
-from controller.core.extent_runs import ExtentRuns
 from controller.core.items import forwarded_of, ledger_total, run_list
 from controller.core.job import Job
 from controller.core.media import Mounted, check_label, mount, put_into_error, tag_claims
-from controller.core.planner import PartData, PlannedList, blocks_of_record
+from controller.core.planner import PartData, PartPicks, PlannedList
 from controller.core.procedure import Claim, NotYet, Step
 
 DAMAGE_LISTED_MAX: Final = 1000
@@ -33,22 +33,15 @@ DAMAGE_LISTED_MAX: Final = 1000
 EXTENTS_LISTED_MAX: Final = 64
 """Extents of one damaged record that are listed."""
 
+Content: TypeAlias = PartData | PartPicks
+"""What of a part is read: everything, or what a restore wants of it."""
+
 
 class PartReader:
     """Reads one part after the other."""
 
-    def __init__(self, desk: Desk, job: Job, row: BackupRow, runs: ExtentRuns) -> None:
-        self.desk, self.job, self.plan, self.row, self._runs = desk, job, job.plan, row, runs
-
-    def data(self, part: PartRow) -> PartData:
-        """Return what a part holds."""
-        return PartData(
-            runs=self._runs,
-            block_bytes=self.row.block_bytes,
-            record_bytes=self.row.record_bytes,
-            stream_start=part.stream_start,
-            stream_bytes=part.stream_bytes,
-        )
+    def __init__(self, desk: Desk, job: Job) -> None:
+        self.desk, self.job, self.plan = desk, job, job.plan
 
     @property
     def node(self) -> NodeName:
@@ -89,8 +82,8 @@ class PartReader:
             )
 
     def run(self, planned: PlannedList, purpose: str, uses: tuple[UnitUse, ...]) -> Step:
-        """Run a list that begins at `plan["record"]`."""
-        self.plan["next_record"] = self.plan["record"] + planned.records
+        """Run a list that deals with `plan["record"]` and those that follow."""
+        self.plan["next_record"] = planned.end
         return (
             yield from run_list(
                 self.desk,
@@ -106,25 +99,27 @@ class PartReader:
         """Return how many records an ended list has read from the drive."""
         return ledger_total(ended, self.drive_unit, "records_read")
 
-    def next_part(self, part: PartRow) -> None:
+    def next_part(self) -> None:
         """Go on with the part behind this one."""
-        self.plan.update(part=part.part + 1, record=0)
+        self.plan.update(part=self.plan["part"] + 1, record=0)
         drives.give_back(self.desk, self.job)
         self.desk.save(self.job)
 
     # --- damage ---
 
-    def damaged_record(self, ended: ItemRow, part: PartRow) -> int | None:
+    def damaged_record(self, ended: ItemRow, data: Content) -> int | None:
         """Return the record that the drive could not read, None if something else went wrong."""
         told = forwarded_of(ended).source
         if told is None or told.key not in (SenseKey.MEDIUM_ERROR, SenseKey.BLANK_CHECK):
             return None
-        record: int = self.plan["record"] + self.records_read(ended)
-        return record if record < part.records else None
+        record = data.record_behind(self.plan["record"], self.records_read(ended))
+        return record if record < data.records else None
 
-    def note_damage(self, part: PartRow, record: int, ended: ItemRow) -> dict[str, Any]:
+    def note_damage(
+        self, part: PartRow, data: Content, record: int, ended: ItemRow
+    ) -> dict[str, Any]:
         """Note what a damaged record takes with it; the caller saves the job."""
-        blocks = blocks_of_record(self.data(part), record)
+        blocks = data.extents_of(record, record + 1)
         ordered = sorted(blocks)
         entry = {
             "tag": part.tag,

@@ -10,6 +10,10 @@ Every list ends on a record boundary or at the padded end of the part (design ru
 to the next), so a list can be planned from nothing but the number of the first record: whatever happened before,
 the position of the tape says how many records are there, and the rest is planned anew.
 
+A restore need not want all of a part: newer backups may have superseded some of it.  It reads *runs* of records that
+hold something wanted, each run behind a locate of its own and ended without CAT, so that what is left of its last
+record is dropped; within a run, 06h with CAT drops what lies between two wanted pieces.  No record is read twice.
+
 Limits: `SEGMENTS_MAX` per list (a record of 1 MiB can hold 2048 extents of one block), `SEGMENT_BYTES_MAX` per
 segment (08h and 09h count bytes in 32 bits), `LIST_BYTES_MAX` of data per list (what one lost mover costs at most).
 """
@@ -17,7 +21,8 @@ segment (08h and 09h count bytes in 32 bits), `LIST_BYTES_MAX` of data per list 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from backplane.ids import Designator
@@ -32,6 +37,7 @@ from backplane.scsi.segment import (
     StreamToDiscard,
     WriteFilemarks,
 )
+from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns
 
 RECORD_BYTES: Final = 1024 * 1024
@@ -53,7 +59,8 @@ class PlannedList:
     """A parameter list, and what it will do.
 
     `records` counts data records (or metadata records), `tape_objects` every object that it adds to the tape.
-    `data_bytes` are the bytes that leave the source; `padded_bytes` what padding adds; `extents` covers the blocks.
+    `data_bytes` are the bytes that leave the source; `padded_bytes` what padding adds, or what is read and dropped;
+    `extents` covers the blocks.  `end` is the data record behind the last one that it deals with.
     """
 
     parameter_list: bytes
@@ -61,6 +68,7 @@ class PlannedList:
     padded_bytes: int = 0
     records: int = 0
     tape_objects: int = 0
+    end: int = 0
     extents: tuple[tuple[int, int], ...] = ()
 
 
@@ -100,6 +108,91 @@ class PartData:
             (self.stream_start + self.bytes_before(first)) // self.block_bytes,
             (self.stream_start + self.bytes_before(end)) // self.block_bytes,
         )
+
+    def record_behind(self, first: int, read: int) -> int:
+        """Return the record that follows when `read` records were read from `first` on."""
+        return first + read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartPicks:
+    """What a restore takes of one part: some pieces of its stream, in records of which size."""
+
+    picks: Picks
+    block_bytes: int
+    record_bytes: int
+    stream_start: int
+    stream_bytes: int
+
+    def __post_init__(self) -> None:
+        assert self.record_bytes % self.block_bytes == 0
+        assert self.stream_start % self.block_bytes == 0
+        assert self.stream_bytes % self.block_bytes == 0
+
+    @property
+    def records(self) -> int:
+        """Records of the whole part."""
+        return -(-self.stream_bytes // self.record_bytes)
+
+    @property
+    def bytes_wanted(self) -> int:
+        """Bytes that are taken of the whole part."""
+        return self.bytes_before(self.records)
+
+    def bytes_before(self, record: int) -> int:
+        """Bytes that are taken of the records before `record`."""
+        before = self.picks.before(self._stream_block(record))
+        return (before - self.picks.before(self._stream_block(0))) * self.block_bytes
+
+    def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what is taken of the records `first` .. `end` - 1: (byte of the part, LBA, bytes)."""
+        start = self.stream_start // self.block_bytes
+        for position, lba, blocks in self.picks.slice(
+            self._stream_block(first), self._stream_block(end)
+        ):
+            yield (position - start) * self.block_bytes, lba, blocks * self.block_bytes
+
+    def extents_of(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Extents that are taken of the records `first` .. `end` - 1, in stream order."""
+        return [(lba, count // self.block_bytes) for _, lba, count in self.pieces(first, end)]
+
+    def wanted_from(self, record: int) -> int | None:
+        """Return the first record from `record` on of which something is taken, None if there is none."""
+        found = next(self.pieces(record, self.records), None)
+        return None if found is None else found[0] // self.record_bytes
+
+    def record_behind(self, first: int, read: int) -> int:
+        """Return the record that follows when `read` records with something wanted were read from `first` on."""
+        end = first
+        for start, stop in self._records_of(first):
+            start = max(start, end)
+            if read < stop - start:
+                return start + read
+            read -= max(0, stop - start)
+            end = stop
+        return self.records
+
+    def fitting_end(self, first: int) -> int:
+        """Return an end such that what is wanted of the records first .. end - 1 is not too much for one list."""
+        budget = max(1, LIST_BYTES_MAX // self.record_bytes)
+        end = first
+        for start, stop in islice(self._records_of(first), SEGMENTS_MAX):
+            fresh = max(start, end)
+            if fresh < stop:
+                end = min(stop, fresh + budget)
+                budget -= end - fresh
+            if not budget:
+                break
+        return end
+
+    def _records_of(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield the records (start, end) that each wanted piece from record `first` on lies in."""
+        for at, _, count in self.pieces(first, self.records):
+            yield at // self.record_bytes, -(-(at + count) // self.record_bytes)
+
+    def _stream_block(self, record: int) -> int:
+        count = min(record * self.record_bytes, self.stream_bytes)
+        return (self.stream_start + count) // self.block_bytes
 
 
 def _fitting_end(part: PartData, first: int) -> int:
@@ -189,12 +282,13 @@ def plan_data(
         padded_bytes=(end - first) * part.record_bytes - data_bytes,
         records=end - first,
         tape_objects=end - first,
+        end=end,
         extents=cover(extents),
     )
 
 
 def plan_restore(
-    part: PartData,
+    part: PartPicks,
     *,
     first: int,
     data_object: int,
@@ -202,27 +296,18 @@ def plan_restore(
     tape: Designator,
     identifier: int,
 ) -> PlannedList:
-    """Plan the next list of a restore: locate record `first`, then 09h segments onto the same blocks."""
-    assert 0 <= first < part.records
-    end = _fitting_end(part, first)
+    """Plan the next list of a restore: per run of records locate, then 09h segments onto the blocks they came from.
+
+    Something has to be wanted of record `first`.
+    """
+    end = part.fitting_end(first)
+    assert end > first
+    segments, records = _restore_segments(part, first, end, data_object=data_object)
+    while len(segments) > SEGMENTS_MAX and end - first > 1:
+        end = first + (end - first) // 2
+        segments, records = _restore_segments(part, first, end, data_object=data_object)
     extents = part.extents_of(first, end)
-    pieces = list(_pieces(extents, part.block_bytes))
-    segments: list[Segment] = [
-        Locate(destination_cscd_descriptor_id=TAPE, logical_object_identifier=data_object + first)
-    ]
-    segments += [
-        StreamToBlockOffset(
-            cat=index < len(pieces) - 1,
-            source_cscd_descriptor_id=TAPE,
-            destination_cscd_descriptor_id=DISK,
-            stream_device_transfer_length=part.record_bytes,
-            number_of_bytes=count,
-            block_device_logical_block_address=lba,
-            block_device_byte_offset=0,
-        )
-        for index, (lba, count) in enumerate(pieces)
-    ]
-    data_bytes = sum(count for _, count in pieces)
+    data_bytes = sum(blocks for _, blocks in extents) * part.block_bytes
     return PlannedList(
         parameter_list=_list_bytes(
             identifier=identifier,
@@ -230,10 +315,70 @@ def plan_restore(
             segments=segments,
         ),
         data_bytes=data_bytes,
-        padded_bytes=(end - first) * part.record_bytes - data_bytes,
-        records=end - first,
+        padded_bytes=records * part.record_bytes - data_bytes,
+        records=records,
+        end=end,
         extents=cover(extents),
     )
+
+
+def _restore_segments(
+    part: PartPicks, first: int, end: int, *, data_object: int
+) -> tuple[list[Segment], int]:
+    """Return the segments for records `first` .. `end` - 1, and how many of these records they read."""
+    size = part.record_bytes
+    segments: list[Segment] = []
+    records = 0
+    # The last record that is read, and the byte of the part up to which it is used up; the rest of it is held.
+    known, at = first - 1, 0
+    for start, lba, count in part.pieces(first, end):
+        if start // size > known + 1 or not segments:
+            _end_run(segments)
+            segments.append(
+                Locate(
+                    destination_cscd_descriptor_id=TAPE,
+                    logical_object_identifier=data_object + start // size,
+                )
+            )
+            known = start // size - 1
+            at = (known + 1) * size
+        if start > at:
+            segments.append(
+                StreamToDiscard(
+                    cat=True,
+                    source_cscd_descriptor_id=TAPE,
+                    stream_device_transfer_length=size,
+                    number_of_bytes=start - at,
+                )
+            )
+        segments += (
+            StreamToBlockOffset(
+                cat=True,
+                source_cscd_descriptor_id=TAPE,
+                destination_cscd_descriptor_id=DISK,
+                stream_device_transfer_length=size,
+                number_of_bytes=piece_bytes,
+                block_device_logical_block_address=piece_lba,
+                block_device_byte_offset=0,
+            )
+            for piece_lba, piece_bytes in _pieces(
+                [(lba, count // part.block_bytes)], part.block_bytes
+            )
+        )
+        at = start + count
+        last = (at - 1) // size
+        records += last - known
+        known = last
+    _end_run(segments)
+    return segments, records
+
+
+def _end_run(segments: list[Segment]) -> None:
+    """Drop what is left of the last record that was read: without CAT it does not reach the next segment."""
+    if segments:
+        last = segments[-1]
+        assert isinstance(last, StreamToBlockOffset)
+        segments[-1] = replace(last, cat=False)
 
 
 def plan_verify(
@@ -270,6 +415,7 @@ def plan_verify(
         ),
         data_bytes=take * record_bytes,
         records=take,
+        end=first + take,
     )
 
 
@@ -332,8 +478,3 @@ def plan_metadata(
         records=records,
         tape_objects=len(segments),
     )
-
-
-def blocks_of_record(part: PartData, record: int) -> list[tuple[int, int]]:
-    """Return the extents whose blocks stand in one record: what is lost if it cannot be read."""
-    return part.extents_of(record, record + 1)

@@ -5,6 +5,11 @@ floor and said so (*publish after fence*).  A list of a restore may run twice: i
 volume that nobody can read.  A restore that fails leaves the volume offline, in state restore-failed, never half
 restored and online.  It stops at the first damaged record and says which blocks that takes.
 
+A backup that stands on others is restored from all of them at once: the chain is laid over each other (`chain`), and
+its parts are read in the order of the tapes, each block once.  What a chain says is zero needs no writing, because
+the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, so it is
+worked out again after a restart.
+
 What was asked of the target's node is in the plan before it is asked, so a clean-up knows what may have happened:
 
     is_made       the node was told to create the volume (a restore to a new one)
@@ -18,6 +23,7 @@ from backplane.ids import Epoch
 from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
+from controller.core.chain import Reading, chain_of, lay_over, tape_order
 from controller.core.desk import Desk
 from controller.core.items import (
     adopt_item,
@@ -29,7 +35,7 @@ from controller.core.items import (
 )
 from controller.core.job import Job, JobState
 from controller.core.part_reader import PartReader
-from controller.core.planner import plan_restore
+from controller.core.planner import PartPicks, plan_restore
 from controller.core.procedure import (
     Ask,
     Claim,
@@ -47,20 +53,21 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     row = desk.backups[job.row.backup]
     target = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: _claim_target(desk, job))
+    if job.state in (JobState.QUEUED, JobState.COPYING):
+        readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
-        job.update(started=desk.wall, planned_bytes=row.stream_bytes)
+        wanted = sum(reading.blocks for reading in readings) * row.block_bytes
+        job.update(started=desk.wall, planned_bytes=wanted)
         job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0)
         yield from _take_offline(desk, job)
         desk.enter(job, JobState.COPYING)
     if job.state is JobState.COPYING:
-        runs = yield Extents(backup=row.backup)
-        parts = desk.registry.parts_of(row.backup)
-        reader = PartReader(desk, job, row, runs)
+        reader = PartReader(desk, job)
         ended = yield from adopt_item(desk, job, item)
         if ended is not None:
-            _take(reader, parts[job.plan["part"] - 1], ended)
-        for part in parts[job.plan["part"] - 1 :]:
-            yield from _restore_part(reader, part)
+            _take(reader, readings, ended)
+        while job.plan["part"] <= len(readings):
+            yield from _restore_part(reader, readings)
         desk.enter(job, JobState.COMMITTING)
     yield ask_publish(desk, job, "online")
     job.result["volume"] = target.name
@@ -149,15 +156,46 @@ def _ask_last_fence(desk: Desk, job: Job, volume: VolumeRow) -> Ask:
 # --- copying -------------------------------------------------------------------------------------
 
 
-def _restore_part(reader: PartReader, part: PartRow) -> Step:
-    """Copy what is left of one part's records onto the target."""
+def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
+    """Return the parts to visit, in order, and what to take of each."""
+    chain = chain_of(row, desk.backups)
+    maps = []
+    for member in chain:
+        runs = yield Extents(backup=member.backup)
+        maps.append(runs)
+    readings = tape_order(chain, lay_over(maps), desk.registry)
+    if len(chain) > 1 and job.state is JobState.QUEUED:
+        names = ", ".join(str(member.backup) for member in chain[1:])
+        tags = list(dict.fromkeys(reading.part.tag for reading in readings))
+        job.result.update(parents=[member.backup for member in chain[1:]], needs=tags)
+        told = f"backup {row.backup} is {row.level}; it stands on {names}"
+        desk.log(job, "info", f"{told}; to be read in order: {', '.join(tags) or 'nothing'}")
+    return readings
+
+
+def _content(reading: Reading) -> PartPicks:
+    return PartPicks(
+        picks=reading.picks,
+        block_bytes=reading.row.block_bytes,
+        record_bytes=reading.row.record_bytes,
+        stream_start=reading.part.stream_start,
+        stream_bytes=reading.part.stream_bytes,
+    )
+
+
+def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
+    """Copy what is left to take of one part onto the target."""
     desk, plan = reader.desk, reader.plan
+    reading = readings[plan["part"] - 1]
+    part, content = reading.part, _content(reading)
     volume = desk.registry.volumes[reader.job.row.volume]
     yield from reader.load(part)
-    while plan["record"] < part.records:
+    while (first := content.wanted_from(plan["record"])) is not None:
+        # What a list has read is counted from here: nobody wants the records before.
+        plan["record"] = first
         planned = plan_restore(
-            reader.data(part),
-            first=plan["record"],
+            content,
+            first=first,
             data_object=part.data_object,
             disk=volume.designator,
             tape=reader.drive_unit,
@@ -169,14 +207,16 @@ def _restore_part(reader: PartReader, part: PartRow) -> Step:
             tape_use(reader.node, reader.drive_unit, planned),
         )
         ended = yield from reader.run(planned, "restore", uses)
-        _take(reader, part, ended)
+        _take(reader, readings, ended)
         if ended.state != "done":
             yield from _settle(reader, part, volume)
-    reader.next_part(part)
+    reader.next_part()
 
 
-def _take(reader: PartReader, part: PartRow, ended: ItemRow) -> None:
+def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> None:
     """Move on behind a list that was done; stop at a damaged record."""
+    number = reader.plan["part"] - 1
+    part, content = readings[number].part, _content(readings[number])
     if ended.state == "done":
         volume = reader.desk.registry.volumes[reader.job.row.volume]
         written = ledger_total(ended, volume.designator, "bytes_written")
@@ -186,13 +226,13 @@ def _take(reader: PartReader, part: PartRow, ended: ItemRow) -> None:
                 f"{ended.planned_bytes} were planned"
             )
         reader.plan["record"] = reader.plan["next_record"]
-        done = part.stream_start + reader.data(part).bytes_before(reader.plan["record"])
-        reader.job.update(done_bytes=done)
+        before = sum(each.blocks * each.row.block_bytes for each in readings[:number])
+        reader.job.update(done_bytes=before + content.bytes_before(reader.plan["record"]))
         reader.desk.save(reader.job)
         return
-    damaged = reader.damaged_record(ended, part)
+    damaged = reader.damaged_record(ended, content)
     if damaged is not None:
-        lost = reader.note_damage(part, damaged, ended)
+        lost = reader.note_damage(part, content, damaged, ended)
         raise MediumError(
             f"cartridge {part.tag}: object {lost['object']} cannot be read; "
             f"LBA {lost['first_lba']} to {lost['last_lba']} of the volume cannot be restored",

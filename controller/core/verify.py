@@ -2,6 +2,8 @@
 
 A verify goes on behind a damaged record, and behind a cartridge that cannot be used at all: its answer is the list.
 It writes nothing and holds nothing but its drive.
+
+A backup that stands on others is verified by itself: its own records.  What a restore needs besides is told with it.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import hashlib
 from typing import Any, Final
 
 from backplane.errors import BackupError, ExitCode, MediumError, VolumeError
-from controller.catalog.store import ItemRow, PartRow
+from controller.catalog.store import BackupRow, ItemRow, PartRow
 from controller.core import drives
+from controller.core.chain import chain_of, needed_tags
 from controller.core.desk import Desk
+from controller.core.extent_runs import ExtentRuns
 from controller.core.items import (
     BACKOFF_BASE_S,
     adopt_item,
@@ -24,7 +28,7 @@ from controller.core.items import (
 )
 from controller.core.job import Job, JobState
 from controller.core.part_reader import PartReader
-from controller.core.planner import plan_verify
+from controller.core.planner import PartData, plan_verify
 from controller.core.procedure import Extents, Procedure, Step
 
 MISMATCHES_LISTED_MAX: Final = 100
@@ -41,22 +45,23 @@ def verify(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         )
         job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0)
         job.result.setdefault("damage", [])
+        _tell_what_it_needs(desk, job, row)
         desk.enter(job, JobState.COPYING)
     runs = yield Extents(backup=row.backup)
-    reader = PartReader(desk, job, row, runs)
+    reader = PartReader(desk, job)
     ended = yield from adopt_item(desk, job, item)
     if ended is not None:
-        _take(reader, parts[job.plan["part"] - 1], ended)
+        _take(reader, row, parts[job.plan["part"] - 1], runs, ended)
     for part in parts[job.plan["part"] - 1 :]:
         try:
-            yield from _verify_part(reader, part)
+            yield from _verify_part(reader, row, part, runs)
         except VolumeError as error:
-            data = reader.data(part)
+            data = part_data(row, part, runs)
             lbas = (
                 f"{sum(n for _, n in data.extents_of(0, part.records))} blocks of part {part.part}"
             )
             _mismatch(reader, f"{error.message}; {lbas} cannot be read")
-        reader.next_part(part)
+        reader.next_part()
     desk.enter(job, JobState.COMMITTING)
     if job.result.get("damaged_records") or job.result.get("mismatches"):
         reason, code = damage_words(job.result), int(ExitCode.DAMAGED)
@@ -76,7 +81,30 @@ def damage_words(result: dict[str, Any]) -> str:
     return "damage found: " + "; ".join(words) + (f"; and {more} records more" if more > 0 else "")
 
 
-def _verify_part(reader: PartReader, part: PartRow) -> Step:
+def part_data(row: BackupRow, part: PartRow, runs: ExtentRuns) -> PartData:
+    """Return what a part holds."""
+    return PartData(
+        runs=runs,
+        block_bytes=row.block_bytes,
+        record_bytes=row.record_bytes,
+        stream_start=part.stream_start,
+        stream_bytes=part.stream_bytes,
+    )
+
+
+def _tell_what_it_needs(desk: Desk, job: Job, row: BackupRow) -> None:
+    chain = chain_of(row, desk.backups)
+    job.result["level"] = row.level
+    if len(chain) == 1:
+        return
+    parents, tags = [each.backup for each in chain[1:]], needed_tags(chain, desk.registry)
+    job.result.update(parents=parents, needs=tags)
+    names = ", ".join(str(number) for number in parents)
+    told = f"backup {row.backup} is {row.level}: only its own records are verified"
+    desk.log(job, "info", f"{told}; a restore needs backups {names} too, on {', '.join(tags)}")
+
+
+def _verify_part(reader: PartReader, row: BackupRow, part: PartRow, runs: ExtentRuns) -> Step:
     """Read what is left of one part's records, and compare the stored digests with the catalog's root."""
     plan = reader.plan
     yield from reader.load(part)
@@ -85,19 +113,21 @@ def _verify_part(reader: PartReader, part: PartRow) -> Step:
         planned = plan_verify(
             first=plan["record"],
             records=part.records - plan["record"],
-            record_bytes=reader.row.record_bytes,
+            record_bytes=row.record_bytes,
             data_object=part.data_object,
             tape=reader.drive_unit,
             identifier=list_identifier(reader.desk.next_number("list")),
         )
         uses = (tape_use(reader.node, reader.drive_unit, planned),)
         ended = yield from reader.run(planned, "verify", uses)
-        _take(reader, part, ended)
+        _take(reader, row, part, runs, ended)
         if ended.state != "done":
             yield from reader.load(part)  # Fences whoever may still read.
 
 
-def _take(reader: PartReader, part: PartRow, ended: ItemRow) -> None:
+def _take(
+    reader: PartReader, row: BackupRow, part: PartRow, runs: ExtentRuns, ended: ItemRow
+) -> None:
     """Move on by what a list has read, and over the record that it could not read."""
     plan = reader.plan
     if ended.state == "done":
@@ -109,9 +139,10 @@ def _take(reader: PartReader, part: PartRow, ended: ItemRow) -> None:
             )
         plan["record"] = plan["next_record"]
     elif ended.state == "failed":
-        damaged = reader.damaged_record(ended, part)
+        data = part_data(row, part, runs)
+        damaged = reader.damaged_record(ended, data)
         if damaged is not None:
-            reader.note_damage(part, damaged, ended)
+            reader.note_damage(part, data, damaged, ended)
             plan["record"] = damaged + 1
             progress(reader.job)
         else:
@@ -122,7 +153,7 @@ def _take(reader: PartReader, part: PartRow, ended: ItemRow) -> None:
     before = sum(
         each.records for each in reader.desk.registry.parts_of(part.backup) if each.part < part.part
     )
-    reader.job.update(done_bytes=(before + plan["record"]) * reader.row.record_bytes)
+    reader.job.update(done_bytes=(before + plan["record"]) * row.record_bytes)
     reader.desk.save(reader.job)
 
 

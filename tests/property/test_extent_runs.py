@@ -72,7 +72,7 @@ def test_the_algebra_is_that_of_sets_of_blocks(left: set[int], right: set[int]) 
 @given(SMALL, SMALL)
 def test_remainders_know_where_they_stand_in_the_stream(left: set[int], right: set[int]) -> None:
     stream = sorted(left)
-    found = []
+    found: list[int] = []
     for position, lba, blocks in remainders(runs_of(left), runs_of(right)):
         assert stream[position : position + blocks] == list(range(lba, lba + blocks))
         found += range(lba, lba + blocks)

@@ -14,6 +14,7 @@ import pytest
 from backplane.ids import Designator
 from controller.cli import decode
 from controller.core import job, planner
+from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns
 from mover_node.core import machine
 
@@ -26,6 +27,13 @@ PART = planner.PartData(
     record_bytes=1024 * 1024,
     stream_start=0,
     stream_bytes=4112 * 512,
+)
+PICKS = planner.PartPicks(
+    picks=Picks([(0, 0, 16), (16, 256, 4096)]),
+    block_bytes=PART.block_bytes,
+    record_bytes=PART.record_bytes,
+    stream_start=0,
+    stream_bytes=PART.stream_bytes,
 )
 
 
@@ -93,7 +101,7 @@ def backup_example() -> str:
 
 def restore_example() -> str:
     return example(
-        planner.plan_restore(PART, first=0, data_object=5, disk=DISK, tape=TAPE, identifier=8)
+        planner.plan_restore(PICKS, first=0, data_object=5, disk=DISK, tape=TAPE, identifier=8)
     )
 
 

@@ -88,7 +88,7 @@ def test_a_part_that_contradicts_itself_about_its_parent_cannot_be_made(
 ) -> None:
     for value in (part_header(), TRAILER):
         with pytest.raises(VolumeError):
-            replace(value, **change)  # type: ignore[type-var]
+            replace(value, **change)
 
 
 def test_a_trailer_tells_the_directory_on_what_it_stands() -> None:

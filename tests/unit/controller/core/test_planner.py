@@ -16,10 +16,13 @@ from backplane.scsi.segment import (
     WriteFilemarks,
 )
 from controller.core import planner
+from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns
 from controller.core.planner import (
     Mark,
     PartData,
+    PartPicks,
+    PlannedList,
     cover,
     plan_data,
     plan_metadata,
@@ -43,6 +46,33 @@ def part(*extents: tuple[int, int], start: int = 0, stream_bytes: int | None = N
         stream_start=start,
         stream_bytes=total - start if stream_bytes is None else stream_bytes,
     )
+
+
+def picks(*pieces: tuple[int, int, int], blocks: int = 5, start: int = 0) -> PartPicks:
+    """Pieces (stream block, LBA, blocks) of a part of `blocks` blocks."""
+    return PartPicks(
+        picks=Picks(pieces),
+        block_bytes=BLOCK,
+        record_bytes=RECORD,
+        stream_start=start * BLOCK,
+        stream_bytes=blocks * BLOCK,
+    )
+
+
+def told(planned: PlannedList) -> list[str]:
+    """Return the segments of a list in short words."""
+    words = []
+    for each in decoded(planned.parameter_list).segments:
+        cat = "+" if each.cat else "."
+        if isinstance(each, Locate):
+            words.append(f"locate {each.logical_object_identifier}")
+        elif isinstance(each, StreamToDiscard):
+            words.append(f"drop {each.number_of_bytes // BLOCK}{cat}")
+        else:
+            assert isinstance(each, StreamToBlockOffset)
+            lba = each.block_device_logical_block_address
+            words.append(f"{each.number_of_bytes // BLOCK} to {lba}{cat}")
+    return words
 
 
 def decoded(data: bytes) -> ParameterList:
@@ -88,13 +118,57 @@ def test_a_part_may_begin_inside_an_extent() -> None:
 
 def test_a_restore_list_locates_first_and_writes_the_same_blocks() -> None:
     planned = plan_restore(
-        part((0, 3), (10, 2)), first=1, data_object=20, disk=DISK, tape=TAPE, identifier=1
+        picks((0, 0, 3), (3, 10, 2)), first=1, data_object=20, disk=DISK, tape=TAPE, identifier=1
     )
     locate, *rest = decoded(planned.parameter_list).segments
     assert isinstance(locate, Locate)
     assert locate.logical_object_identifier == 21
     assert [type(segment) for segment in rest] == [StreamToBlockOffset]
     assert planned.data_bytes == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([(0, 100, 12)], ["locate 20", "12 to 100."]),
+        # Within a record: what comes before and between is dropped with CAT, the rest of the record without.
+        ([(1, 101, 1), (3, 103, 1)], ["locate 20", "drop 1+", "1 to 101+", "drop 1+", "1 to 103."]),
+        # From one record to the next one: still one run.
+        ([(1, 101, 1), (6, 106, 1)], ["locate 20", "drop 1+", "1 to 101+", "drop 4+", "1 to 106."]),
+        # A record between that nobody wants is passed over by a locate.
+        ([(1, 1, 1), (8, 8, 4)], ["locate 20", "drop 1+", "1 to 1.", "locate 22", "4 to 8."]),
+        ([(0, 9, 1), (1, 7, 3)], ["locate 20", "1 to 9+", "3 to 7."]),
+    ],
+)
+def test_what_is_not_wanted_is_dropped_or_passed_over(
+    pieces: list[tuple[int, int, int]], expected: list[str]
+) -> None:
+    planned = plan_restore(
+        picks(*pieces, blocks=12), first=0, data_object=20, disk=DISK, tape=TAPE, identifier=1
+    )
+    assert told(planned) == expected
+    assert planned.data_bytes == sum(blocks for _, _, blocks in pieces) * BLOCK
+
+
+def test_a_restore_of_a_later_part_counts_records_from_the_part() -> None:
+    later = picks((2, 2, 20), start=8, blocks=8)
+    assert (later.bytes_wanted, later.wanted_from(0), later.wanted_from(2)) == (8 * BLOCK, 0, None)
+    assert list(later.pieces(1, 2)) == [(4 * BLOCK, 12, 4 * BLOCK)]
+    planned = plan_restore(later, first=1, data_object=20, disk=DISK, tape=TAPE, identifier=1)
+    assert told(planned) == ["locate 21", "4 to 12."]
+    assert (planned.records, planned.end, planned.padded_bytes) == (1, 2, 0)
+
+
+def test_a_restore_list_counts_the_records_that_it_reads_not_those_that_it_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2 * RECORD)
+    sparse = picks((0, 0, 1), (40, 40, 1), (80, 80, 1), blocks=100)
+    planned = plan_restore(sparse, first=0, data_object=0, disk=DISK, tape=TAPE, identifier=1)
+    assert told(planned) == ["locate 0", "1 to 0.", "locate 10", "1 to 40."]
+    assert (planned.records, planned.end) == (2, 11)
+    assert planned.padded_bytes == 2 * RECORD - 2 * BLOCK
+    assert [sparse.record_behind(0, count) for count in range(4)] == [0, 10, 20, 25]
 
 
 def test_a_verify_list_reads_whole_records_and_writes_nothing() -> None:

@@ -1,0 +1,219 @@
+"""Levels of backups, the chains that they make, and how a chain is laid over each other.  Pure.
+
+    full <---- incremental <---- incremental          each stands on the newest backup of the same history
+     ^
+     +-------- differential                           stands on the newest full one
+
+A *member* of a chain says of every block one of three things: here are its data; it is zero; it is as in my parent.
+The full one at the end never says the third.  So, from the newest member to the full one, each block is taken from the
+first that says anything about it, and what is superseded is read only where it shares a record with what is not.
+
+A parent is only chosen if all that stands under it could be read today; otherwise the new backup is a full one.  What a
+chain needs is not looked for again later: cartridges may fail at any time, and the restore says so.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from backplane.errors import VolumeError
+from backplane.ids import BackupId, VolumeTag
+from controller.catalog.store import BackupRow, PartRow, VolumeRow
+from controller.core.extent_runs import ExtentRuns, intersect, remainders, subtract, unite
+from controller.core.registry import Registry
+
+FULL: Final = "full"
+DIFFERENTIAL: Final = "differential"
+INCREMENTAL: Final = "incremental"
+AUTO: Final = "auto"
+"""Incremental where that is possible, full where it is not; neither is worth a warning."""
+
+LEVELS_ASKED: Final = (FULL, DIFFERENTIAL, INCREMENTAL, AUTO)
+
+CHAIN_MEMBERS_MAX: Final = 64
+"""A restore may need a cartridge per member, and merges as many maps; the next backup is a full one."""
+
+MAP_EXTENTS_MAX: Final = 2_000_000
+"""Changed and zeroed extents of one backup: twice as many would fill the header of its first part."""
+
+
+# --- choosing what to stand on -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NoParent:
+    """Why a backup cannot stand on another one and has to be full."""
+
+    reason: str
+
+
+def chain_of(row: BackupRow, backups: Mapping[BackupId, BackupRow]) -> list[BackupRow]:
+    """Return a backup and all that it stands on, newest first; raises `VolumeError` if that leads nowhere."""
+    chain = [row]
+    while chain[-1].level != FULL:
+        child = chain[-1]
+        parent = backups.get(child.parent)
+        # A parent is always older, so no chain can run in a circle.
+        if parent is None or parent.backup >= child.backup:
+            raise VolumeError(f"backup {child.backup} stands on {child.parent}, which is not there")
+        chain.append(parent)
+    return chain
+
+
+def why_broken(chain: Sequence[BackupRow], registry: Registry) -> str:
+    """Say what keeps a chain from being restored, as far as the catalog knows; empty if nothing does."""
+    for row in chain:
+        if row.state != "completed":
+            return f"backup {row.backup} is {row.state}"
+        parts = registry.parts_of(row.backup)
+        if not parts or not parts[-1].is_last or parts[-1].part != len(parts):
+            return f"parts of backup {row.backup} are missing"
+        for part in parts:
+            cartridge = registry.cartridges.get(part.tag)
+            if cartridge is None or cartridge.cartridge != part.cartridge:
+                return f"cartridge {part.tag} with part {part.part} of backup {row.backup} is gone"
+            if cartridge.status == "error":
+                return (
+                    f"cartridge {part.tag} with part {part.part} of backup {row.backup} is in error"
+                )
+    return ""
+
+
+def choose_parent(
+    level: str,
+    *,
+    volume: VolumeRow,
+    tracking: str,
+    generation: int,
+    backups: Mapping[BackupId, BackupRow],
+    registry: Registry,
+) -> BackupRow | NoParent:
+    """Choose what a backup stands on whose view contains `generation` of the history `tracking`."""
+    assert level != FULL
+    if not tracking:
+        return NoParent("changes of the volume are not tracked")
+    known = [
+        row
+        for row in backups.values()
+        if row.volume == volume.volume
+        and row.state == "completed"
+        and (level != DIFFERENTIAL or row.level == FULL)
+    ]
+    if not known:
+        what = "full backup" if level == DIFFERENTIAL else "backup"
+        return NoParent(f"there is no completed {what} of the volume")
+    known = [row for row in known if row.tracking == tracking]
+    if not known:
+        return NoParent("its history of changes began after the last backup")
+    parent = max(known, key=lambda row: row.backup)
+    if parent.generation > generation:
+        return NoParent(f"its history of changes has gone back behind backup {parent.backup}")
+    if (parent.blocks, parent.block_bytes) != (volume.blocks, volume.block_bytes):
+        return NoParent(f"the volume had another size in backup {parent.backup}")
+    try:
+        chain = chain_of(parent, backups)
+    except VolumeError as error:
+        return NoParent(error.message)
+    if len(chain) >= CHAIN_MEMBERS_MAX:
+        return NoParent(f"{len(chain)} backups stand on each other already")
+    broken = why_broken(chain, registry)
+    return NoParent(broken) if broken else parent
+
+
+def change_map(allocated: ExtentRuns, changed: ExtentRuns) -> ExtentRuns:
+    """Return what a backup has to copy, and in `zeros` what was given back since its parent."""
+    runs = intersect(allocated, changed)
+    runs.zeros = subtract(changed, allocated)
+    return runs
+
+
+def needed_tags(chain: Sequence[BackupRow], registry: Registry) -> list[VolumeTag]:
+    """Return the barcodes of all cartridges of a chain, those of the full backup first."""
+    return list(
+        dict.fromkeys(part.tag for row in reversed(chain) for part in registry.parts_of(row.backup))
+    )
+
+
+# --- laying a chain over each other --------------------------------------------------------------
+
+
+class Picks:
+    """What is taken of one member's stream: pieces (stream block, LBA, blocks) in stream order."""
+
+    __slots__ = ("_blocks", "_counts", "_lbas", "_positions", "total_blocks")
+
+    def __init__(self, pieces: Iterable[tuple[int, int, int]] = ()) -> None:
+        self._positions, self._lbas, self._blocks = array("Q"), array("Q"), array("Q")
+        self._counts = array("Q")
+        """Blocks taken before each piece."""
+        self.total_blocks = 0
+        for position, lba, blocks in pieces:
+            self._positions.append(position)
+            self._lbas.append(lba)
+            self._blocks.append(blocks)
+            self._counts.append(self.total_blocks)
+            self.total_blocks += blocks
+
+    def before(self, position: int) -> int:
+        """Return how many blocks are taken of the stream before a position."""
+        index = bisect_left(self._positions, position) - 1
+        if index < 0:
+            return 0
+        return self._counts[index] + min(self._blocks[index], position - self._positions[index])
+
+    def slice(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the pieces, or parts of pieces, within stream blocks `first` .. `end` - 1."""
+        index = max(0, bisect_right(self._positions, first) - 1)
+        while index < len(self._positions) and self._positions[index] < end:
+            position, blocks = self._positions[index], self._blocks[index]
+            start, stop = max(first, position), min(end, position + blocks)
+            if start < stop:
+                yield start, self._lbas[index] + start - position, stop - start
+            index += 1
+
+
+def lay_over(maps: Sequence[ExtentRuns]) -> list[Picks]:
+    """Return what is taken of each member of a chain, newest first: every block once, none that is superseded."""
+    assert maps
+    assert maps[-1].zeros is None, "a chain ends in a full backup"
+    covered = ExtentRuns()
+    found = []
+    for runs in maps:
+        found.append(Picks(remainders(runs, covered)))
+        if runs.zeros is not None:
+            covered = unite(covered, unite(runs, runs.zeros))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One part to visit in a restore, and what to take of its backup's stream."""
+
+    row: BackupRow
+    part: PartRow
+    picks: Picks
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are taken of this part."""
+        start = self.part.stream_start // self.row.block_bytes
+        end = start + self.part.stream_bytes // self.row.block_bytes
+        return self.picks.before(end) - self.picks.before(start)
+
+
+def tape_order(
+    chain: Sequence[BackupRow], picks: Sequence[Picks], registry: Registry
+) -> list[Reading]:
+    """Return the parts to visit: each cartridge once, from its beginning on, that of the full backup first."""
+    readings = [
+        reading
+        for row, taken in reversed(list(zip(chain, picks, strict=True)))
+        for part in registry.parts_of(row.backup)
+        if (reading := Reading(row, part, taken)).blocks
+    ]
+    place = {tag: number for number, tag in enumerate(dict.fromkeys(r.part.tag for r in readings))}
+    return sorted(readings, key=lambda each: (place[each.part.tag], each.part.data_object))
