@@ -20,6 +20,7 @@ from backplane.runtime.signals import SignalHandlers
 from backplane.transport.zeromq import RouterEndpoint
 from controller.catalog.sql import SqlCatalog
 from controller.config import ControllerConfig
+from controller.core.inactivity import Inactivity
 from controller.service import ControllerService
 
 _logger = logging.getLogger("controller")
@@ -57,6 +58,9 @@ def run(config: ControllerConfig) -> None:
                 version=importlib.metadata.version("serverless-backup"),
                 lease_s=config.lease,
                 heartbeat_s=config.heartbeat,
+                inactivity=Inactivity(
+                    quiet_s=config.inactivity_s, sync_timeout_s=config.sync_timeout_s
+                ),
             )
             service.start()
             _logger.info("serving", extra={"address": endpoint.address, "store": catalog.store})

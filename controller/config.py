@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from backplane.runtime.config import Duration
 from controller.core.dispatcher import LEASE_S
+from controller.core.inactivity import QUIET_S, SYNC_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class ControllerConfig:
     ready_file: Path | None = None
     lease: Annotated[float, Duration(1.0, 3600.0)] = LEASE_S
     heartbeat: Annotated[float, Duration(0.1, 60.0)] = 2.0
+    inactivity_s: Annotated[float, Duration(0.0, 3600.0)] = QUIET_S
+    sync_timeout_s: Annotated[float, Duration(0.0, 86400.0)] = SYNC_TIMEOUT_S
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     log_file: Path | None = None

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
 from backplane.ids import BackupId, ItemId, JobId
-from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow
-from controller.core import documents
+from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
+from controller.core import documents, quiet_waits
 from controller.core.extent_runs import ExtentRuns
+from controller.core.inactivity import UNSET, in_force
+from controller.core.job import Job
 from controller.core.machine import Machine
+from controller.core.views import MEANS
 
 ITEMS_PER_PAGE_MAX: Final = 256
 ITEM_BYTES_PER_PAGE: Final = 2 * 1024 * 1024
@@ -30,6 +34,9 @@ TOKEN_MAX: Final = 128
 SECONDS_MAX: Final = 86400
 LIST_MAX: Final = 1000
 EVENTS_MAX: Final = 500
+QUIET_WAITS_MAX: Final = 10_000
+"""The newest waits that a history is made of."""
+
 INTEGER_MAX: Final = 2**63 - 1
 
 
@@ -45,6 +52,8 @@ _TEXT = Argument(str, "")
 _NAME = Argument(str)
 _TOKEN = Argument(str)
 _NUMBER = Argument(int)
+_LIST = Argument(list, [])
+_UNSET = Argument(float, UNSET)
 
 VERBS: Final[dict[str, dict[str, Argument]]] = {
     "controller.status": {},
@@ -52,8 +61,10 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "token": _TOKEN,
         "kind": _NAME,
         "volume": _TEXT,
-        "quiet_s": Argument(float, 3.0),
-        "sync_timeout_s": Argument(float, 80.0),
+        "group": _LIST,
+        "quiet_s": _UNSET,
+        "sync_timeout_s": _UNSET,
+        "view": Argument(str, MEANS[0]),
         "backup": _TEXT,
         "to": _TEXT,
         "new": _TEXT,
@@ -81,6 +92,13 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     },
     "volume.list": {},
     "volume.show": {"name": _NAME},
+    "volume.set": {
+        "name": _NAME,
+        "quiet_s": _UNSET,
+        "sync_timeout_s": _UNSET,
+        "reset": _LIST,
+    },
+    "volume.quiet": {"name": _NAME},
     "volume.delete": {"name": _NAME, "force": Argument(bool, False)},
     "volume.import_begin": {
         "token": _TOKEN,
@@ -138,7 +156,18 @@ def _checked(verb: str, name: str, argument: Argument, given: dict[str, Any]) ->
         raise UsageError(f"{verb}: argument {name} is out of range")
     if type(value) is str:
         _check_text(verb, name, value)
+    if type(value) is list:
+        _check_list(verb, name, value)
     return value
+
+
+def _check_list(verb: str, name: str, value: list[Any]) -> None:
+    if any(type(entry) is not str for entry in value):
+        raise UsageError(f"{verb}: argument {name} has to be list of str")
+    if len(value) > LIST_MAX:
+        raise UsageError(f"{verb}: argument {name} is too long")
+    for entry in value:
+        _check_text(verb, name, entry)
 
 
 def _check_text(verb: str, name: str, value: str) -> None:
@@ -226,6 +255,8 @@ class OperatorInterface:
             case "volume.show":
                 row = registry.volume_by_name(arguments["name"])
                 return documents.volume_document(registry, row)
+            case "volume.quiet":
+                return self._volume_quiet(registry.volume_by_name(arguments["name"]))
             case "node.list":
                 return {"nodes": documents.node_documents(registry)}
             case "mover.list":
@@ -295,6 +326,10 @@ class OperatorInterface:
         )
 
     def _job_line(self, row: JobRow, wall: str) -> dict[str, Any]:
+        live = self._machine.jobs.get(row.job)
+        if live is not None:
+            # What a node tells while a job waits is known here and not in the catalog.
+            row = replace(row, reason=live.row.reason)
         return documents.job_document(row, wall=wall, in_flight_bytes=self._in_flight(row))
 
     def _job_list(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
@@ -322,8 +357,12 @@ class OperatorInterface:
         page, following = self._page(
             row.job, ItemId(arguments["items_from"]), most=arguments["items_max"]
         )
+        live = self._machine.jobs.get(row.job, Job.from_row(row))
         return {
             **self._job_line(row, wall),
+            "group": live.plan.get("group", []),
+            "wait": quiet_waits.wait_document(live, now=self._machine.now),
+            "view": documents.view_document(live.plan),
             "items": [documents.item_document(item) for item in page],
             "items_total": len(items),
             "next_item": following,
@@ -353,6 +392,16 @@ class OperatorInterface:
                 {"sequence": e.sequence, "time": e.time, "level": e.level, "text": e.text}
                 for e in events
             ]
+        }
+
+    def _volume_quiet(self, row: VolumeRow) -> dict[str, Any]:
+        waits = self._catalog.quiet_waits(row.volume, limit=QUIET_WAITS_MAX)
+        here = datetime.now(UTC).astimezone()
+        return {
+            "volume": row.name,
+            "zone": f"{here.tzname()} (UTC{here.isoformat()[-6:]})",
+            "in_force": in_force(self._registry.inactivity, [row]).plan(),
+            **quiet_waits.history_document(waits, to_local=lambda time: time.astimezone()),
         }
 
     def _backup_list(self, volume: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from backplane.wire.messages import (
 from controller.catalog.store import Catalog
 from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
+from controller.core.inactivity import Inactivity
+from controller.core.job_row import submitted_document
 from controller.core.machine import Machine
 from controller.operator_interface import OperatorInterface, parse_arguments
 
@@ -79,6 +81,7 @@ class ControllerService:
         version: str,
         lease_s: float,
         heartbeat_s: float,
+        inactivity: Inactivity | None = None,
     ) -> None:
         self._loop = loop
         self._endpoint = endpoint
@@ -86,7 +89,12 @@ class ControllerService:
         self._table = table
         self._catalog = catalog
         self._sessions = session.Sessions(store=catalog.store, heartbeat_s=heartbeat_s)
-        self._machine = Machine(catalog.load(), new_uuid=lambda: uuid.uuid4().hex, lease_s=lease_s)
+        self._machine = Machine(
+            catalog.load(),
+            new_uuid=lambda: uuid.uuid4().hex,
+            lease_s=lease_s,
+            inactivity=inactivity,
+        )
         self._operators = OperatorInterface(
             self._machine, catalog, version=version, started=self._wall()
         )
@@ -221,7 +229,7 @@ class ControllerService:
         if verb == "job.submit":
             earlier = self._operators.submitted(arguments["token"])
             if earlier is not None:
-                self._answer(number, {"job": earlier.job})
+                self._answer(number, submitted_document(earlier))
                 return None
             if arguments["backup"]:
                 arguments["backup"] = self._operators.find_backup(arguments["backup"]).backup

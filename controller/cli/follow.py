@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -30,8 +30,42 @@ class Caller(Protocol):
         """Carry out a verb."""
 
 
+def worst(codes: Sequence[int]) -> int:
+    """Return the exit code of several jobs: a failure counts before a partial success, that before success."""
+    return max(codes, key=lambda code: (code != 0, code != ExitCode.PARTIAL, code))
+
+
+def follow_jobs(
+    client: Caller, jobs: Sequence[int], *, screen: Screen, poll_s: float = POLL_S
+) -> int:
+    """Follow jobs, one after the other; return the exit code of the worst.
+
+    As JSON, several jobs are one document.
+    """
+    if len(jobs) == 1:
+        return follow_job(client, jobs[0], screen=screen, poll_s=poll_s)
+    codes: list[int] = []
+    details: list[dict[str, Any]] = []
+    for job in jobs:
+        if not watch_job(client, job, screen=screen, poll_s=poll_s):
+            return ExitCode.INTERRUPTED
+        detail = fetch_job(client, job)
+        details.append(detail)
+        codes.append(show_end(detail, screen=screen, is_shown=screen.output != "json"))
+    if screen.output == "json":
+        screen.show({"jobs": details}, table=str)
+    return worst(codes)
+
+
 def follow_job(client: Caller, job: int, *, screen: Screen, poll_s: float = POLL_S) -> int:
     """Show a job's progress until it ends, then its report; return its exit code."""
+    if not watch_job(client, job, screen=screen, poll_s=poll_s):
+        return ExitCode.INTERRUPTED
+    return show_end(fetch_job(client, job), screen=screen)
+
+
+def watch_job(client: Caller, job: int, *, screen: Screen, poll_s: float) -> bool:
+    """Show a job's progress until it ends; False if somebody does not want to see more."""
     told: Document | None = None
     try:
         with _state_on_signal(screen) as latest:
@@ -52,9 +86,9 @@ def follow_job(client: Caller, job: int, *, screen: Screen, poll_s: float = POLL
             f"ctl: job {job} goes on without being watched\n"
             f"hint: `ctl job wait {job}` watches it again, `ctl job cancel {job}` stops it"
         )
-        return ExitCode.INTERRUPTED
+        return False
     screen.end_progress()
-    return show_end(fetch_job(client, job), screen=screen)
+    return True
 
 
 def fetch_job(client: Caller, job: int) -> dict[str, Any]:
@@ -72,8 +106,8 @@ def fetch_job(client: Caller, job: int) -> dict[str, Any]:
     return detail
 
 
-def show_end(detail: Document, *, screen: Screen) -> int:
-    """Write the report of an ended job and return its exit code."""
+def show_end(detail: Document, *, screen: Screen, is_shown: bool = True) -> int:
+    """Write the report of an ended job and return its exit code; without `is_shown` only what failed is said."""
     code = detail["exit_code"]
     if code is None:
         code = ExitCode.OK if detail["state"] == "completed" else ExitCode.FAILED
@@ -87,7 +121,7 @@ def show_end(detail: Document, *, screen: Screen) -> int:
                 }
             )
         screen.line({"message_type": "summary", **detail})
-    else:
+    elif is_shown:
         screen.show(detail, table=lambda: report.job_report(detail))
     if code:
         screen.failure(f"job {detail['job']} {detail['state']}: {detail['reason']}", code=code)

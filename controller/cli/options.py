@@ -80,8 +80,17 @@ class Quantity(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Setting(Quantity):
+    """A quantity, or `default`: what is set further up holds again."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a text; the word passes as it is."""
+        return value if value == "default" else super().convert(value, param, ctx)
+
+
 SIZE: Final = Quantity("size", parse_size)
 DURATION: Final = Quantity("duration", parse_duration)
+DURATION_OR_DEFAULT: Final = Setting("duration|default", parse_duration)
 PATH: Final = click.Path(path_type=Path)
 
 

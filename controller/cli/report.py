@@ -74,12 +74,32 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         facts.append(("Read from tape", render.tape_size(from_tape)))
     return [
         *facts,
+        *_view(detail),
         ("Cartridge(s)", ", ".join(_cartridges(detail)) or "-"),
         ("Mover(s)", ", ".join(movers) or "-"),
         ("Work items", str(detail["items_total"])),
         ("Controller payload", f"{ledger['controller_payload_bytes']} bytes"),
         ("Errors", str(detail["error_count"])),
     ]
+
+
+def _view(detail: Document) -> list[tuple[str, str]]:
+    """Say how the static view was asked for and made, and what it was waited for."""
+    wait, view = detail.get("wait"), detail.get("view")
+    facts = []
+    if detail.get("group"):
+        facts.append(("Group", "jobs " + ", ".join(str(job) for job in detail["group"])))
+    if wait:
+        facts += [
+            ("Inactivity", f"{wait['quiet_s']:g} s ({wait['quiet_from']})"),
+            ("Sync timeout", f"{wait['sync_timeout_s']:g} s ({wait['sync_timeout_from']})"),
+        ]
+        if wait["asked"]:
+            writer = f", last written by {wait['last_writer']}" if wait["last_writer"] else ""
+            facts.append(("Waited for quiet", f"{wait['waited_s']:.1f} s{writer}"))
+    if view:
+        facts.append(("Static view", f"{view['means'] or 'none yet'} (asked for: {view['asked']})"))
+    return facts
 
 
 def _cartridges(detail: Document) -> list[str]:

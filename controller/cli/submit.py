@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import click
 
-from backplane.errors import UsageError
+from backplane.errors import BackupError, UsageError
 from controller.cli.client import connect, new_token
-from controller.cli.follow import Caller, follow_job
+from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import DURATION, Group, Settings
 from controller.cli.render import Screen
 
-QUIET_S = 3.0
-SYNC_TIMEOUT_S = 80.0
+VIEW_MEANS: Final = ("auto", "snapshot", "mirror", "hold")
 
 
 @click.group(cls=Group)
@@ -31,34 +33,75 @@ _wait = click.option(
     examples=[
         "ctl submit backup vol1 --wait",
         "ctl submit backup vol1 --inactivity 10s --sync-timeout 5m",
+        "ctl submit backup data log --group --wait",
     ]
 )
-@click.argument("volume")
+@click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
+@click.option(
+    "--group",
+    "is_group",
+    is_flag=True,
+    help="View all volumes in one instant, or none; then each is a backup of its own.",
+)
 @click.option(
     "--inactivity",
     "quiet_s",
     type=DURATION,
-    default=f"{QUIET_S:.0f}s",
-    show_default=True,
-    help="Write inactivity period: how long the volume must be quiet before its static view is made.",
+    help="Write inactivity period: how long the volume must be quiet before its static view is made. "
+    "[default: what the volume says]",
 )
 @click.option(
     "--sync-timeout",
     "sync_timeout_s",
     type=DURATION,
-    default=f"{SYNC_TIMEOUT_S:.0f}s",
+    help="How long to wait for that quiet; then the job fails and the volume is as before. "
+    "[default: what the volume says]",
+)
+@click.option(
+    "--view",
+    type=click.Choice(VIEW_MEANS),
+    default=VIEW_MEANS[0],
     show_default=True,
-    help="How long to wait for that quiet; then the job fails and the volume is as before.",
+    help="How the static view is made; with auto the disk node chooses.",
 )
 @_wait
 @click.pass_obj
 def backup(
-    settings: Settings, volume: str, quiet_s: float, sync_timeout_s: float, wait: bool
+    settings: Settings,
+    volumes: tuple[str, ...],
+    is_group: bool,
+    quiet_s: float | None,
+    sync_timeout_s: float | None,
+    view: str,
+    wait: bool,
 ) -> int:
-    """Back up VOLUME to tape."""
+    """Back up each VOLUME to tape.
+
+    Several volumes are several jobs, each with an instant and an end of its own; with --group all are viewed in one
+    instant.  The exit code is that of the worst.
+    """
+    options: dict[str, object] = {"view": view}
+    if quiet_s is not None:
+        options["quiet_s"] = quiet_s
+    if sync_timeout_s is not None:
+        options["sync_timeout_s"] = sync_timeout_s
     with connect(settings) as client:
-        job = run_backup(client, volume=volume, quiet_s=quiet_s, sync_timeout_s=sync_timeout_s)
-        return _finish(client, job, settings=settings, wait=wait)
+        if is_group and len(volumes) > 1:
+            jobs = run_group(client, volumes=volumes, **options)
+            return _finish(client, jobs, settings=settings, wait=wait)
+        jobs, refusal = [], None
+        for volume in volumes:
+            try:
+                jobs.append(run_backup(client, volume=volume, **options))
+            except BackupError as error:
+                if len(volumes) == 1:
+                    raise
+                refusal = refusal or error
+                Screen(settings.output).talk(f"ctl: {volume} is not backed up: {error}")
+        if refusal is not None and not jobs:
+            raise refusal
+        code = _finish(client, jobs, settings=settings, wait=wait)
+        return worst([code, int(refusal.exit_code) if refusal is not None else 0])
 
 
 @submit.command(
@@ -83,7 +126,7 @@ def restore(settings: Settings, backup: str, to: str, new: str, force: bool, wai
     check_target(to=to, new=new, force=force)
     with connect(settings) as client:
         job = run_restore(client, backup=backup, to=to, new=new, force=force)
-        return _finish(client, job, settings=settings, wait=wait)
+        return _finish(client, [job], settings=settings, wait=wait)
 
 
 @submit.command(examples=["ctl submit verify vol1/latest --wait"])
@@ -96,7 +139,7 @@ def verify(settings: Settings, backup: str, wait: bool) -> int:
     Damage is listed by LBA and ends with exit code 8.
     """
     with connect(settings) as client:
-        return _finish(client, run_verify(client, backup=backup), settings=settings, wait=wait)
+        return _finish(client, [run_verify(client, backup=backup)], settings=settings, wait=wait)
 
 
 def check_target(*, to: str, new: str, force: bool) -> None:
@@ -107,11 +150,17 @@ def check_target(*, to: str, new: str, force: bool) -> None:
         raise UsageError("--force goes with --to: a new volume has nothing to overwrite")
 
 
-def run_backup(client: Caller, *, volume: str, quiet_s: float, sync_timeout_s: float) -> int:
+def run_backup(client: Caller, *, volume: str, **options: object) -> int:
     """Submit a backup and return its job."""
-    return _submit(
-        client, kind="backup", volume=volume, quiet_s=quiet_s, sync_timeout_s=sync_timeout_s
+    return _submit(client, kind="backup", volume=volume, **options)
+
+
+def run_group(client: Caller, *, volumes: Sequence[str], **options: object) -> list[int]:
+    """Submit the backup of a group and return its jobs, one per volume."""
+    answer = client.call(
+        "job.submit", token=new_token(), kind="backup", group=list(volumes), **options
     )
+    return [int(job) for job in answer["jobs"]]
 
 
 def run_restore(client: Caller, *, backup: str, to: str, new: str, force: bool) -> int:
@@ -129,10 +178,18 @@ def _submit(client: Caller, **arguments: object) -> int:
     return int(client.call("job.submit", token=new_token(), **arguments)["job"])
 
 
-def _finish(client: Caller, job: int, *, settings: Settings, wait: bool) -> int:
+def _finish(client: Caller, jobs: Sequence[int], *, settings: Settings, wait: bool) -> int:
     screen = Screen(settings.output)
     if wait:
-        return follow_job(client, job, screen=screen)
-    screen.show({"job": job}, table=lambda: f"job {job}")
-    screen.talk(f"watch it with `ctl job wait {job}`")
+        return follow_jobs(client, jobs, screen=screen)
+    if len(jobs) == 1:
+        [job] = jobs
+        screen.show({"job": job}, table=lambda: f"job {job}")
+    else:
+        rows = [{"job": job} for job in jobs]
+        screen.show(
+            {"jobs": rows}, table=lambda: "\n".join(f"job {job}" for job in jobs), rows="jobs"
+        )
+    for job in jobs:
+        screen.talk(f"watch it with `ctl job wait {job}`")
     return 0

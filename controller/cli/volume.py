@@ -17,7 +17,7 @@ from backplane.units import align_up, format_size
 from controller.cli import image, render
 from controller.cli.client import Client, connect, new_token
 from controller.cli.follow import Caller
-from controller.cli.options import PATH, SIZE, Group, Settings
+from controller.cli.options import DURATION_OR_DEFAULT, PATH, SIZE, Group, Settings
 from controller.cli.render import Document, Screen
 
 BLOCK_BYTES: Final = ("512", "4096")
@@ -110,6 +110,53 @@ def show(settings: Settings, name: str) -> None:
     Screen(settings.output).show(document, table=lambda: volume_page(document))
 
 
+@volume.command(
+    "set",
+    examples=[
+        "ctl volume set vol1 --inactivity 5s --sync-timeout 2m",
+        "ctl volume set vol1 --inactivity default",
+    ],
+)
+@click.argument("name")
+@click.option(
+    "--inactivity",
+    "quiet_s",
+    type=DURATION_OR_DEFAULT,
+    help="Write inactivity period of this volume's backups.",
+)
+@click.option(
+    "--sync-timeout",
+    "sync_timeout_s",
+    type=DURATION_OR_DEFAULT,
+    help="How long this volume's backups wait for that quiet.",
+)
+@click.pass_obj
+def set_(
+    settings: Settings, name: str, quiet_s: float | str | None, sync_timeout_s: float | str | None
+) -> None:
+    """Give the volume NAME settings of its own.
+
+    With `default` what the controller is configured with holds again.  Jobs that are there already keep theirs.
+    """
+    with connect(settings) as client:
+        document = run_set(client, name, quiet_s=quiet_s, sync_timeout_s=sync_timeout_s)
+    Screen(settings.output).show(document, table=lambda: volume_page(document))
+
+
+@volume.command(examples=["ctl volume quiet vol1", "ctl volume quiet vol1 --output json"])
+@click.argument("name")
+@click.pass_obj
+def quiet(settings: Settings, name: str) -> None:
+    """Show how often the volume NAME was quiet when a backup asked for it, by hour of the day.
+
+    The hours are those of the controller's time zone.  It tells when backups are best scheduled, and who writes when
+    they fail.
+    """
+    with connect(settings) as client:
+        document = client.call("volume.quiet", name=name)
+    Screen(settings.output).show(document, table=lambda: quiet_page(document), rows="hours")
+
+
 @volume.command(examples=["ctl volume export vol1 vol1.img"])
 @click.argument("name")
 @click.argument("file", type=PATH)
@@ -189,6 +236,16 @@ def run_create(
         block_bytes=block_bytes,
         node=node,
     )
+
+
+def run_set(client: Caller, name: str, **settings: float | str | None) -> dict[str, Any]:
+    """Change settings of a volume; None leaves one as it is, `default` gives it back to the controller."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    if not given:
+        raise UsageError("nothing to set", hint="give --inactivity or --sync-timeout")
+    reset = [key for key, value in given.items() if value == "default"]
+    values = {key: value for key, value in given.items() if key not in reset}
+    return client.call("volume.set", name=name, reset=reset, **values)
 
 
 def run_attach(
@@ -337,5 +394,41 @@ def volume_page(document: Document) -> str:
             ("Identifier", str(document["volume"])),
             ("Designator", str(document["designator"])),
             ("Created", render.local_time(document["created"])),
+            *[
+                (title, f"{document[key]:g} s ({document[origin]})")
+                for title, key, origin in (
+                    ("Inactivity", "quiet_s", "quiet_from"),
+                    ("Sync timeout", "sync_timeout_s", "sync_timeout_from"),
+                )
+                if key in document
+            ],
         ]
     )
+
+
+def quiet_page(document: Document) -> str:
+    """Render how often a volume was quiet when it was asked for."""
+    in_force = document["in_force"]
+    facts = [
+        ("Volume", str(document["volume"])),
+        (
+            "In force",
+            f"{in_force['quiet_s']:g} s without writes within {in_force['sync_timeout_s']:g} s",
+        ),
+        ("Asked for", ", ".join(f"{seconds:g} s" for seconds in document["quiet_s"]) or "-"),
+        ("Since", render.local_time(document["since"])),
+        ("Found", f"{document['found']} of {document['waits']} times"),
+        ("Median wait", f"{document['median_wait_s']:.1f} s" if document["found"] else "-"),
+        ("Hours in", f"{document['zone']}, the controller's time zone"),
+    ]
+    columns = [
+        ("HOUR", lambda row: f"{row['hour']:02}"),
+        ("WAITS", render.text_of("waits")),
+        ("FOUND", render.text_of("found")),
+        ("SHARE", lambda row: f"{row['found'] / row['waits']:.0%}"),
+        ("MEDIAN WAIT", lambda row: f"{row['median_wait_s']:.1f} s" if row["found"] else "-"),
+        ("LAST WRITER OF FAILURES", lambda row: ", ".join(row["writers"]) or "-"),
+    ]
+    numbers = ("WAITS", "FOUND", "SHARE", "MEDIAN WAIT")
+    hours = render.table(columns, document["hours"], right=numbers, empty="no waits yet")
+    return f"{render.block(facts)}\n\n{hours}"

@@ -14,8 +14,9 @@ from backplane.errors import RemoteProtocolError, VolumeError
 from backplane.ids import (
     BackupId,
     Designator,
+    JobId,
     NodeName,
-    ViewId,
+    VolumeId,
 )
 from backplane.wire.messages import (
     NodeReply,
@@ -23,14 +24,15 @@ from backplane.wire.messages import (
     ViewExtents,
 )
 from controller.catalog.store import BackupRow, ExtentsRow, ItemRow
-from controller.core.answers import extents_of, view_of
+from controller.core.answers import extents_of
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
+from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.part_writer import PartWriter
 from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
-from controller.core.views import ask_release_view, ask_view
+from controller.core.views import ask_release_view, obtain_views
 
 EXTENTS_PER_PAGE: Final = 40_000
 """Extents asked per message: 16 bytes each, well within a control message."""
@@ -38,18 +40,10 @@ EXTENTS_PER_PAGE: Final = 40_000
 
 def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     """Run or go on with a backup job."""
-    plan = job.plan
     volume = desk.registry.volumes[job.row.volume]
-    yield Claim(attempt=lambda: _claim_volume(desk, job))
-    if job.state is JobState.QUEUED:
-        job.update(started=desk.wall, view=ViewId(desk.new_uuid()))
-        quiet = f"{plan['quiet_s']:g} s without writes within {plan['sync_timeout_s']:g} s"
-        desk.enter(job, JobState.WAITING_QUIET, reason=f"waiting: {quiet}")
-    if job.state is JobState.WAITING_QUIET:
-        reply = yield ask_view(job, volume.node)
-        view = view_of(reply, job.row.view, node=volume.node)
-        plan.update(view_unit=view.designator.hex(), view_means=view.means, view_time=desk.wall)
-        desk.enter(job, JobState.VIEWING)
+    yield Claim(attempt=lambda: _claim(desk, job))
+    if job.state in BEFORE_VIEW:
+        yield from obtain_views(desk, job)
     if job.state is JobState.VIEWING:
         desk.enter(job, JobState.MAPPING)
     if job.state is JobState.MAPPING:
@@ -96,10 +90,30 @@ def _ask_fence(desk: Desk, job: Job) -> Ask:
     )
 
 
-def _claim_volume(desk: Desk, job: Job) -> bool | NotYet:
+def _claim(desk: Desk, job: Job) -> bool | NotYet:
+    """Claim the volume; the leader of a group claims those of all, or none, and the others wait for their views."""
+    if job.state not in BEFORE_VIEW:
+        members = [job]
+    else:
+        members = members_of(desk, job)
+        if not is_leader(job):
+            return NotYet(members[0].row.reason)
+    for member in members:
+        obstacle = _obstacle(desk, member)
+        if obstacle is not None:
+            return obstacle
+    for member in members:
+        desk.registry.volume_claims[member.row.volume] = member.row.job
+    return True
+
+
+def _obstacle(desk: Desk, job: Job) -> NotYet | None:
     registry = desk.registry
     volume = registry.volumes[job.row.volume]
     holder = registry.volume_claims.get(volume.volume, job.row.job)
+    if holder == job.row.job and job.state is JobState.QUEUED:
+        # After a restart, claims come back one by one: a job that holds a drive must not wait for one that wants it.
+        holder = next((each for each in _copying(desk, volume.volume) if each != holder), holder)
     if holder != job.row.job:
         return NotYet(f"waiting: volume {volume.name} is used by job {holder}")
     if job.state is JobState.QUEUED:
@@ -114,8 +128,19 @@ def _claim_volume(desk: Desk, job: Job) -> bool | NotYet:
             )
         if state.state != "online":
             return NotYet(f"waiting: volume {volume.name} is {state.state}")
-    registry.volume_claims[volume.volume] = job.row.job
-    return True
+    return None
+
+
+def _copying(desk: Desk, volume: VolumeId) -> list[JobId]:
+    """Return the backups of a volume that have gone beyond queueing."""
+    return [
+        job.row.job
+        for job in desk.jobs.values()
+        if job.row.volume == volume
+        and job.row.kind == "backup"
+        and job.state is not JobState.QUEUED
+        and not job.has_ended
+    ]
 
 
 def _map_extents(desk: Desk, job: Job) -> Step:

@@ -16,6 +16,7 @@ class Desk(Protocol):
     """The part of `Machine` that procedures may use."""
 
     store: str
+    now: float
     wall: str
     record_bytes: int
     registry: Registry

@@ -23,6 +23,7 @@ from typing import Any, Final
 from backplane.scsi.sense import Sense, SenseError
 from backplane.wire.messages import LedgerEntry
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
+from controller.core.inactivity import in_force
 from controller.core.registry import Registry
 
 _COLUMNS: Final = (
@@ -68,6 +69,7 @@ def volume_document(registry: Registry, row: VolumeRow) -> dict[str, Any]:
         "is_empty": state.is_empty if state is not None else False,
         "path": state.path if state is not None else "",
         "created": row.created,
+        **in_force(registry.inactivity, [row]).plan(),
     }
 
 
@@ -134,6 +136,17 @@ def backup_document(row: BackupRow, parts: list[PartRow]) -> dict[str, Any]:
         "state": row.state,
         "consistency": row.consistency,
         "view_means": row.view_means,
+    }
+
+
+def view_document(plan: dict[str, Any]) -> dict[str, Any]:
+    """Describe how a backup's static view was asked for and made; empty for other jobs."""
+    if "means" not in plan:
+        return {}
+    return {
+        "asked": plan["means"],
+        "means": plan.get("view_means", ""),
+        "time": plan.get("view_time", ""),
     }
 
 

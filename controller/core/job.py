@@ -55,6 +55,18 @@ STORY_LENGTH_MAX: Final = 32
 
 
 @dataclass(slots=True)
+class QuietWatch:
+    """How a wait for quiet stands, as its node told it last.  In memory only; times are monotonic."""
+
+    asked_at: float
+    heard_at: float = 0.0
+    waited_s: float = 0.0
+    idle_s: float = -1.0
+    """For how long it was quiet at `heard_at`; -1 if not known."""
+    last_writer: str = ""
+
+
+@dataclass(slots=True)
 class Job:
     """A job in memory: its row, its plan and result as values, and the bounded story of what happened to it.
 
@@ -65,6 +77,7 @@ class Job:
     plan: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
+    quiet: QuietWatch | None = None
 
     @classmethod
     def from_row(cls, row: JobRow) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from backplane.ids import BackupId, JobId, ViewId
@@ -9,6 +10,12 @@ from controller.catalog.store import JobRow, VolumeRow
 from controller.core import documents
 from controller.core.desk import Desk
 from controller.core.job import JobState
+
+
+def submitted_document(row: JobRow) -> dict[str, Any]:
+    """Return the answer to a submission: its job, and with a group the `jobs` of all its volumes."""
+    group = json.loads(row.plan).get("group")
+    return {"job": row.job, "jobs": group} if group else {"job": row.job}
 
 
 def job_row(

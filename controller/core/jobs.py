@@ -6,20 +6,24 @@ and `export`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.ids import BackupId
 from controller.catalog.store import ItemRow
-from controller.core import transfer, volumes
+from controller.core import documents, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.desk import Desk
 from controller.core.effects import Call
+from controller.core.groups import check_group
+from controller.core.inactivity import in_force
 from controller.core.job import Job
-from controller.core.job_row import job_row
+from controller.core.job_row import job_row, submitted_document
 from controller.core.procedure import Procedure, Step
 from controller.core.restore import check_target_size, clean_up_restore, restore
 from controller.core.verify import verify
+from controller.core.views import MEANS
 from controller.core.volumes import new_volume_row
 
 
@@ -63,6 +67,7 @@ def answer_call(desk: Desk, call: Call) -> None:
         "volume.create": volumes.create_volume,
         "volume.attach": volumes.attach_volume,
         "volume.delete": volumes.delete_volume,
+        "volume.set": volumes.set_volume,
         "volume.import_begin": transfer.begin_import,
         "volume.import_end": transfer.end_import,
         "volume.export_begin": transfer.begin_export,
@@ -83,7 +88,7 @@ def _submit(desk: Desk, call: Call) -> None:
     kind = call.arguments["kind"]
     for job in desk.jobs.values():
         if job.row.token == call.arguments["token"]:
-            desk.answer(call.call, {"job": job.row.job})
+            desk.answer(call.call, submitted_document(job.row))
             return
     match kind:
         case "backup":
@@ -94,20 +99,49 @@ def _submit(desk: Desk, call: Call) -> None:
             job = _submit_verify(desk, call.arguments)
         case _:
             raise UsageError(f"no kind of job is called {kind!r}")
-    desk.answer(call.call, {"job": job.row.job})
+    desk.answer(call.call, submitted_document(job.row))
 
 
 def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
-    volume = desk.registry.volume_by_name(arguments["volume"])
-    state = desk.registry.volume_state(volume.volume)
-    if state is not None and state.state != "online":
-        raise BusyError(
-            f"volume {volume.name} is {state.state}", hint=f"ctl volume show {volume.name}"
+    """Begin the backup of a volume, or of the volumes of a group; returns the job, or the group's first."""
+    if arguments["view"] not in MEANS:
+        raise UsageError(
+            f"{arguments['view']!r} is no means of a view", hint=f"one of {', '.join(MEANS)}"
         )
-    plan = {"quiet_s": arguments["quiet_s"], "sync_timeout_s": arguments["sync_timeout_s"]}
-    return desk.begin_job(
-        job_row(desk, "backup", arguments["token"], subject=volume.name, volume=volume, plan=plan)
-    )
+    group = arguments["group"]
+    if bool(group) == bool(arguments["volume"]):
+        raise UsageError("a backup is either of one volume or of a group")
+    rows = [desk.registry.volume_by_name(name) for name in group or [arguments["volume"]]]
+    for row in rows:
+        state = desk.registry.volume_state(row.volume)
+        if state is not None and state.state != "online":
+            raise BusyError(
+                f"volume {row.name} is {state.state}", hint=f"ctl volume show {row.name}"
+            )
+    check_group(rows)
+    plan: dict[str, Any] = in_force(
+        desk.registry.inactivity,
+        rows,
+        quiet_s=arguments["quiet_s"],
+        sync_timeout_s=arguments["sync_timeout_s"],
+    ).plan()
+    plan["means"] = arguments["view"]
+    jobs = [
+        job_row(
+            desk,
+            "backup",
+            "" if number else arguments["token"],  # A token names one job: the first.
+            subject=row.name,
+            volume=row,
+            plan=plan,
+        )
+        for number, row in enumerate(rows)
+    ]
+    if len(jobs) > 1:
+        plan["group"] = [row.job for row in jobs]
+        jobs = [replace(row, plan=documents.json_text(plan)) for row in jobs]
+    leader, *_ = [desk.begin_job(row) for row in jobs]
+    return leader
 
 
 def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:

@@ -23,6 +23,7 @@ from backplane.wire.messages import (
     NodeReply,
     SessionUnknown,
     UnitFenced,
+    ViewWaiting,
     WorkAcknowledged,
     WorkDone,
     WorkExtended,
@@ -42,7 +43,7 @@ from controller.catalog.store import (
     Snapshot,
     VolumeRow,
 )
-from controller.core import documents
+from controller.core import documents, groups, quiet_waits
 from controller.core import jobs as procedures
 from controller.core.arrivals import NUMBER_MAX, Arrivals
 from controller.core.dispatcher import LEASE_S, Dispatcher
@@ -63,6 +64,7 @@ from controller.core.effects import (
     Tick,
     UnitUse,
 )
+from controller.core.inactivity import Inactivity
 from controller.core.job import ENDED, Job, JobState
 from controller.core.planner import RECORD_BYTES
 from controller.core.procedure import (
@@ -86,13 +88,14 @@ class Machine:
         new_uuid: Callable[[], str],
         lease_s: float = LEASE_S,
         record_bytes: int = RECORD_BYTES,
+        inactivity: Inactivity | None = None,
     ) -> None:
         self.store = snapshot.store
         self.new_uuid = new_uuid
         self.record_bytes = record_bytes
         self.now = 0.0
         self.wall = ""
-        self.registry = Registry()
+        self.registry = Registry(inactivity=inactivity)
         self.dispatcher = Dispatcher(lease_s=lease_s)
         self.jobs: dict[JobId, Job] = {}
         self.backups = {row.backup: row for row in snapshot.backups}
@@ -321,6 +324,8 @@ class Machine:
                 self._on_inventory(name, message)
             case NodeReply() | UnitFenced() | NodeFailed():
                 self._on_answer(name, message)
+            case ViewWaiting():
+                quiet_waits.heard(self, name, message)
             case WorkRequest():
                 mover = self.registry.movers.get(name)
                 if mover is not None and mover.is_online:
@@ -532,6 +537,8 @@ class Machine:
         self.save(job)
         self.log(job, "warning" if is_cancelled else "error", str(error))
         self._spawn_cleanup(job)
+        for other, its_error in groups.fallen_with(self, job, error):
+            self._tasks.interrupt(other, its_error)
 
     def _spawn_cleanup(self, job: Job) -> None:
         self._tasks.spawn(self._cleanup(job), job=job, is_cleanup=True)

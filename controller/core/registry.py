@@ -21,6 +21,7 @@ from backplane.wire.messages import (
     VolumeState,
 )
 from controller.catalog.store import CartridgeRow, NodeRow, PartRow, VolumeRow
+from controller.core.inactivity import Inactivity
 
 INVENTORY_WAIT_S: Final = 5.0
 """How long a storage node may take from its welcome to its inventory before it has to say hello again."""
@@ -66,7 +67,9 @@ class Drive:
 class Registry:
     """Live view over rows and sessions."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inactivity: Inactivity | None = None) -> None:
+        """`inactivity` is what holds for volumes that have no settings of their own."""
+        self.inactivity = inactivity or Inactivity()
         self.nodes: dict[NodeName, Node] = {}
         self.movers: dict[NodeName, Mover] = {}
         self.volumes: dict[VolumeId, VolumeRow] = {}

@@ -35,6 +35,7 @@ from controller.catalog.store import VolumeRow
 from controller.core import documents
 from controller.core.desk import Desk
 from controller.core.effects import Call
+from controller.core.inactivity import UNSET
 from controller.core.job import Job
 from controller.core.procedure import Ask, Claim, JobCancelledError, NotYet, Procedure, Step
 
@@ -308,6 +309,28 @@ def leftovers(desk: Desk, node: NodeName) -> list[VolumeRow]:
         if is_unfinished or (state.state == "online" and state.is_empty):
             found.append(row)
     return found
+
+
+SETTINGS: Final = ("quiet_s", "sync_timeout_s")
+"""What a volume may have of its own."""
+
+
+def set_volume(desk: Desk, call: Call) -> None:
+    """Give a volume settings of its own, or let it follow the controller's again; running jobs keep theirs."""
+    arguments = call.arguments
+    row = desk.registry.volume_by_name(arguments["name"])
+    changes = {name: arguments[name] for name in SETTINGS if arguments[name] >= 0}
+    for name in arguments["reset"]:
+        if name not in SETTINGS:
+            raise UsageError(
+                f"{name!r} is no setting of a volume", hint=f"one of {', '.join(SETTINGS)}"
+            )
+        if name in changes:
+            raise UsageError(f"{name} is set and reset at once")
+        changes[name] = UNSET
+    row = replace(row, **changes)
+    desk.record(row)
+    desk.answer(call.call, documents.volume_document(desk.registry, row))
 
 
 # --- cartridges ----------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backplane.errors import BusyError, NotFoundError, NotQuietError, RefusedError, StaleError
+from backplane.ids import JobId
 from backplane.scsi.designator import designator_of
 from backplane.wire.messages import (
     NodeInventory,
@@ -16,8 +17,10 @@ from backplane.wire.messages import (
     UnitFenced,
     ViewCreate,
     ViewExtents,
+    ViewMember,
     ViewRelease,
     ViewState,
+    ViewWaiting,
     VolumeAttach,
     VolumeCreate,
     VolumeDelete,
@@ -50,6 +53,11 @@ class DiskNode:
     released: set[str] = field(default_factory=set)
     floor: dict[bytes, int] = field(default_factory=dict)
     never_quiet: set[str] = field(default_factory=set)
+    writers: dict[str, str] = field(default_factory=dict)
+    """Volumes that are being written all the time, and by whom: they are waited for until the timeout."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """When the wait for a view began."""
+    clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
 
     def inventory(self) -> NodeInventory:
@@ -84,6 +92,7 @@ class DiskNode:
         """Start again: what was durable is here, doubles of earlier requests are not remembered."""
         self.boot = bytes([self.boot[0] + 1]) * 16
         self.released.clear()
+        self.waits.clear()
 
     def raise_floor(self, unit: bytes, epoch: int) -> None:
         """Let nobody with a lower epoch in."""
@@ -125,7 +134,8 @@ class DiskNode:
             case VolumePublish():
                 return NodeReply(**reply, volumes=(self._publish(message),))
             case ViewCreate():
-                return NodeReply(**reply, views=(self._view(message),))
+                waiting = self._wait(message)
+                return waiting or NodeReply(**reply, views=self._views(message))
             case ViewRelease():
                 self.released.add(message.view)
                 self.views.pop(message.view, None)
@@ -200,29 +210,62 @@ class DiskNode:
         volume.row = replace(volume.row, state=message.state, epoch=message.epoch)
         return self.state(volume)
 
-    def _view(self, message: ViewCreate) -> ViewState:
+    def _members(self, message: ViewCreate) -> list[ViewMember]:
+        return [ViewMember(view=message.view, volume=message.volume), *message.group]
+
+    def _check_view(self, member: ViewMember) -> None:
+        """Raise unless there may be such a view; one that was released never comes again."""
+        if member.view in self.released:
+            raise NotFoundError(f"view {member.view} was released")
+        volume = self._volume(member.volume)
+        if volume.row.state != "online":
+            raise RefusedError(f"volume {volume.row.name!r} is {volume.row.state}")
+
+    def _wait(self, message: ViewCreate) -> ViewWaiting | None:
+        """Say how the wait stands while a volume of the group is being written; None when it is over."""
+        members = self._members(message)
+        if message.view in self.views:
+            return None
+        for member in members:
+            self._check_view(member)
+        not_quiet = f"no {message.quiet_s:g} s without writes within {message.timeout_s:g} s"
+        if any(member.volume in self.never_quiet for member in members):
+            raise NotQuietError(not_quiet, hint="stop the writers")
+        writers = [self.writers[m.volume] for m in members if m.volume in self.writers]
+        asked = self.waits.setdefault(message.view, self.clock())
+        if not writers:
+            del self.waits[message.view]
+            return None
+        waited = self.clock() - asked
+        if waited >= message.timeout_s:
+            del self.waits[message.view]
+            raise NotQuietError(not_quiet, hint="stop the writers")
+        return ViewWaiting(view=message.view, waited_s=waited, idle_s=0.5, last_writer=writers[-1])
+
+    def _views(self, message: ViewCreate) -> tuple[ViewState, ...]:
+        """Make all views of a group at once, unless they exist; some of them never exist without the others."""
+        members = self._members(message)
         if message.view not in self.views:
-            if message.view in self.released:
-                raise NotFoundError(f"view {message.view} was released")
-            volume = self._volume(message.volume)
-            if volume.row.state != "online":
-                raise RefusedError(f"volume {volume.row.name!r} is {volume.row.state}")
-            if message.volume in self.never_quiet:
-                raise NotQuietError("no 3 s without writes within 80 s", hint="stop the writers")
-            view = ViewState(
-                view=message.view,
-                volume=message.volume,
-                job=message.job,
-                designator=designator_of(message.view),
-                blocks=volume.row.blocks,
-                block_bytes=BLOCK,
-                means="hold",
-                state="active",
-                reason="",
-            )
-            self.views[message.view] = view
-            self.view_data[view.designator] = dict(volume.data)
-        return self.views[message.view]
+            assert not any(member.view in self.views for member in members), "half a group"
+            for member in members:
+                self._make_view(member, job=message.job)
+        return tuple(self.views[member.view] for member in members if member.view in self.views)
+
+    def _make_view(self, member: ViewMember, *, job: JobId) -> None:
+        volume = self._volume(member.volume)
+        view = ViewState(
+            view=member.view,
+            volume=member.volume,
+            job=job,
+            designator=designator_of(member.view),
+            blocks=volume.row.blocks,
+            block_bytes=BLOCK,
+            means="hold",
+            state="active",
+            reason="",
+        )
+        self.views[member.view] = view
+        self.view_data[view.designator] = dict(volume.data)
 
     def _extents(self, message: ViewExtents, reply: dict[str, Any]) -> NodeReply:
         lbas = sorted(self.view_data[message.designator])

@@ -71,7 +71,7 @@ class Site:
         self.ids = itertools.count(1)
         self.record_bytes = records * BLOCK
         self.catalog = MemoryCatalog()
-        self.disk = DiskNode()
+        self.disk = DiskNode(clock=lambda: self.now)
         self.tape = TapeNode.with_drives(drives, tags=tags)
         self.movers: dict[str, Mover] = {}
         self.away: set[str] = set()
@@ -374,8 +374,10 @@ class Site:
             "token": f"t{self.call_number}",
             "kind": kind,
             "volume": "",
-            "quiet_s": 3.0,
-            "sync_timeout_s": 80.0,
+            "group": [],
+            "quiet_s": -1.0,
+            "sync_timeout_s": -1.0,
+            "view": "auto",
             "backup": 0,
             "to": "",
             "new": "",

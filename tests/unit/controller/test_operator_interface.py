@@ -21,18 +21,20 @@ from controller.operator_interface import VERBS, Argument, OperatorInterface, pa
 from tests.site.site import DATA, Site, backed_up, connected, content
 
 PAGE = Path(__file__).parents[3] / "docs" / "operator-interface.md"
-GOOD: dict[type, Any] = {str: "x", int: 1, float: 1.5, bool: True}
+GOOD: dict[type, Any] = {str: "x", int: 1, float: 1.5, bool: True, list: ["x"]}
 WRONG: dict[type, list[Any]] = {
     str: [1, None, [], {}, True],
     int: ["1", None, 1.0, True, []],
     float: ["1", None, True, []],
     bool: [0, 1, "true", None],
+    list: ["x", 1, None, {}, True, [1], ["x", None], [["x"]]],
 }
 OUT_OF_RANGE: dict[type, list[Any]] = {
     str: ["x" * 4097, "\ud800", "a\0b"],
     int: [-1, 2**63, 10**400],
     float: [-0.5, 86401.0, 10**400, float("nan"), float("inf")],
     bool: [],
+    list: [["x" * 4097], ["x", "\ud800"], ["x"] * 1001],
 }
 ARGUMENTS = [
     (verb, name, argument) for verb, schema in VERBS.items() for name, argument in schema.items()
@@ -196,6 +198,7 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "volume.create",
         "volume.attach",
         "volume.delete",
+        "volume.set",
         "volume.import_begin",
         "volume.import_end",
         "volume.export_begin",

@@ -13,7 +13,9 @@ def test_backup_prints_the_job_and_how_to_watch_it(controller: Any, ctl: Any) ->
     assert ctl("submit", "backup", "vol1") == (0, "job 7\n", "watch it with `ctl job wait 7`\n")
     arguments = controller.arguments("job.submit")
     assert len(arguments.pop("token")) == 36
-    assert arguments == {"kind": "backup", "volume": "vol1", "quiet_s": 3.0, "sync_timeout_s": 80.0}
+    assert arguments == {"kind": "backup", "volume": "vol1", "view": "auto"}, (
+        "what is not said is what the volume says"
+    )
 
 
 def test_backup_takes_durations_as_people_write_them(controller: Any, ctl: Any) -> None:
