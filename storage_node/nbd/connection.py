@@ -110,7 +110,8 @@ class Transmission:
                 elif command == WRITE:
                     self._write(flags, cookie, address, count)
                 elif command == DISCONNECT:
-                    self._send()
+                    if self._output_end:
+                        self._send()
                     return
                 else:
                     self._other(command, flags, cookie, address, count)

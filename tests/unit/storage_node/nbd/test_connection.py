@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from backplane.errors import RemoteProtocolError
 from backplane.testing.nbd_client import NbdError
 from backplane.testing.nbd_words import ChunkKind, Command, Extent, Flag
 from backplane.transport.stream import ConnectionClosedError, FileRange
-from storage_node.core.nbd_handshake import BASE_ALLOCATION, CHANGED
+from storage_node.core.nbd_handshake import BASE_ALLOCATION, CHANGED, Ready
 from storage_node.core.nbd_transmission import DESCRIPTORS_MAX
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.faulty import Fault, FaultyDevice
@@ -29,6 +30,7 @@ from storage_node.nbd.connection import (
     PIPE_BYTES,
     SMALL_BYTES,
     Pipe,
+    Transmission,
 )
 from storage_node.nbd.export import DeviceExport
 
@@ -376,6 +378,16 @@ def test_disconnect_ends_it_after_everything_was_answered(serve: Any, device: Bl
     assert served.client.wait(cookie).error == 0
     assert served.end() is None
     assert content(device, 0, 4) == b"last", "nothing is done after a disconnect"
+
+
+def test_a_client_that_is_gone_right_after_its_disconnect_has_ended_well(
+    device: BlockDevice,
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    disconnect = struct.pack(">IHHQQI", 0x25609513, 0, Command.DISCONNECT, 1, 0, 0)
+    with ours:
+        Transmission(ours, export(device), Ready("volume", True, (), disconnect)).serve()
 
 
 def test_closing_between_requests_is_a_normal_end(serve: Any, device: BlockDevice) -> None:
