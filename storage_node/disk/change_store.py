@@ -44,6 +44,7 @@ _SHIFT: Final = GRANULE_BYTES.bit_length() - 1
 _RECORD: Final = "changes"
 _RECORD_BYTES_MAX: Final = 64 * 1024
 _NO_FILE: Final = -1
+_BYTES: Final = tuple(bytes([value]) for value in range(256))
 log = logging.getLogger(__name__)
 
 
@@ -141,8 +142,15 @@ class ChangeTracker:
         """Set bits in the file and then in memory: whoever sees one set may rely on the file."""
         assert not self._is_closed, "a write after the end"
         assert 0 <= first < end <= self._granules
-        self._check_stale()
+        if self._is_record_stale:
+            self._check_stale()
         low, high = first >> 3, bytes_for(end)
+        if high == low + 1:  # nearly always
+            value = self._bits[low] | ((1 << (end - first)) - 1) << (first & 7)
+            if self._file != _NO_FILE:
+                os.pwrite(self._file, _BYTES[value], low)
+            self._bits[low] = value
+            return
         piece = bytearray(self._bits[low:high])
         Bitmap.over(piece, len(piece) * 8).set_range(first - low * 8, end - low * 8)
         if self._file != _NO_FILE:
