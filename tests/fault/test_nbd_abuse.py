@@ -8,6 +8,7 @@ traceback.  What happens inside is not looked at.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import resource
 import select
@@ -42,12 +43,16 @@ from backplane.testing.nbd_words import (
 from backplane.units import KIB, MIB
 from tests.site.nbd_process import NbdProcess
 
-SIZE = 16 * MIB
+CONTENT_BYTES = 16 * MIB
+SIZE = 96 * MIB
+"""More than one request may ask for, so that the limit of requests is not hidden by the end of the volume."""
 GROWTH_BYTES_MAX = 64 * MIB
 """Limits of the server: 256 negotiations with an option of 64 KiB each, and buffers for each connection."""
 HALF_OPEN = 10_000
 HANDSHAKE_S = 2.0
 """The server's deadline in tests that wait for it; the real one is 10 s."""
+NO_DEADLINE_S = 3600.0
+"""In all others, where the deadline must not be what ended the connection."""
 PATIENCE_S = 60.0
 LENGTH_MAX = 0xFFFFFFFF
 
@@ -57,11 +62,17 @@ pytestmark = [pytest.mark.processes, pytest.mark.fault]
 class Victim:
     """A server, and the ways to be unkind to it."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, *, handshake_s: float = NO_DEADLINE_S, **settings: object
+    ) -> None:
         self.file = folder / "volume"
-        self.file.write_bytes(random.Random(0).randbytes(SIZE))
+        self.file.write_bytes(random.Random(0).randbytes(CONTENT_BYTES))
+        os.truncate(self.file, SIZE)
         self.server = NbdProcess(
-            {"volume": self.file}, ["tcp://127.0.0.1:0", f"unix://{folder}/socket"], **settings
+            {"volume": self.file},
+            ["tcp://127.0.0.1:0", f"unix://{folder}/socket"],
+            handshake_s=handshake_s,
+            **settings,
         )
         self.assert_serves()  # warm: what it needs for one client is no growth
         self.process = psutil.Process(self.server.pid)
@@ -402,6 +413,20 @@ def test_a_server_with_a_deaf_client_still_stops(short_folder: Path) -> None:
         assert not victim.server.is_running
 
 
+def test_the_largest_replies_of_all_cost_no_more_than_one_each(victim: Victim) -> None:
+    """Without structured replies a read of 32 MiB is promised as a whole, and the client takes none of it."""
+    count = 6
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = connect(victim.server.uri("volume"), is_structured=False)
+            stack.enter_context(contextlib.closing(client))
+            flood(client.wire.socket, request(Command.READ, 0, 32 * MIB) * 1000)
+        victim.assert_serves()
+        grown = victim.server.rss_bytes() - victim.start_bytes
+        assert grown < count * 33 * MIB + GROWTH_BYTES_MAX, f"grown by {grown >> 20} MiB"
+    victim.assert_gives_back()
+
+
 def flood(peer: socket.socket, data: bytes, *, bytes_max: int = 64 * MIB) -> None:
     """Send until nobody takes any more."""
     peer.settimeout(0.5)
@@ -566,7 +591,7 @@ def test_spoiled_conversations_harm_nobody(victim: Victim) -> None:
                 peer.sendall(spoiled(said, random.Random(number)))
                 peer.shutdown(socket.SHUT_WR)
             # A read whose length was spoiled may ask for all there is, and is answered.
-            assert_hangs_up(peer, bytes_max=3 * SIZE)
+            assert_hangs_up(peer, bytes_max=256 * MIB)
         if number % 200 == 0:
             victim.assert_serves()
             victim.assert_bounded()
