@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from backplane.runtime.config import Between
 from storage_node.data_server import CONNECTIONS_MAX
+from storage_node.nbd.server import CONNECTIONS_MAX as NBD_CONNECTIONS_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class StorageNodeConfig:
     library_folder: Path | None = None
     drives: Annotated[int, Between(1, 64)] = 1
     connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
+    nbd_listen: tuple[str, ...] = ()
+    nbd_advertise: tuple[str, ...] = ()
+    nbd_connections_max: Annotated[int, Between(1, 4096)] = NBD_CONNECTIONS_MAX
+    snapshot_reserve_percent: Annotated[int, Between(1, 400)] = 20
+    snapshot_budget_ms: Annotated[int, Between(1, 60_000)] = 200
     ready_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -38,6 +44,10 @@ class StorageNodeConfig:
             raise ValueError("listen: at least one data address")
         if len(self.listen) > 8 or len(self.advertise) > 8:
             raise ValueError("listen, advertise: at most 8 addresses")
+        if len(self.nbd_listen) > 8 or len(self.nbd_advertise) > 8:
+            raise ValueError("nbd_listen, nbd_advertise: at most 8 addresses")
+        if self.nbd_listen and "disk" not in self.roles:
+            raise ValueError("nbd_listen: only a node with the disk role has volumes")
         if not self.advertise and any(
             address.startswith(("tcp://0.0.0.0:", "tcp://[::]:")) for address in self.listen
         ):

@@ -13,6 +13,7 @@ the rules say that it may succeed.  A double of a waiting request joins it, with
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -34,10 +35,13 @@ from backplane.wire.messages import (
     ViewCreate,
     ViewExtents,
     ViewRelease,
+    ViewSample,
     ViewState,
+    ViewWaiting,
     VolumeAttach,
     VolumeCreate,
     VolumeDelete,
+    VolumeMirror,
     VolumeOffline,
     VolumePublish,
     VolumeState,
@@ -46,6 +50,7 @@ from storage_node.access import Access
 from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk_control import DiskControl
 from storage_node.tape_control import TapeControl
+from storage_node.view_control import ViewControl
 from storage_node.workers import KeyedWorkers
 
 log = logging.getLogger(__name__)
@@ -54,6 +59,8 @@ INVENTORY_PAUSE_S: Final = 0.2
 """Changes within this time are told in one inventory."""
 
 SYNC_TIMEOUT_S_MAX: Final = 86400.0
+WAITING_PAUSE_S: Final = 1.0
+"""How a wait for quiet stands is told at most this often."""
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ class _Wait:
     message: ViewCreate
     rule: QuietWait
     requests: list[int]
+    tell_again_s: float = -math.inf
     timer: Timer | None = None
     is_released: bool = False
 
@@ -75,6 +83,7 @@ class NodeIdentity:
     public_key: bytes
     addresses: tuple[str, ...]
     roles: tuple[str, ...]
+    nbd_addresses: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -107,9 +116,10 @@ class Control:
         self._tape = tape
         self._send = send
         self._waits: dict[ViewId, _Wait] = {}
-        self._views = _Views()
+        self._known = _Views()
+        self._views = ViewControl(disk) if disk is not None else None
         self._inventory_timer: Timer | None = None
-        for view in disk.views() if disk is not None else ():
+        for view in self._views.views() if self._views is not None else ():
             self._remember_view(view.view, view.volume, view.ttl_s)
 
     # --- inventory -------------------------------------------------------------------------------
@@ -143,6 +153,7 @@ class Control:
             views=views,
             drives=drives,
             cartridges=cartridges,
+            nbd_addresses=self._identity.nbd_addresses,
         )
 
     # --- requests --------------------------------------------------------------------------------
@@ -164,6 +175,8 @@ class Control:
                 self._volume(message, lambda disk: disk.offline(message))
             case VolumePublish():
                 self._volume(message, lambda disk: disk.publish(message))
+            case VolumeMirror():
+                self._volume(message, lambda disk: disk.mirror(message))
             case ViewCreate():
                 self._create_view(message)
             case ViewRelease():
@@ -171,6 +184,10 @@ class Control:
             case ViewExtents():
                 self._run(
                     self._key(message.designator), message.request, lambda: self._extents(message)
+                )
+            case ViewSample():
+                self._run(
+                    self._key(message.designator), message.request, lambda: self._sample(message)
                 )
             case TapeLoad():
                 self._tape_request(message.drive, message.request, lambda tape: tape.load(message))
@@ -187,7 +204,14 @@ class Control:
 
     def _volume(
         self,
-        message: VolumeCreate | VolumeAttach | VolumeDelete | VolumeOffline | VolumePublish,
+        message: (
+            VolumeCreate
+            | VolumeAttach
+            | VolumeDelete
+            | VolumeOffline
+            | VolumePublish
+            | VolumeMirror
+        ),
         work: Callable[[DiskControl], VolumeState | None],
     ) -> None:
         def run() -> NodeReply:
@@ -218,13 +242,22 @@ class Control:
         )
 
     def _extents(self, message: ViewExtents) -> NodeReply:
-        extents, next_lba = self._disk_role().extents(message)
+        extents, next_lba = self._view_role().extents(message)
         return NodeReply(request=message.request, boot_id=b"", extents=extents, next_lba=next_lba)
+
+    def _sample(self, message: ViewSample) -> NodeReply:
+        digests = self._view_role().sample(message)
+        return NodeReply(request=message.request, boot_id=b"", digests=digests)
 
     def _disk_role(self) -> DiskControl:
         if self._disk is None:
             raise NotFoundError("this node has no disk role")
         return self._disk
+
+    def _view_role(self) -> ViewControl:
+        if self._views is None:
+            raise NotFoundError("this node has no disk role")
+        return self._views
 
     def _tape_role(self) -> TapeControl:
         if self._tape is None:
@@ -247,7 +280,7 @@ class Control:
             asked_s=self._loop.now(), quiet_s=message.quiet_s, timeout_s=message.timeout_s
         )
         wait = self._waits[message.view] = _Wait(message, rule, [message.request])
-        self._views.volumes[message.view] = message.volume
+        self._known.volumes[message.view] = message.volume
         self._try_view(wait)
 
     def _try_view(self, wait: _Wait) -> None:
@@ -255,9 +288,12 @@ class Control:
 
         def attempt() -> None:
             try:
-                answer: ViewState | AskAgain | BackupError = self._disk_role().create_view(
+                answer: tuple[ViewState, ...] | AskAgain | BackupError = self._view_role().create(
                     wait.message, wait.rule
                 )
+                if isinstance(answer, AskAgain):
+                    told = self._view_role().waiting(wait.message, wait.rule)
+                    self._loop.post(lambda: self._tell_waiting(wait, told))
             except BackupError as error:
                 answer = error
             self._loop.post(lambda: self._view_tried(wait, answer))
@@ -267,7 +303,16 @@ class Control:
         except BackupError as error:
             self._view_tried(wait, error)
 
-    def _view_tried(self, wait: _Wait, answer: ViewState | AskAgain | BackupError) -> None:
+    def _tell_waiting(self, wait: _Wait, told: ViewWaiting) -> None:
+        """Tell how the wait stands, now and then: it is for people."""
+        if wait.is_released or self._loop.now() < wait.tell_again_s:
+            return
+        wait.tell_again_s = self._loop.now() + WAITING_PAUSE_S
+        self._send(told)
+
+    def _view_tried(
+        self, wait: _Wait, answer: tuple[ViewState, ...] | AskAgain | BackupError
+    ) -> None:
         if isinstance(answer, AskAgain) and wait.is_released:
             answer = NotFoundError("the view was released while it waited for quiet")
         if isinstance(answer, AskAgain):
@@ -280,11 +325,12 @@ class Control:
             if isinstance(answer, BackupError):
                 self._send(_failed(request, answer))
             else:
-                reply = NodeReply(request=request, boot_id=self._identity.boot_id, views=(answer,))
+                reply = NodeReply(request=request, boot_id=self._identity.boot_id, views=answer)
                 self._send(reply)
-        if isinstance(answer, ViewState):
-            if answer.view not in self._views.expiries and not wait.is_released:
-                self._remember_view(answer.view, answer.volume, wait.message.ttl_s)
+        if isinstance(answer, tuple):
+            for view in answer:
+                if view.view not in self._known.expiries and not wait.is_released:
+                    self._remember_view(view.view, view.volume, wait.message.ttl_s)
             self._changed()
 
     def _release_view(self, message: ViewRelease) -> None:
@@ -297,13 +343,13 @@ class Control:
             if wait.timer is not None:
                 wait.timer.cancel()
                 self._view_tried(wait, AskAgain(self._loop.now()))
-        volume = self._views.volumes.pop(view, None)
-        expiry = self._views.expiries.pop(view, None)
+        volume = self._known.volumes.pop(view, None)
+        expiry = self._known.expiries.pop(view, None)
         if expiry is not None:
             expiry.cancel()
 
         def run() -> NodeReply:
-            self._disk_role().release_view(view)
+            self._view_role().release(view)
             return NodeReply(request=request or 0, boot_id=b"")
 
         key = view if volume is None else _volume_key(volume)
@@ -314,14 +360,14 @@ class Control:
             log.warning("a static view has outlived its time", extra={"view": view})
             self._release(view, None)
 
-        self._views.volumes[view] = volume
-        self._views.expiries[view] = self._loop.after(ttl_s, expire)
+        self._known.volumes[view] = volume
+        self._known.expiries[view] = self._loop.after(ttl_s, expire)
 
     # --- workers ---------------------------------------------------------------------------------
 
     def _key(self, designator: Designator) -> Hashable:
         """Return the key of the volume, view or drive behind a designator."""
-        for view, volume in self._views.volumes.items():
+        for view, volume in self._known.volumes.items():
             if _volume_key(view) == designator:
                 return _volume_key(volume)
         return designator

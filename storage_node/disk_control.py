@@ -1,4 +1,4 @@
-"""Control requests of the disk role: each method carries one out, blocking, and returns what it concerns.
+"""Control requests about volumes: each method carries one out, blocking, and returns what it concerns.
 
 Every change is one *step*: the book changes, the gates follow, the record becomes durable; whoever describes volumes
 and views (`describe`, the inventory) waits for the step to end, so nothing is told that a crash could take back.  What
@@ -8,20 +8,19 @@ may itself need a step, for its first write or its failed flush.  The caller ser
 
 from __future__ import annotations
 
-import struct
+import logging
 import threading
 from collections.abc import Callable
-from typing import Final
 
-from backplane.errors import BackupError, NotFoundError, UsageError
-from backplane.ids import Designator, ViewId, VolumeId
+from backplane.errors import BackupError, BusyError
+from backplane.ids import Designator, JobId, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
-    ViewCreate,
-    ViewExtents,
+    LegState,
     ViewState,
     VolumeAttach,
     VolumeCreate,
+    VolumeMirror,
     VolumeOffline,
     VolumePublish,
     VolumeState,
@@ -33,28 +32,22 @@ from storage_node.core.volume_state import (
     DiscardData,
     Effect,
     MakeVolume,
+    Means,
     State,
     SyncData,
     ViewRecord,
     VolumeBook,
     VolumeRecord,
 )
-from storage_node.core.write_inactivity import (
-    AskAgain,
-    Quiet,
-    QuietWait,
-)
+from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import DeviceError
+from storage_node.disk.live_volume import LiveVolume
+from storage_node.disk.static_views import LostView, StaticView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_unit import DiskUnit
 from storage_node.state_file import StateError
 
-EXTENTS_MAX: Final = 50_000
-"""Extents in one answer: 16 bytes each in a control message of at most 1 MiB."""
-
-EXTENT: Final = struct.Struct(">QQ")
-MEANS: Final = "hold"
-TTL_S_MAX: Final = 30 * 86400.0
+log = logging.getLogger(__name__)
 
 
 class DiskControl:
@@ -66,69 +59,115 @@ class DiskControl:
         access: Access,
         *,
         clock: Clock,
+        maker: ViewMaker,
         on_fatal: Callable[[StateError], None],
     ) -> None:
-        self._store = store
-        self._access = access
-        self._clock = clock
+        self.store = store
+        self.access = access
+        self.clock = clock
+        self.maker = maker
         self._on_fatal = on_fatal
-        self._step = threading.Lock()
+        self.step = threading.Lock()
         self._noting = threading.Lock()
-        self._noted: set[VolumeId] = set()
         self.units: dict[Designator, DiskUnit] = {}
+        self.live: dict[VolumeId, LiveVolume] = {}
+        self.view_data: dict[ViewId, StaticView] = {}
+        self.connections: dict[VolumeId, int] = {}
+        """Workstations that are connected; kept by the NBD exports, under `step`."""
+        self.holds: dict[VolumeId, tuple[JobId, ...]] = {}
+        """Jobs whose views refuse writers."""
         volumes, views = store.load()
-        self._book = VolumeBook(volumes=volumes, views=views)
+        self.book = VolumeBook(volumes=volumes, views=views)
         now = clock.monotonic()
         for record in volumes:
             self._register_volume(record, last_write_s=now)
         for view in views:
-            self._register_view(view)
+            self._find_view(view)
+            with access.locked() as rules:
+                self.set_gate(rules, view.volume)
+        orphans = maker.sweep(set(self.book.views))
+        if orphans:
+            log.info("removed what belonged to no static view", extra={"names": orphans})
+
+    def close(self) -> None:
+        """Leave the data of the views to the next start."""
+        for data in self.view_data.values():
+            data.close()
 
     # --- describing ------------------------------------------------------------------------------
 
     def describe(self) -> tuple[tuple[VolumeState, ...], tuple[ViewState, ...]]:
         """Return all volumes and views."""
-        with self._step:
-            volumes = tuple(self._volume_state(record) for record in self._book.volumes.values())
-            views = tuple(self._view_state(view) for view in self._book.views.values())
+        with self.step:
+            volumes = tuple(self._volume_state(record) for record in self.book.volumes.values())
+            views = tuple(self.view_state(view) for view in self.book.views.values())
         return volumes, views
 
     def volume_of(self, designator: Designator) -> VolumeId | None:
         """Return the volume behind a designator of a volume or a view."""
-        with self._step:
-            for record in self._book.volumes.values():
+        with self.step:
+            for record in self.book.volumes.values():
                 if record.designator == designator:
                     return record.volume
-            for view in self._book.views.values():
+            for view in self.book.views.values():
                 if view.designator == designator:
                     return view.volume
         return None
 
-    def views(self) -> list[ViewRecord]:
-        """Return the views there are."""
-        with self._step:
-            return list(self._book.views.values())
-
     def _volume_state(self, record: VolumeRecord) -> VolumeState:
-        holders = self._book.holders(record.volume)
-        with self._access.locked() as rules:
+        holders = self.book.holders(record.volume)
+        with self.access.locked() as rules:
             epoch = rules.floor(record.designator).epoch
+        live = self.live[record.volume]
+        activity, tracker = live.activity(), self.store.trackers.get(record.volume)
         return VolumeState(
             volume=record.volume,
             name=record.name,
             designator=record.designator,
             blocks=record.blocks,
             block_bytes=record.block_bytes,
-            used_bytes=self._store.devices[record.volume].used_bytes(),
+            used_bytes=live.used_bytes(),
             state=record.state.value,
             held_by=holders[0].job if holders else NO_JOB,
             is_empty=record.is_empty,
             epoch=epoch,
-            path=str(self._store.path(record)),
+            path=str(self.store.path(record)),
+            idle_s=self._idle_s(record),
+            last_writer=activity.last_writer,
+            connections=self.connections.get(record.volume, 0),
+            is_read_only=live.is_read_only,
+            tracking="" if tracker is None else tracker.tracking,
+            generation=0 if tracker is None else tracker.generation,
+            legs=self._legs(record.volume),
         )
 
-    def _view_state(self, view: ViewRecord) -> ViewState:
-        record = self._book.volumes[view.volume]
+    def _idle_s(self, record: VolumeRecord) -> float:
+        last = self.last_write_s(record)
+        return -1.0 if last == NEVER_WRITTEN else max(0.0, self.clock.monotonic() - last)
+
+    def last_write_s(self, record: VolumeRecord) -> float:
+        """Return when the last write to a volume ended."""
+        return self.live[record.volume].activity().last_write_s
+
+    def _legs(self, volume: VolumeId) -> tuple[LegState, ...]:
+        mirror = self.store.mirrors.get(volume)
+        if mirror is None:
+            return ()
+        return tuple(
+            LegState(
+                name=leg.name,
+                path=leg.path,
+                state=leg.state.value,
+                reason=leg.reason,
+                bytes_left=leg.bytes_left,
+                bytes_total=leg.bytes_total,
+            )
+            for leg in mirror.legs()
+        )
+
+    def view_state(self, view: ViewRecord) -> ViewState:
+        """Describe a view; called within a step."""
+        record, data = self.book.volumes[view.volume], self.view_data[view.view]
         return ViewState(
             view=view.view,
             volume=view.volume,
@@ -136,14 +175,19 @@ class DiskControl:
             designator=view.designator,
             blocks=record.blocks,
             block_bytes=record.block_bytes,
-            means=MEANS,
-            state="active",
-            reason="",
+            means=view.means.value,
+            state="broken" if data.broken else "active",
+            reason=data.broken,
+            tracking=view.tracking,
+            generation=view.generation,
+            used_bytes=data.used_bytes,
+            created=view.created,
+            consistency=view.consistency,
         )
 
     def _told(self, volume: VolumeId) -> VolumeState:
-        with self._step:
-            return self._volume_state(self._book.volume(volume))
+        with self.step:
+            return self._volume_state(self.book.volume(volume))
 
     # --- volumes ---------------------------------------------------------------------------------
 
@@ -151,7 +195,7 @@ class DiskControl:
         """Make an empty volume."""
 
         def change(_: Admission) -> list[Effect]:
-            return self._book.create(
+            return self.book.create(
                 volume=message.volume,
                 name=message.name,
                 size_bytes=message.size_bytes,
@@ -163,16 +207,16 @@ class DiskControl:
 
     def attach(self, message: VolumeAttach) -> VolumeState:
         """Use an existing device or image in place."""
-        path = self._store.resolve(message.path)
-        with self._step:
-            known = self._book.volumes.get(message.volume)
+        path = self.store.resolve(message.path)
+        with self.step:
+            known = self.book.volumes.get(message.volume)
         if known is not None and known.path == str(path):
             size_bytes = known.size_bytes
         else:
-            size_bytes = self._store.probe(path, block_bytes=message.block_bytes)
+            size_bytes = self.store.probe(path, block_bytes=message.block_bytes)
 
         def change(_: Admission) -> list[Effect]:
-            return self._book.attach(
+            return self.book.attach(
                 volume=message.volume,
                 name=message.name,
                 path=str(path),
@@ -183,165 +227,96 @@ class DiskControl:
         return self._make(message.volume, change)
 
     def _make(self, volume: VolumeId, change: Callable[[Admission], list[Effect]]) -> VolumeState:
-        effects = self._change(change)
+        effects = self.change(change)
         if effects:
-            self._register_volume(self._book.volume(volume))
+            self._register_volume(self.book.volume(volume))
         return self._told(volume)
 
     def delete(self, volume: VolumeId) -> None:
         """Delete a volume and its data; attached ones only lose their record."""
 
         def change(rules: Admission) -> list[Effect]:
-            record = self._book.volumes.get(volume)
+            record = self.book.volumes.get(volume)
             if record is None:
                 return []
             # Nobody is inside if this succeeds, and with the unit gone nobody comes in.
-            has_writer = self._access.has_writer(record.designator)
-            effects = self._book.delete(volume, has_writer=has_writer)
+            has_writer = self.access.has_writer(record.designator)
+            self._refuse_if_connected(record)
+            effects = self.book.delete(volume, has_writer=has_writer)
             rules.remove_unit(record.designator)
             self.units.pop(record.designator, None)
-            self._noted.discard(volume)
+            self.live.pop(volume, None)
             return effects
 
-        self._change(change)
+        self.change(change)
 
     def offline(self, message: VolumeOffline) -> VolumeState:
         """Begin a restore: fence, discard, durably."""
         volume = message.volume
 
         def change(rules: Admission) -> list[Effect]:
-            record = self._book.volume(volume)
-            effects = self._book.offline(
+            record = self.book.volume(volume)
+            if record.state is State.ONLINE:
+                self._refuse_if_connected(record)
+            effects = self.book.offline(
                 volume,
                 job=message.job,
                 epoch=message.epoch,
                 is_forced=message.is_forced,
                 floor=rules.floor(record.designator),
             )
-            self._set_gate(rules, volume)
+            self.set_gate(rules, volume)
             return effects
 
-        effects = self._change(change)
-        self._access.fence(self._book.volume(volume).designator, message.epoch)
+        effects = self.change(change)
+        self.access.fence(self.book.volume(volume).designator, message.epoch)
         if any(isinstance(effect, DiscardData) for effect in effects):
-            self._store.devices[volume].discard_all()
-            self._noted.discard(volume)
+            self.live[volume].discard_all()
 
             def discarded(rules: Admission) -> list[Effect]:
-                done = self._book.discarded(volume)
-                self._set_gate(rules, volume)
+                done = self.book.discarded(volume)
+                self.set_gate(rules, volume)
                 return done
 
-            self._change(discarded)
+            self.change(discarded)
         return self._told(volume)
 
     def publish(self, message: VolumePublish) -> VolumeState:
         """End a restore or import: fence, flush, and only then change the state."""
         volume, epoch = message.volume, message.epoch
-        with self._step, self._access.locked():
-            designator = self._book.volume(volume).designator
-            self._book.check_publish(volume, job=message.job, epoch=epoch, state=message.state)
-        self._access.fence(designator, epoch)
+        with self.step, self.access.locked():
+            designator = self.book.volume(volume).designator
+            self.book.check_publish(volume, job=message.job, epoch=epoch, state=message.state)
+        self.access.fence(designator, epoch)
         if message.state == State.ONLINE.value:
-            self._flush(volume)  # the long one; the flush within the step finds nothing to do
+            self.live[volume].flush()  # the long one; the flush within the step finds nothing to do
 
         def change(rules: Admission) -> list[Effect]:
-            effects = self._book.publish(
+            effects = self.book.publish(
                 volume,
                 job=message.job,
                 epoch=epoch,
                 state=message.state,
                 floor=rules.floor(designator),
             )
-            self._set_gate(rules, volume)
+            self.set_gate(rules, volume)
             return effects
 
-        self._change(change)
+        self.change(change)
         return self._told(volume)
-
-    # --- views -----------------------------------------------------------------------------------
-
-    def create_view(self, message: ViewCreate, wait: QuietWait) -> ViewState | AskAgain:
-        """Make the view if the volume is quiet; otherwise say when to ask again, or raise `NotQuietError`."""
-        if not 0 < message.ttl_s <= TTL_S_MAX:
-            raise UsageError(f"a view lives longer than 0 and at most {TTL_S_MAX:.0f} s")
-        later: list[AskAgain] = []
-
-        def change(rules: Admission) -> list[Effect]:
-            if self._book.may_view(message.view, message.volume) is not None:
-                return []
-            designator = self._book.volume(message.volume).designator
-            answer = wait.decide(
-                last_write_s=self._access.last_write_s(designator),
-                has_writer=self._access.has_writer(designator),
-                now=self._clock.monotonic(),
-            )
-            if isinstance(answer, AskAgain):
-                later.append(answer)
-                return []
-            if not isinstance(answer, Quiet):
-                raise self._book.give_up_view(
-                    message.view,
-                    f"no {wait.quiet_s:g} s without writes within {wait.timeout_s:g} s",
-                )
-            effects = self._book.make_view(
-                message.view,
-                message.volume,
-                job=message.job,
-                ttl_s=message.ttl_s,
-                created=self._clock.wall().isoformat(timespec="seconds"),
-            )
-            self._set_gate(rules, message.volume)
-            return effects
-
-        effects = self._change(change)
-        if later:
-            return later[0]
-        with self._step:
-            view = self._book.views[message.view]
-            if effects:
-                self._register_view(view)
-            return self._view_state(view)
-
-    def release_view(self, view: ViewId) -> bool:
-        """Release a view: its readers first, then its record, then the gate.  Tells whether there was one."""
-        with self._step:
-            known = self._book.views.get(view)
-        if known is not None:
-            self.units.pop(known.designator, None)
-            self._access.remove_unit(known.designator)
-        self._change(lambda _: self._book.release(view))
-        if known is not None:
-            with self._step, self._access.locked() as rules:
-                self._set_gate(rules, known.volume)
-        return known is not None
-
-    def extents(self, message: ViewExtents) -> tuple[bytes, int]:
-        """Return packed (LBA, blocks) pairs of what is allocated, and the LBA to go on from."""
-        unit = self.units.get(message.designator)
-        if unit is None:
-            raise NotFoundError(f"no volume or view {message.designator.hex()} on this node")
-        if message.extents_max < 1:
-            raise UsageError("extents_max must be at least 1")
-        device, most = unit.device, min(message.extents_max, EXTENTS_MAX)
-        size, packed = device.block_bytes, bytearray()
-        found = device.extents(message.start_lba * size, device.size_bytes)
-        for count, (start, end) in enumerate(found):
-            if count == most:
-                return bytes(packed), start // size
-            packed += EXTENT.pack(start // size, (end - start) // size)
-        return bytes(packed), device.size_bytes // size
 
     # --- steps -----------------------------------------------------------------------------------
 
-    def _change(self, change: Callable[[Admission], list[Effect]]) -> list[Effect]:
-        with self._step:
-            with self._access.locked() as rules:
+    def change(self, change: Callable[[Admission], list[Effect]]) -> list[Effect]:
+        """One step: change the book, and make it durable."""
+        with self.step:
+            with self.access.locked() as rules:
                 effects = change(rules)
-            self._perform(effects)
+            self.perform(effects)
             return effects
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def perform(self, effects: list[Effect]) -> None:
+        """Carry out effects; called within a step."""
         try:
             for effect in effects:
                 match effect:
@@ -352,7 +327,7 @@ class DiskControl:
                     case MakeVolume(record):
                         self._make_or_forget(record)
                     case _:
-                        self._store.perform(effect)
+                        self.store.perform(effect)
         except StateError as error:
             self._on_fatal(error)
             raise
@@ -360,47 +335,78 @@ class DiskControl:
     def _sync_again(self, volume: VolumeId) -> None:
         """The data were flushed a moment ago and nobody writes: a failure now leaves the book ahead of the disk."""
         try:
-            self._store.devices[volume].flush()
+            self.live[volume].flush()
         except DeviceError as error:
             raise StateError(f"cannot publish volume {volume}: {error}") from error
 
     def _make_or_forget(self, record: VolumeRecord) -> None:
         try:
-            self._store.perform(MakeVolume(record))
+            self.store.perform(MakeVolume(record))
         except StateError:
             raise
         except BackupError:
-            with self._access.locked():
-                self._book.not_made(record.volume)
-            raise
-
-    def _flush(self, volume: VolumeId) -> None:
-        try:
-            self._store.devices[volume].flush()
-        except DeviceError:
-            self._flush_failed(volume)
+            with self.access.locked():
+                self.book.not_made(record.volume)
             raise
 
     def _flush_failed(self, volume: VolumeId) -> None:
         def change(rules: Admission) -> list[Effect]:
-            effects = self._book.failed(volume)
-            self._set_gate(rules, volume)
+            effects = self.book.failed(volume)
+            self.set_gate(rules, volume)
             return effects
 
-        self._change(change)
+        self.change(change)
 
     def _note_write(self, volume: VolumeId) -> None:
-        """Make "not empty" durable before the first write; later ones find it noted."""
-        if volume in self._noted:
-            return
+        """Make "not empty" durable before the first write."""
         with self._noting:
-            self._change(lambda _: self._book.written(volume))
-            self._noted.add(volume)
+            self.change(lambda _: self.book.written(volume))
+
+    def connected(self, volume: VolumeId) -> None:
+        """A workstation has opened the volume; called within a step."""
+        self.connections[volume] = self.connections.get(volume, 0) + 1
+
+    def disconnected(self, volume: VolumeId) -> None:
+        """A workstation's connection has ended."""
+        with self.step:
+            self.connections[volume] -= 1
+
+    def _refuse_if_connected(self, record: VolumeRecord) -> None:
+        count = self.connections.get(record.volume, 0)
+        if count:
+            raise BusyError(
+                f"volume {record.name!r} is used by {count} NBD connection{'s' if count > 1 else ''}",
+                hint="unmount and disconnect the workstations first",
+            )
+
+    # --- the backup mirror -----------------------------------------------------------------------
+
+    def mirror(self, message: VolumeMirror) -> VolumeState:
+        """Add a leg to a volume's mirror, remove one, or have one catch up."""
+        with self.step:
+            record = self.book.volume(message.volume)
+            holder = next(
+                (v for v in self.book.holders(message.volume) if v.leg == message.leg), None
+            )
+        if holder is not None:
+            raise BusyError(f"leg {message.leg} is the static view of job {holder.job}")
+        self.store.change_mirror(
+            record,
+            message.action,
+            leg=message.leg,
+            path=message.path,
+            live=self.live[record.volume],
+        )
+        return self._told(message.volume)
 
     # --- units -----------------------------------------------------------------------------------
 
-    def _set_gate(self, rules: Admission, volume: VolumeId) -> None:
-        rules.put_unit(self._unit(self._book.volumes[volume]))
+    def set_gate(self, rules: Admission, volume: VolumeId) -> None:
+        """Have the rules, and the NBD exports, follow the book."""
+        self.holds[volume] = tuple(
+            view.job for view in self.book.holders(volume) if view.means is Means.HOLD
+        )
+        rules.put_unit(self._unit(self.book.volumes[volume]))
 
     def _unit(self, record: VolumeRecord) -> Unit:
         return Unit(
@@ -408,23 +414,37 @@ class DiskControl:
             kind=UnitKind.BLOCK,
             block_bytes=record.block_bytes,
             blocks=record.blocks,
-            gate=self._book.gate(record.volume),
+            gate=self.book.gate(record.volume),
         )
 
     def _register_volume(self, record: VolumeRecord, *, last_write_s: float | None = None) -> None:
         volume = record.volume
-        self.units[record.designator] = DiskUnit(
-            self._store.devices[volume],
-            self._access,
-            before_write=lambda: self._note_write(volume),
+        self.live[volume] = LiveVolume(
+            self.store.devices[volume],
+            monotonic=self.clock.monotonic,
+            tracker=self.store.trackers.get(volume),
+            on_first_write=lambda: self._note_write(volume),
             on_flush_failed=lambda: self._flush_failed(volume),
+            last_write_s=NEVER_WRITTEN if last_write_s is None else last_write_s,
         )
-        self._access.put_unit(self._unit(record), last_write_s=last_write_s)
+        self.units[record.designator] = DiskUnit(self.live[volume], self.access)
+        self.access.put_unit(self._unit(record), last_write_s=last_write_s)
 
-    def _register_view(self, view: ViewRecord) -> None:
-        record = self._book.volumes[view.volume]
-        self.units[view.designator] = DiskUnit(self._store.devices[view.volume], self._access)
-        self._access.put_unit(
+    def _find_view(self, view: ViewRecord) -> None:
+        """Find a view after a restart; its data may be gone, and are told as broken then."""
+        try:
+            data = self.maker.reopen(view, self.live[view.volume])
+        except (BackupError, OSError) as error:
+            log.warning("a static view is lost", extra={"view": view.view, "reason": str(error)})
+            data = LostView(view.means, self.live[view.volume], str(error))
+        self.register_view(view, data)
+
+    def register_view(self, view: ViewRecord, data: StaticView) -> None:
+        """Make a view known to the data channels."""
+        record = self.book.volumes[view.volume]
+        self.view_data[view.view] = data
+        self.units[view.designator] = DiskUnit(data.device, self.access)
+        self.access.put_unit(
             Unit(
                 designator=view.designator,
                 kind=UnitKind.BLOCK,

@@ -7,7 +7,6 @@ zero-filled that could not be read: the answer is MEDIUM ERROR with the LBA.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from backplane.crc import EMPTY, crc32c
@@ -28,29 +27,12 @@ READ_THROUGH_BYTES: Final = 256 * 1024
 PERIPHERAL_DEVICE_TYPE: Final = 0x00
 
 
-def _nothing() -> None:
-    """Default of the hooks: a static view is never written."""
-
-
 class DiskUnit:
-    """A block device with a designator.
+    """A volume or a static view with its rules."""
 
-    `before_write` is called before each write touches the device and must be cheap when there is nothing to note;
-    `on_flush_failed` once after each failed flush.
-    """
-
-    def __init__(
-        self,
-        device: BlockDevice,
-        access: Access,
-        *,
-        before_write: Callable[[], None] = _nothing,
-        on_flush_failed: Callable[[], None] = _nothing,
-    ) -> None:
+    def __init__(self, device: BlockDevice, access: Access) -> None:
         self.device = device
         self.access = access
-        self.before_write = before_write
-        self.on_flush_failed = on_flush_failed
 
     def opened(self, boot_id: bytes) -> Opened:
         """Describe the device."""
@@ -168,7 +150,6 @@ class DiskHandler:
             raise _Refused(BackupError("the data are damaged", sense=GUARD_CHECK_FAILED))
         self._enter(request, is_checked=True)
         try:
-            self._unit.before_write()
             start = 0
             for entry in entries:
                 if entry.kind is EntryKind.DATA:
@@ -188,17 +169,10 @@ class DiskHandler:
             raise
         try:
             if header.opcode is Opcode.FLUSH:
-                self._flush()
+                self._device.flush()
         finally:
             self._access.leave(self._session)
         self._exchange.reply(header)
-
-    def _flush(self) -> None:
-        try:
-            self._device.flush()
-        except DeviceError:
-            self._unit.on_flush_failed()
-            raise
 
 
 class _Refused(Exception):  # noqa: N818 - carries an answer, is no error of its own

@@ -31,12 +31,15 @@ from storage_node.config import StorageNodeConfig
 from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission
 from storage_node.data_server import DataServer, LogicalUnit, NodeKeys
+from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.floor_store import FloorStore
+from storage_node.nbd.server import NbdServer
 from storage_node.state_file import StateError, write_file
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape_control import TapeControl
+from storage_node.volume_exports import VolumeExports
 from storage_node.workers import KeyedWorkers
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class StorageNode:
             monotonic=clock.monotonic,
             on_fatal=self._on_fatal,
         )
+        self._nbd: NbdServer | None = None
         self._disk = self._open_disk(stack, clock) if "disk" in config.roles else None
         self._tape = self._open_tape(stack, clock) if "tape" in config.roles else None
         workers = KeyedWorkers()
@@ -80,6 +84,7 @@ class StorageNode:
         )
         stack.callback(server.close)
         addresses = server.start(config.listen)
+        nbd_addresses = self._open_nbd(stack) if config.nbd_listen else ()
         endpoint = DealerEndpoint(config.controller, keys=self._keys, server_key=controller.public)
         stack.callback(endpoint.close)
         self._peer = Peer(
@@ -102,13 +107,15 @@ class StorageNode:
                 public_key=self._keys.public,
                 addresses=config.advertise or addresses,
                 roles=config.roles,
+                nbd_addresses=config.nbd_advertise or nbd_addresses,
             ),
             disk=self._disk,
             tape=self._tape,
             send=self._peer.send,
         )
         self._server = server
-        log.info("serving", extra={"addresses": addresses, "roles": config.roles})
+        told = {"addresses": addresses, "roles": config.roles, "nbd": nbd_addresses}
+        log.info("serving", extra=told)
 
     def run(self) -> None:
         """Serve until a signal; raises what made the node unable to go on."""
@@ -125,9 +132,31 @@ class StorageNode:
         log.info("stopping")
 
     def _open_disk(self, stack: ExitStack, clock: Clock) -> DiskControl:
-        store = VolumeStore(self._config.state_folder, attach_paths=self._config.attach_paths)
+        config, boot_id = self._config, kernel_boot_id()
+        store = VolumeStore(
+            config.state_folder,
+            attach_paths=config.attach_paths,
+            boot_id=boot_id,
+            new_id=lambda: uuid.uuid4().hex,
+        )
         stack.callback(store.close)
-        return DiskControl(store, self._access, clock=clock, on_fatal=self._on_fatal)
+        rules = SnapshotRules(
+            reserve_percent=config.snapshot_reserve_percent,
+            budget_s=config.snapshot_budget_ms / 1000,
+        )
+        maker = ViewMaker(config.state_folder, boot_id=boot_id, rules=rules)
+        disk = DiskControl(store, self._access, clock=clock, maker=maker, on_fatal=self._on_fatal)
+        stack.callback(disk.close)
+        return disk
+
+    def _open_nbd(self, stack: ExitStack) -> tuple[str, ...]:
+        """Let workstations in, last of all: everything that a write needs is there."""
+        assert self._disk is not None
+        self._nbd = NbdServer(
+            VolumeExports(self._disk), connections_max=self._config.nbd_connections_max
+        )
+        stack.callback(self._nbd.close)
+        return self._nbd.start(self._config.nbd_listen)
 
     def _open_tape(self, stack: ExitStack, clock: Clock) -> TapeControl:
         library = TapeLibrary(self._config.library, drives=self._config.drives)
@@ -175,6 +204,7 @@ class StorageNode:
             extra={
                 "session": "ready" if self._peer.is_ready else self._peer.waiting_for,
                 "connections": self._server.connection_count,
+                "nbd_connections": self._nbd.connection_count if self._nbd else 0,
                 "disk": self._disk.describe() if self._disk else None,
                 "tape": self._tape.describe() if self._tape else None,
             },
@@ -188,6 +218,11 @@ def run(config: StorageNodeConfig) -> None:
         loop = Loop()
         stack.callback(loop.close)
         StorageNode(config, loop=loop, stack=stack, clock=SystemClock()).run()
+
+
+def kernel_boot_id() -> str:
+    """Return what tells one start of the machine from the next."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _version() -> str:

@@ -196,15 +196,16 @@ class StateFolder:
         }
         if daemon.role == "mover":
             return values
-        values |= {"roles": [daemon.name], "listen": _data_addresses(daemon.folder)}
+        values |= {"roles": [daemon.name], "listen": _addresses(daemon.folder / "data.sock")}
+        if daemon.name == "disk":
+            values |= {"nbd_listen": _addresses(daemon.folder / "nbd.sock")}
         if daemon.name == "tape":
             values |= {"library_folder": str(daemon.folder / "library"), "drives": 1}
         return values
 
 
-def _data_addresses(folder: Path) -> list[str]:
+def _addresses(socket_path: Path) -> list[str]:
     """Unix first: it is faster, and clients try addresses in order.  Too long a path leaves TCP alone."""
-    socket_path = folder / "data.sock"
     addresses = ["tcp://127.0.0.1:0"]
     if len(os.fsencode(socket_path)) <= UNIX_PATH_BYTES_MAX:
         addresses.insert(0, f"unix://{socket_path}")

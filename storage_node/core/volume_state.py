@@ -14,7 +14,8 @@ finds the work done and returns what is missing, usually nothing.
   takes no writer and is discarded when the message comes again.  A late double never discards what was restored since:
   within the job nothing is left to do, after publishing its epoch is below the floor.
 * `publish` demands a floor that no writer holds (`_may_publish`): the fence is durable before the state changes.
-* While a view holds a volume, nobody writes it (the means of this view is "hold").
+* While a view of the means "hold" is there, nobody writes the volume.  The other means do not mind; but under no view
+  is a volume deleted or restored.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ RELEASED_VIEWS_MAX: Final = 1024
 
 BLOCK_BYTES_ALLOWED: Final = (512, 1024, 2048, 4096)
 SIZE_BYTES_MAX: Final = 1 << 56
+
+
+class Means(Enum):
+    """How a view is kept as it is; the values are those of `ViewState.means` on the wire."""
+
+    HOLD = "hold"  # writers are refused
+    SNAPSHOT = "snapshot"  # copy before write
+    CLONE = "clone"  # a copy that shares its blocks (reflink)
+    MIRROR = "mirror"  # a leg that was split off
 
 
 class State(Enum):
@@ -87,7 +97,8 @@ class VolumeRecord:
 class ViewRecord:
     """A static view as it is kept on disk.
 
-    `created` is wall-clock text for people.  The time to live does not use it: it counts on the monotonic clock from
+    The view contains everything up to and including `generation` of the history `tracking`.  `leg` is the leg of the
+    mirror that was split for it.  `created` is wall-clock text for people.  The time to live does not use it: it counts on the monotonic clock from
     the making of the view, and anew from each start of the node.
     """
 
@@ -97,6 +108,22 @@ class ViewRecord:
     designator: Designator
     ttl_s: float
     created: str
+    means: Means = Means.HOLD
+    tracking: str = ""
+    generation: int = 0
+    consistency: str = "crash"
+    leg: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeView:
+    """What was made for a view, in the instant of its making."""
+
+    means: Means = Means.HOLD
+    tracking: str = ""
+    generation: int = 0
+    consistency: str = "crash"
+    leg: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +204,7 @@ class VolumeBook:
     def gate(self, volume: VolumeId) -> WriteGate:
         """Say whether the volume takes writes."""
         record = self.volumes[volume]
-        if self.holders(volume):
+        if any(view.means is Means.HOLD for view in self.holders(volume)):
             return WriteGate.HELD
         if record.needs_discard or record.state is State.RESTORE_FAILED:
             return WriteGate.OFFLINE
@@ -245,6 +272,10 @@ class VolumeBook:
             raise RefusedError("another volume has the same designator", hint="create it again")
         self.volumes[record.volume] = record
         return [MakeVolume(record)]
+
+    def unmake_view(self, view: ViewId) -> None:
+        """Its durable record could not be written, or another view of its group could not be made: it never was."""
+        self.views.pop(view, None)
 
     def not_made(self, volume: VolumeId) -> None:
         """`MakeVolume` failed and left nothing: the volume does not exist."""
@@ -372,11 +403,19 @@ class VolumeBook:
         return None
 
     def make_view(
-        self, view: ViewId, volume: VolumeId, *, job: JobId, ttl_s: float, created: str
+        self,
+        view: ViewId,
+        volume: VolumeId,
+        *,
+        job: JobId,
+        ttl_s: float,
+        created: str,
+        made: MadeView | None = None,
     ) -> list[Effect]:
-        """Hold the volume; the caller knows that it is quiet and without writers."""
+        """Add a view; the caller knows that the volume is quiet and without writers.  `made` is what it is, else a hold."""
         if self.may_view(view, volume) is not None:
             return []
+        made = made or MadeView()
         record = ViewRecord(
             view=view,
             volume=volume,
@@ -384,6 +423,11 @@ class VolumeBook:
             designator=designator_of(view),
             ttl_s=ttl_s,
             created=created,
+            means=made.means,
+            tracking=made.tracking,
+            generation=made.generation,
+            consistency=made.consistency,
+            leg=made.leg,
         )
         self.views[view] = record
         return [RecordView(record)]

@@ -111,6 +111,11 @@ class LiveVolume:
         with self._gate:
             self._savers = tuple(other for other in self._savers if other is not saver)
 
+    def replace_device(self, device: BlockDevice) -> None:
+        """Put another device below, which has the same content; the gate is closed."""
+        assert self._is_closed
+        self.device = device
+
     def _enter(self) -> None:
         if self._flush_error is not None:
             raise DeviceError(

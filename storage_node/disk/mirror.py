@@ -328,7 +328,7 @@ class MirroredDevice:
         try:
             self._primary.flush()
         except BackupError as error:
-            log.warning("the primary of a mirror could not be flushed: %s", error)
+            log.warning("the primary of a mirror could not be flushed: %s", error.message)
             return False
         return True
 
@@ -482,7 +482,7 @@ class MirroredDevice:
                 return
             part.leg.handle(LegEvent.ERROR, reason=error.message)
             status = self._entered(part)
-        log.error("leg %s is dropped: %s", part.leg.name, error)
+        log.error("leg %s is dropped: %s", part.leg.name, error.message)
         self._on_change(status)
 
     def _diverged(self, parts: tuple[MirrorLeg, ...], start: int, end: int, reason: str) -> None:

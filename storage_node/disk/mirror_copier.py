@@ -68,7 +68,7 @@ class Copier:
                 pause_s = count / self._bytes_per_s if self._bytes_per_s else 0.0
                 retry_s = RETRY_S_MIN if count else retry_s
             except DeviceError as error:
-                log.warning("a leg waits for the primary: %s", error)
+                log.warning("a leg waits for the primary: %s", error.message)
                 pause_s, retry_s = retry_s, min(RETRY_S_MAX, 2 * retry_s)
             if pause_s:
                 with self._wake:

@@ -182,6 +182,8 @@ class DurableVolumes:
         self._records: dict[VolumeId, VolumeRecord] = {}
         self._views: dict[ViewId, ViewRecord] = {}
         self.devices: dict[VolumeId, SimulatedDisk] = {}
+        self.trackers: dict[VolumeId, None] = {}
+        self.mirrors: dict[VolumeId, None] = {}
 
     def load(self) -> tuple[list[VolumeRecord], list[ViewRecord]]:
         """Return what a restarted node finds."""

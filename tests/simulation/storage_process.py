@@ -37,6 +37,9 @@ from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission, Session
 from storage_node.core.volume_state import State, VolumeBook
 from storage_node.data_server import Exchange
+from storage_node.disk.live_volume import LiveVolume
+from storage_node.disk.memory import MemoryDevice
+from storage_node.disk.static_views import HeldView
 from storage_node.disk_control import DiskControl
 from storage_node.tape_control import TapeControl
 from tests.simulation.facts import Fact, Fenced, Origin
@@ -46,6 +49,7 @@ from tests.simulation.media import (
     DurableVolumes,
     MediaFaults,
     Shelf,
+    SimulatedDisk,
     SimulatedDrive,
     SimulatedLibrary,
     Site,
@@ -243,10 +247,11 @@ class StorageLife:
             store,  # type: ignore[arg-type]
             self.access,
             clock=self._process,
+            maker=Holder(),  # type: ignore[arg-type]
             on_fatal=_no_state_error,
         )
         if rules.book is not VolumeBook:
-            disk._book.__class__ = rules.book
+            disk.book.__class__ = rules.book
         return disk
 
     def _open_tape(self, rules: Rules) -> TapeControl:
@@ -354,13 +359,45 @@ class StorageLife:
     def workstation_writes(self, volume: str, lba: int, data: bytes) -> None:
         """Write and flush, if the volume is online and takes writes."""
         assert self.disk is not None
-        record = self.disk._book.volumes.get(volume)  # type: ignore[call-overload]
-        if record is None or record.state is not State.ONLINE or self.disk._book.holders(volume):  # type: ignore[arg-type]
+        record = self.disk.book.volumes.get(volume)  # type: ignore[call-overload]
+        if record is None or record.state is not State.ONLINE or self.disk.book.holders(volume):  # type: ignore[arg-type]
             return
-        unit = self.disk.units[record.designator]
-        unit.before_write()
-        self._host.volumes.devices[record.volume].write_through(lba, data)
-        self.access.put_unit(self.disk._unit(record), last_write_s=self._process.now())
+        live = self.disk.live[record.volume]
+        device, live.device = live.device, Forced(self._host.volumes.devices[record.volume])
+        try:
+            live.write(lba * live.block_bytes, memoryview(data), writer="workstation")
+        finally:
+            live.device = device
+
+
+class Forced(MemoryDevice):
+    """A device as a workstation sees it that forces every write (FUA)."""
+
+    def __init__(self, device: SimulatedDisk) -> None:
+        super().__init__(device.size_bytes, block_bytes=device.block_bytes)
+        self._forced = device
+
+    def write(self, byte_address: int, data: memoryview) -> None:
+        """Write and make durable."""
+        self._forced.write_through(byte_address // self.block_bytes, bytes(data))
+
+
+class Holder:
+    """Makes views that hold the volume: what the simulator is about is the controller's part in them."""
+
+    def prepare(
+        self, _view: object, _wanted: str, volume: LiveVolume, *_: object, **__: object
+    ) -> HeldView:
+        """Hold, whatever is wanted."""
+        return HeldView(volume)
+
+    def reopen(self, _record: object, volume: LiveVolume) -> HeldView:
+        """Hold."""
+        return HeldView(volume)
+
+    def sweep(self, _known: object) -> list[str]:
+        """There is nothing."""
+        return []
 
 
 def _no_state_error(error: Exception) -> None:

@@ -38,6 +38,7 @@ from backplane.wire.messages import (
 from storage_node.access import Access
 from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission, Request
+from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.tape.library import TapeLibrary
@@ -67,9 +68,14 @@ class Node:
             on_fatal=bench.fatal.append,
         )
         folder: Path = bench.folder
-        self.store = VolumeStore(folder)
+        kernel = "a" * 36
+        self.store = VolumeStore(folder, boot_id=kernel, new_id=lambda: "cd" * 16)
         self.disk = DiskControl(
-            self.store, self.access, clock=self.clock, on_fatal=bench.fatal.append
+            self.store,
+            self.access,
+            clock=self.clock,
+            maker=ViewMaker(folder, boot_id=kernel, rules=SnapshotRules()),
+            on_fatal=bench.fatal.append,
         )
         self.tape = TapeControl(
             TapeLibrary(folder / "library"),
@@ -121,6 +127,7 @@ class Node:
     def close(self) -> None:
         self.workers.close()
         self.tape.close()
+        self.disk.close()
         self.store.close()
         self.loop.close()
 
@@ -145,7 +152,7 @@ def view(request: int = 2, *, quiet_s: float = 0.0, timeout_s: float = 80.0, ttl
          name: ViewId = VIEW) -> ViewCreate:  # fmt: skip
     return ViewCreate(
         request=request, view=name, volume=VOLUME, job=JobId(7), quiet_s=quiet_s,
-        timeout_s=timeout_s, ttl_s=ttl_s,
+        timeout_s=timeout_s, ttl_s=ttl_s, means="hold",
     )  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,11 @@ from storage_node.access import Access
 from storage_node.core.admission import Admission, Request
 from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk.faulty import Fault, FaultyDevice
+from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.state_file import StateError
+from storage_node.view_control import ViewControl
 
 VOLUME = VolumeId("11" * 16)
 VIEW = ViewId("33" * 16)
@@ -54,8 +58,9 @@ WRITE = Request(opcode=Opcode.WRITE, boot=boot_bits(bytes(range(16))))
 class Node:
     """The disk role over a folder; `restart` opens it anew."""
 
-    def __init__(self, bench: Any) -> None:
+    def __init__(self, bench: Any, *, kernel: str = "a" * 36) -> None:
         self.bench = bench
+        self.kernel = kernel
         self.folder: Path = bench.folder
         self.clock = ManualClock()
         bench.access = Access(
@@ -64,14 +69,25 @@ class Node:
             monotonic=self.clock.monotonic,
             on_fatal=bench.fatal.append,
         )
-        self.store = VolumeStore(self.folder, attach_paths=[self.folder / "images"])
-        self.disk = DiskControl(
-            self.store, bench.access, clock=self.clock, on_fatal=bench.fatal.append
+        self.store = VolumeStore(
+            self.folder,
+            attach_paths=[self.folder / "images"],
+            boot_id=self.kernel,
+            new_id=lambda: uuid.uuid4().hex,
         )
+        maker = ViewMaker(self.folder, boot_id=self.kernel, rules=SnapshotRules())
+        self.disk = DiskControl(
+            self.store, bench.access, clock=self.clock, maker=maker, on_fatal=bench.fatal.append
+        )
+        self.views = ViewControl(self.disk)
 
-    def restart(self) -> Node:
+    def restart(self, *, kernel: str = "") -> Node:
+        self.close()
+        return Node(self.bench, kernel=kernel or self.kernel)
+
+    def close(self) -> None:
+        self.disk.close()
         self.store.close()
-        return Node(self.bench)
 
     def create(self, state: str = "online", volume: VolumeId = VOLUME) -> VolumeState:
         return self.disk.create(
@@ -85,7 +101,6 @@ class Node:
         access, unit = self.bench.access, self.disk.units[UNIT]
         session = access.open(self.bench.grant(UNIT, Rights.WRITE, epoch=Epoch(epoch)))
         access.enter(session, WRITE)
-        unit.before_write()
         unit.device.write(at, memoryview(data))
         access.leave(session, has_written=True)
         access.close(session)
@@ -103,19 +118,20 @@ class Node:
         )
 
     def view(self, *, quiet_s: float = 3.0, asked_s: float | None = None, ttl_s: float = 9.0,
-             view: ViewId = VIEW) -> ViewState | AskAgain:  # fmt: skip
+             view: ViewId = VIEW, means: str = "hold") -> ViewState | AskAgain:  # fmt: skip
         message = ViewCreate(
             request=1, view=view, volume=VOLUME, job=JobId(7), quiet_s=quiet_s, timeout_s=80.0,
-            ttl_s=ttl_s,
+            ttl_s=ttl_s, means=means,
         )  # fmt: skip
         asked = self.clock.monotonic() if asked_s is None else asked_s
-        return self.disk.create_view(
+        answer = self.views.create(
             message, QuietWait(asked_s=asked, quiet_s=quiet_s, timeout_s=80.0)
         )
+        return answer if isinstance(answer, AskAgain) else answer[0]
 
     def break_device(self, *faults: Fault) -> None:
-        device = FaultyDevice(self.store.devices[VOLUME], faults)
-        self.store.devices[VOLUME] = self.disk.units[UNIT].device = device
+        live = self.disk.live[VOLUME]
+        live.device = FaultyDevice(live.device, faults)
 
     def content(self) -> bytes:
         return (self.folder / "volumes" / VOLUME / "data.img").read_bytes()
@@ -125,7 +141,7 @@ class Node:
 def node(bench: Any) -> Iterator[Node]:
     made = Node(bench)
     yield made
-    made.store.close()
+    made.close()
 
 
 def test_a_created_volume_is_described_and_found_again(node: Node) -> None:
@@ -139,10 +155,10 @@ def test_a_created_volume_is_described_and_found_again(node: Node) -> None:
     assert Path(state.path) == node.folder / "volumes" / VOLUME / "data.img"
     assert node.create() == state
     again = node.restart()
-    assert again.disk.describe() == ((state,), ())
+    assert again.disk.describe() == ((replace(state, idle_s=0.0),), ())
     assert again.disk.volume_of(UNIT) == VOLUME
     assert again.disk.volume_of(VIEW_UNIT) is None
-    again.store.close()
+    again.close()
 
 
 def test_the_first_write_is_noted_before_it_is_made(node: Node) -> None:
@@ -152,7 +168,7 @@ def test_the_first_write_is_noted_before_it_is_made(node: Node) -> None:
         node.write(b"x")
     again = node.restart()
     assert not again.disk.describe()[0][0].is_empty
-    again.store.close()
+    again.close()
 
 
 def test_a_volume_that_cannot_be_made_can_be_made_later(node: Node) -> None:
@@ -223,7 +239,7 @@ def test_a_discard_that_failed_is_made_up_for_before_anybody_writes(node: Node) 
         again.write(b"new", epoch=11)
     assert again.offline().is_empty
     again.write(b"new", epoch=11)
-    again.store.close()
+    again.close()
 
 
 def test_a_flush_that_fails_at_the_end_fails_the_restore(node: Node) -> None:
@@ -238,13 +254,15 @@ def test_a_flush_that_fails_at_the_end_fails_the_restore(node: Node) -> None:
         node.publish(epoch=21)
     again = node.restart()
     assert again.disk.describe()[0][0].state == "restore-failed"
-    again.store.close()
+    again.close()
 
 
 def test_a_flush_that_fails_during_the_restore_fails_it_as_well(node: Node) -> None:
     node.create()
     node.offline()
-    node.disk.units[UNIT].on_flush_failed()
+    node.break_device(Fault(call="flush"))
+    with pytest.raises(MediumError):
+        node.disk.units[UNIT].device.flush()
     with pytest.raises(RefusedError):
         node.publish()
 
@@ -259,7 +277,7 @@ def test_a_second_flush_that_fails_leaves_it_to_a_restart(node: Node) -> None:
     assert node.bench.fatal
     again = node.restart()
     assert again.disk.describe()[0][0].state == "restoring"
-    again.store.close()
+    again.close()
 
 
 def test_a_failed_restore_is_published_as_such(node: Node) -> None:
@@ -296,8 +314,8 @@ def test_a_view_holds_until_it_is_released(node: Node) -> None:
     with pytest.raises(BusyError):
         node.disk.delete(VOLUME)
     node.bench.access.open(node.bench.grant(VIEW_UNIT, Rights.READ))
-    assert node.disk.release_view(VIEW)
-    assert not node.disk.release_view(VIEW)
+    assert node.views.release(VIEW)
+    assert not node.views.release(VIEW)
     with pytest.raises(NotAuthorizedError):
         node.bench.access.open(node.bench.grant(VIEW_UNIT, Rights.READ))
     node.write(b"x")
@@ -315,8 +333,8 @@ def test_a_view_survives_a_restart_and_still_holds(node: Node) -> None:
     assert [view.ttl_s for view in again.disk.views()] == [9.0]
     with pytest.raises(BusyError):
         again.write(b"x", epoch=6)
-    assert again.disk.release_view(VIEW)
-    again.store.close()
+    assert again.views.release(VIEW)
+    again.close()
 
 
 def test_a_view_waits_for_the_quiet_period(node: Node) -> None:
@@ -357,7 +375,7 @@ def test_after_a_restart_the_quiet_period_counts_from_the_start(node: Node) -> N
     assert isinstance(again.view(), AskAgain)
     again.clock.advance(3.0)
     assert isinstance(again.view(), ViewState)
-    again.store.close()
+    again.close()
 
 
 # --- the rest ------------------------------------------------------------------------------------
@@ -369,7 +387,7 @@ def test_extents_are_told_in_pages(node: Node) -> None:
         node.write(b"x" * 4096, at)
 
     def ask(start: int, most: int) -> tuple[list[tuple[int, int]], int]:
-        packed, following = node.disk.extents(
+        packed, following = node.views.extents(
             ViewExtents(request=1, designator=UNIT, start_lba=start, extents_max=most)
         )
         return list(struct.iter_unpack(">QQ", packed)), following  # type: ignore[arg-type]
@@ -382,7 +400,7 @@ def test_extents_are_told_in_pages(node: Node) -> None:
     with pytest.raises(UsageError):
         ask(0, 0)
     with pytest.raises(NotFoundError):
-        node.disk.extents(ViewExtents(request=1, designator=VIEW_UNIT, start_lba=0, extents_max=1))
+        node.views.extents(ViewExtents(request=1, designator=VIEW_UNIT, start_lba=0, extents_max=1))
 
 
 def test_an_image_is_attached_again_without_being_probed(node: Node) -> None:

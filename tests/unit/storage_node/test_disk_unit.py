@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from backplane.wire.grants import Rights
 from storage_node.core.admission import Unit, UnitKind, WriteGate
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.faulty import Fault, FaultyDevice
+from storage_node.disk.live_volume import LiveVolume
 from storage_node.disk.memory import MemoryDevice
 from storage_node.disk_unit import DiskUnit
 
@@ -31,7 +33,7 @@ Ask = Callable[..., tuple[Reply, bytes]]
 
 
 class Events(list[str]):
-    """What the unit told its owner."""
+    """What the volume told its owner."""
 
 
 def served(bench: Any, device: BlockDevice | None = None, **grant: Any) -> tuple[Channel, Any]:
@@ -40,12 +42,13 @@ def served(bench: Any, device: BlockDevice | None = None, **grant: Any) -> tuple
     if not isinstance(device, FaultyDevice):
         device.write(0, memoryview(CONTENT))
     events = Events()
-    bench.units[DISK] = DiskUnit(
+    live = LiveVolume(
         device,
-        bench.access,
-        before_write=lambda: events.append("write"),
+        monotonic=time.monotonic,
+        on_first_write=lambda: events.append("write"),
         on_flush_failed=lambda: events.append("flush failed"),
     )
+    bench.units[DISK] = DiskUnit(live, bench.access)
     bench.access.put_unit(Unit(designator=DISK, kind=UnitKind.BLOCK, block_bytes=512, blocks=64))
     return bench.open(bench.grant(DISK, grant.pop("rights", BOTH), **grant)), events
 

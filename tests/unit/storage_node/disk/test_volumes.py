@@ -47,13 +47,15 @@ VIEW = ViewRecord(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[VolumeStore]:
-    found = VolumeStore(tmp_path, attach_paths=[tmp_path / "images"])
+    found = VolumeStore(
+        tmp_path, attach_paths=[tmp_path / "images"], boot_id="a" * 36, new_id=lambda: "cd" * 16
+    )
     yield found
     found.close()
 
 
 def again(folder: Path) -> tuple[list[VolumeRecord], list[ViewRecord]]:
-    store = VolumeStore(folder)
+    store = VolumeStore(folder, boot_id="a" * 36, new_id=lambda: "cd" * 16)
     try:
         return store.load()
     finally:

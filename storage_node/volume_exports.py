@@ -1,0 +1,183 @@
+"""Volumes and static views as NBD exports: `VOLUME` is read and written, `VOLUME@VIEW` is read.
+
+A volume is exported while it is online; restores and imports have it for themselves.  Whoever is connected keeps the
+volume from being deleted or restored over.  A view stays readable for those who are connected until it is released;
+then their reads fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from backplane.errors import BusyError, NotFoundError, RefusedError
+from backplane.transport.stream import FileRange
+from backplane.units import KIB, MIB
+from storage_node.core.change_tracking import Point
+from storage_node.core.volume_state import Means, State, VolumeRecord
+from storage_node.disk.device import BlockDevice, DeviceError
+from storage_node.disk.live_volume import WRITE_PROTECTED, LiveVolume
+from storage_node.disk_control import DiskControl
+from storage_node.nbd.export import DeviceExport, Export
+
+PREFERRED_BYTES: Final = 64 * KIB
+"""The granule of snapshots and change tracking."""
+
+PAYLOAD_BYTES_MAX: Final = 32 * MIB
+VIEW_MARK: Final = "@"
+
+
+class VolumeExport:
+    """An online volume, for one connection."""
+
+    is_read_only = False
+    can_multi_conn = True
+    preferred_bytes = PREFERRED_BYTES
+    payload_bytes_max = PAYLOAD_BYTES_MAX
+
+    def __init__(
+        self, record: VolumeRecord, live: LiveVolume, disk: DiskControl, *, client: str
+    ) -> None:
+        self.name = record.name
+        self.size_bytes = live.size_bytes
+        self.block_bytes = live.block_bytes
+        self._volume = record.volume
+        self._live = live
+        self._disk = disk
+        self._client = client
+        self._is_open = True
+
+    def read_into(self, byte_address: int, buffer: memoryview) -> None:
+        """Read."""
+        self._live.device.read_into(byte_address, buffer)
+
+    def file_range(self, byte_address: int, count: int) -> FileRange | None:
+        """Say where bytes lie in an open file."""
+        return self._live.device.file_range(byte_address, count)
+
+    def write(self, byte_address: int, data: memoryview, *, fua: bool) -> None:
+        """Write; with `fua` it is durable on return."""
+        self._refuse_if_held()
+        self._live.write(byte_address, data, writer=self._client)
+        if fua:
+            self._live.flush()
+
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool, fua: bool
+    ) -> None:
+        """Write zeros, or give space back."""
+        self._refuse_if_held()
+        self._live.zero(
+            byte_address,
+            count,
+            may_punch=may_punch,
+            is_fast_only=is_fast_only,
+            writer=self._client,
+        )
+        if fua:
+            self._live.flush()
+
+    def flush(self) -> None:
+        """Make everything written before durable, whoever wrote it."""
+        self._live.flush()
+
+    def extents(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]]:
+        """Yield allocated ranges."""
+        return self._live.device.extents(start_byte, end_byte)
+
+    def changed(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]] | None:
+        """Yield what changed since the last static view."""
+        tracker = self._disk.store.trackers.get(self._volume)
+        if tracker is None:
+            return None
+        if start_byte == end_byte:
+            return iter(())
+        tracking, generation = tracker.tracking, tracker.generation
+        if generation < 2:
+            # Before the first view everything has changed since it.
+            return iter([(start_byte, end_byte)])
+        found = tracker.changed_since(Point(tracking, generation - 1), generation)
+        return clipped(found, start_byte, end_byte)
+
+    def close(self) -> None:
+        """The connection ends; twice is once."""
+        if self._is_open:
+            self._is_open = False
+            self._disk.disconnected(self._volume)
+
+    def _refuse_if_held(self) -> None:
+        for data in self._disk.holds.get(self._volume, ()):
+            raise DeviceError(
+                f"a static view holds the volume for job {data}", sense=WRITE_PROTECTED
+            )
+
+
+class CopiedExport(DeviceExport):
+    """A snapshot: what lies in the volume's file now may be overwritten while it is sent, and NBD has no checksum."""
+
+    def __init__(
+        self, device: BlockDevice, *, name: str, is_read_only: bool, block_bytes: int
+    ) -> None:
+        super().__init__(device, name=name, is_read_only=is_read_only, block_bytes=block_bytes)
+        self.file_range = lambda _address, _count: None
+
+
+class VolumeExports:
+    """Implements `Exports` over the disk role."""
+
+    def __init__(self, disk: DiskControl) -> None:
+        self._disk = disk
+
+    def names(self) -> list[str]:
+        """Return volumes that are online, and views."""
+        with self._disk.step:
+            book = self._disk.book
+            volumes = [r.name for r in book.volumes.values() if r.state is State.ONLINE]
+            views = [
+                f"{book.volumes[view.volume].name}{VIEW_MARK}{view.view}"
+                for view in book.views.values()
+            ]
+        return sorted(volumes) + sorted(views)
+
+    def open(self, name: str, client: str) -> Export:
+        """Open an export for a client; raises `NotFoundError`, `BusyError` or `RefusedError`."""
+        volume_name, mark, view_name = name.partition(VIEW_MARK)
+        with self._disk.step:
+            record = self._record(volume_name)
+            if mark:
+                return self._open_view(record, view_name, name)
+            if record.state is not State.ONLINE:
+                raise BusyError(f"volume {record.name} is {record.state.value}")
+            live = self._disk.live[record.volume]
+            if live.is_read_only:
+                raise RefusedError(
+                    f"a flush of volume {record.name} has failed",
+                    hint="look at its disk, then start the storage node again",
+                )
+            self._disk.connected(record.volume)
+            return VolumeExport(record, live, self._disk, client=client)
+
+    def _record(self, name: str) -> VolumeRecord:
+        for record in self._disk.book.volumes.values():
+            if record.name == name:
+                return record
+        raise NotFoundError(f"no volume {name!r} on this node")
+
+    def _open_view(self, record: VolumeRecord, view_name: str, name: str) -> Export:
+        for view in self._disk.book.views.values():
+            if view.volume == record.volume and view.view == view_name:
+                device = self._disk.view_data[view.view].device
+                kind = CopiedExport if view.means is Means.SNAPSHOT else DeviceExport
+                return kind(device, name=name, is_read_only=True, block_bytes=device.block_bytes)
+        raise NotFoundError(f"no static view {view_name!r} of volume {record.name}")
+
+
+def clipped(
+    runs: Iterator[tuple[int, int]], start_byte: int, end_byte: int
+) -> Iterator[tuple[int, int]]:
+    """Yield what of ascending runs lies in a range."""
+    for start, end in runs:
+        if start >= end_byte:
+            return
+        if end > start_byte:
+            yield max(start, start_byte), min(end, end_byte)
