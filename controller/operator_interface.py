@@ -16,6 +16,7 @@ from backplane.errors import NotFoundError, UsageError
 from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
 from controller.core import documents, quiet_waits
+from controller.core.chain import FULL
 from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import UNSET, in_force
 from controller.core.job import Job
@@ -65,6 +66,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "quiet_s": _UNSET,
         "sync_timeout_s": _UNSET,
         "view": Argument(str, MEANS[0]),
+        "level": Argument(str, FULL),
         "backup": _TEXT,
         "to": _TEXT,
         "new": _TEXT,

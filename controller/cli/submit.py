@@ -14,6 +14,7 @@ from controller.cli.options import DURATION, Group, Settings
 from controller.cli.render import Screen
 
 VIEW_MEANS: Final = ("auto", "snapshot", "mirror", "hold")
+LEVELS: Final = ("full", "differential", "incremental", "auto")
 
 
 @click.group(cls=Group)
@@ -34,6 +35,7 @@ _wait = click.option(
         "ctl submit backup vol1 --wait",
         "ctl submit backup vol1 --inactivity 10s --sync-timeout 5m",
         "ctl submit backup data log --group --wait",
+        "ctl submit backup vol1 --level incremental",
     ]
 )
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
@@ -64,6 +66,15 @@ _wait = click.option(
     show_default=True,
     help="How the static view is made; with auto the disk node chooses.",
 )
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default=LEVELS[0],
+    show_default=True,
+    help="What is copied: all that is allocated, what has changed since the last full backup, or since the last backup "
+    "of any level; with auto the last of these if it is possible. What is not possible is a full backup instead, and "
+    "the job says why.",
+)
 @_wait
 @click.pass_obj
 def backup(
@@ -73,6 +84,7 @@ def backup(
     quiet_s: float | None,
     sync_timeout_s: float | None,
     view: str,
+    level: str,
     wait: bool,
 ) -> int:
     """Back up each VOLUME to tape.
@@ -80,7 +92,7 @@ def backup(
     Several volumes are several jobs, each with an instant and an end of its own; with --group all are viewed in one
     instant.  The exit code is that of the worst.
     """
-    options: dict[str, object] = {"view": view}
+    options: dict[str, object] = {"view": view, "level": level}
     if quiet_s is not None:
         options["quiet_s"] = quiet_s
     if sync_timeout_s is not None:

@@ -2,40 +2,33 @@
 
     claim volume -> view (quiet) -> map extents -> for each part: load, label if blank, header, data, trailer, commit
 
-`part_writer` writes the parts; this file is the way there and back.
+`mapping` finds out what is copied, `part_writer` writes the parts; this file is the way there and back.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
-from backplane.errors import RemoteProtocolError, VolumeError
+from backplane.errors import VolumeError
 from backplane.ids import (
-    BackupId,
     Designator,
     JobId,
     NodeName,
     VolumeId,
 )
 from backplane.wire.messages import (
-    NodeReply,
     UnitFence,
-    ViewExtents,
 )
-from controller.catalog.store import BackupRow, ExtentsRow, ItemRow
-from controller.core.answers import extents_of
+from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
+from controller.core.mapping import map_view
 from controller.core.part_writer import PartWriter
 from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
 from controller.core.views import ask_release_view, obtain_views
-
-EXTENTS_PER_PAGE: Final = 40_000
-"""Extents asked per message: 16 bytes each, well within a control message."""
 
 
 def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
@@ -47,7 +40,7 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     if job.state is JobState.VIEWING:
         desk.enter(job, JobState.MAPPING)
     if job.state is JobState.MAPPING:
-        runs = yield from _map_extents(desk, job)
+        runs = yield from map_view(desk, job)
     else:
         runs = yield Extents(backup=job.row.backup)
     if job.state is JobState.COPYING:
@@ -141,62 +134,6 @@ def _copying(desk: Desk, volume: VolumeId) -> list[JobId]:
         and job.state is not JobState.QUEUED
         and not job.has_ended
     ]
-
-
-def _map_extents(desk: Desk, job: Job) -> Step:
-    """Ask for the allocated extents of the view, page by page, and make the backup's rows."""
-    runs = yield from _fetch_runs(desk, job)
-    volume = desk.registry.volumes[job.row.volume]
-    stream_bytes = runs.total_blocks * volume.block_bytes
-    row = BackupRow(
-        backup=BackupId(desk.next_number("backup")),
-        backup_uuid=desk.new_uuid(),
-        job=job.row.job,
-        volume=volume.volume,
-        volume_name=volume.name,
-        blocks=volume.blocks,
-        block_bytes=volume.block_bytes,
-        record_bytes=desk.record_bytes,
-        stream_bytes=stream_bytes,
-        state="building",
-        created=desk.wall,
-        consistency="crash",
-        view_means=job.plan["view_means"],
-        detail="{}",
-    )
-    desk.backups[row.backup] = row
-    job.plan.update(part=1, stream_start=0, tries=0, unlucky=[], item=0)
-    job.update(backup=row.backup, planned_bytes=stream_bytes)
-    job.result["extents"] = len(runs)
-    desk.enter(job, JobState.COPYING, row, ExtentsRow(backup=row.backup, packed=runs.pack()))
-    return runs
-
-
-def _fetch_runs(desk: Desk, job: Job) -> Step:
-    volume = desk.registry.volumes[job.row.volume]
-    unit = Designator(bytes.fromhex(job.plan["view_unit"]))
-    runs = ExtentRuns()
-    next_lba = 0
-    while next_lba < volume.blocks:
-        start = next_lba
-        reply = yield Ask(
-            node=volume.node,
-            make=lambda request, start=start: ViewExtents(  # type: ignore[misc]
-                request=request, designator=unit, start_lba=start, extents_max=EXTENTS_PER_PAGE
-            ),
-            what="map the static view",
-        )
-        assert isinstance(reply, NodeReply)
-        for lba, blocks in extents_of(reply, node=volume.node):
-            if lba < runs.end_lba or not blocks or lba + blocks > volume.blocks:
-                raise RemoteProtocolError(
-                    f"storage node {volume.node} sent extents that contradict themselves"
-                )
-            runs.append(lba, blocks)
-        if reply.next_lba <= start:
-            raise RemoteProtocolError(f"storage node {volume.node} does not get on with mapping")
-        next_lba = reply.next_lba
-    return runs
 
 
 # --- copying -------------------------------------------------------------------------------------

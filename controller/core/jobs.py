@@ -14,6 +14,7 @@ from backplane.ids import BackupId
 from controller.catalog.store import ItemRow
 from controller.core import documents, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
+from controller.core.chain import LEVELS_ASKED
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.groups import check_group
@@ -108,6 +109,10 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
         raise UsageError(
             f"{arguments['view']!r} is no means of a view", hint=f"one of {', '.join(MEANS)}"
         )
+    if arguments["level"] not in LEVELS_ASKED:
+        raise UsageError(
+            f"no level is called {arguments['level']!r}", hint=f"one of {', '.join(LEVELS_ASKED)}"
+        )
     group = arguments["group"]
     if bool(group) == bool(arguments["volume"]):
         raise UsageError("a backup is either of one volume or of a group")
@@ -125,7 +130,7 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
         quiet_s=arguments["quiet_s"],
         sync_timeout_s=arguments["sync_timeout_s"],
     ).plan()
-    plan["means"] = arguments["view"]
+    plan.update(means=arguments["view"], level=arguments["level"])
     jobs = [
         job_row(
             desk,

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from backplane.errors import BusyError, NotFoundError, NotQuietError, RefusedError, StaleError
+from backplane.crc import crc32c
+from backplane.errors import (
+    BusyError,
+    MediumError,
+    NotFoundError,
+    NotQuietError,
+    RefusedError,
+    StaleError,
+)
 from backplane.ids import JobId
 from backplane.scsi.designator import designator_of
 from backplane.wire.messages import (
@@ -19,6 +27,7 @@ from backplane.wire.messages import (
     ViewExtents,
     ViewMember,
     ViewRelease,
+    ViewSample,
     ViewState,
     ViewWaiting,
     VolumeAttach,
@@ -39,6 +48,25 @@ class Volume:
     row: VolumeState
     data: dict[int, bytes] = field(default_factory=dict)
     job: int = 0
+    generation: int = 0
+    changes: dict[int, int] = field(default_factory=dict)
+    """The generation in which a block was last written or trimmed."""
+
+    def track(self, history: str = "h1") -> None:
+        """Begin a history of changes; what was before is not known in it."""
+        self.row = replace(self.row, tracking=history)
+        self.changes.clear()
+
+    def write(self, blocks: dict[int, bytes]) -> None:
+        """Write blocks as a workstation does: the tracker sees it, which `data` alone does not tell it."""
+        self.data.update(blocks)
+        self.changes.update(dict.fromkeys(blocks, self.generation))
+
+    def trim(self, *lbas: int) -> None:
+        """Give blocks back."""
+        for lba in lbas:
+            self.data.pop(lba, None)
+            self.changes[lba] = self.generation
 
 
 @dataclass
@@ -50,6 +78,7 @@ class DiskNode:
     volumes: dict[str, Volume] = field(default_factory=dict)
     views: dict[str, ViewState] = field(default_factory=dict)
     view_data: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+    view_changes: dict[bytes, dict[int, int]] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)
     floor: dict[bytes, int] = field(default_factory=dict)
     never_quiet: set[str] = field(default_factory=set)
@@ -57,6 +86,8 @@ class DiskNode:
     """Volumes that are being written all the time, and by whom: they are waited for until the timeout."""
     waits: dict[str, float] = field(default_factory=dict)
     """When the wait for a view began."""
+    instants: dict[str, int] = field(default_factory=dict)
+    """In which instant a view was made, for those who want to know whether two are of the same."""
     clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
 
@@ -142,6 +173,8 @@ class DiskNode:
                 return NodeReply(**reply)
             case ViewExtents():
                 return self._extents(message, reply)
+            case ViewSample():
+                return NodeReply(**reply, digests=self._digests(message))
             case _:
                 raise AssertionError(message)
 
@@ -190,6 +223,8 @@ class DiskNode:
             raise RefusedError(f"volume {state.name!r} is not empty")
         self.raise_floor(volume.row.designator, message.epoch)
         volume.data.clear()
+        if volume.row.tracking:
+            volume.track(f"{volume.row.tracking}+")  # A restore is another beginning.
         volume.job = message.job
         volume.row = replace(volume.row, state="restoring", is_empty=True)
         return self.state(volume)
@@ -247,8 +282,10 @@ class DiskNode:
         members = self._members(message)
         if message.view not in self.views:
             assert not any(member.view in self.views for member in members), "half a group"
+            instant = len(self.instants) + 1
             for member in members:
                 self._make_view(member, job=message.job)
+                self.instants[member.view] = instant
         return tuple(self.views[member.view] for member in members if member.view in self.views)
 
     def _make_view(self, member: ViewMember, *, job: JobId) -> None:
@@ -263,17 +300,37 @@ class DiskNode:
             means="hold",
             state="active",
             reason="",
+            tracking=volume.row.tracking,
+            generation=volume.generation,
         )
         self.views[member.view] = view
         self.view_data[view.designator] = dict(volume.data)
+        self.view_changes[view.designator] = dict(volume.changes)
+        volume.generation += 1  # What is written from here on is not in the view.
 
     def _extents(self, message: ViewExtents, reply: dict[str, Any]) -> NodeReply:
         lbas = sorted(self.view_data[message.designator])
+        if message.tracking:
+            view = next(v for v in self.views.values() if v.designator == message.designator)
+            if message.tracking != view.tracking:
+                raise NotFoundError(f"there is no history {message.tracking}")
+            changes = self.view_changes[message.designator]
+            lbas = sorted(lba for lba, at in changes.items() if at > message.since_generation)
         wanted = [lba for lba in lbas if lba >= message.start_lba]
         page = wanted[: message.extents_max]
         following = wanted[len(page)] if len(page) < len(wanted) else 10**9
         packed = b"".join(struct.pack(">QQ", lba, 1) for lba in page)
         return NodeReply(**reply, extents=packed, next_lba=following)
+
+    def _digests(self, message: ViewSample) -> bytes:
+        data = self.view_data[message.designator]
+        digests = b""
+        for lba, blocks in struct.iter_unpack(">QQ", message.extents):
+            content = b"".join(data.get(lba + n, bytes(BLOCK)) for n in range(blocks))
+            if self.bad_lbas & set(range(lba, lba + blocks)):
+                raise MediumError(f"LBA {lba} cannot be read")
+            digests += struct.pack(">I", crc32c(content))
+        return digests
 
     # --- data ------------------------------------------------------------------------------------
 

@@ -375,6 +375,7 @@ class Site:
             "kind": kind,
             "volume": "",
             "group": [],
+            "level": "full",
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
             "view": "auto",

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from backplane.errors import BusyError, NotFoundError, RefusedError
+from controller.cli.submit import LEVELS
+from controller.core.chain import LEVELS_ASKED
 
 
 def test_backup_prints_the_job_and_how_to_watch_it(controller: Any, ctl: Any) -> None:
@@ -13,7 +15,7 @@ def test_backup_prints_the_job_and_how_to_watch_it(controller: Any, ctl: Any) ->
     assert ctl("submit", "backup", "vol1") == (0, "job 7\n", "watch it with `ctl job wait 7`\n")
     arguments = controller.arguments("job.submit")
     assert len(arguments.pop("token")) == 36
-    assert arguments == {"kind": "backup", "volume": "vol1", "view": "auto"}, (
+    assert arguments == {"kind": "backup", "volume": "vol1", "view": "auto", "level": "full"}, (
         "what is not said is what the volume says"
     )
 
@@ -149,3 +151,20 @@ def test_wait_as_json_prints_one_document(controller: Any, ctl: Any, documents: 
     code, out, _ = ctl("submit", "backup", "vol1", "--wait", "--output", "json")
     assert code == 0
     assert json.loads(out) == documents["detail"] | {"tags": ["LTO001L8"]}
+
+
+@pytest.mark.parametrize("level", ["full", "differential", "incremental", "auto"])
+def test_a_backup_is_asked_for_at_a_level(controller: Any, ctl: Any, level: str) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    assert ctl("submit", "backup", "vol1", "--level", level)[0] == 0
+    assert controller.arguments("job.submit")["level"] == level
+
+
+def test_a_level_that_does_not_exist_is_refused_before_the_call(controller: Any, ctl: Any) -> None:
+    code, _, told = ctl("submit", "backup", "vol1", "--level", "half")
+    assert code == 2
+    assert "--level" in told
+
+
+def test_the_levels_are_those_that_the_core_knows() -> None:
+    assert LEVELS == LEVELS_ASKED

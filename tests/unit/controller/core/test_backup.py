@@ -17,8 +17,8 @@ from backplane.wire.messages import (
     ViewExtents,
     ViewRelease,
 )
-from controller.core import backup as backups
 from controller.core import effects as core
+from controller.core import mapping
 from tests.site.mover import copy_aborted
 from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger, restored
 
@@ -84,7 +84,7 @@ def test_what_is_asked_of_the_node_is_what_the_operator_asked_for(site: Site) ->
 
 
 def test_extents_are_fetched_page_by_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backups, "EXTENTS_PER_PAGE", 4)
+    monkeypatch.setattr(mapping, "EXTENTS_PER_PAGE", 4)
     backup = backed_up(site)
     assert restored(site, backup) == DATA
 

@@ -97,3 +97,9 @@ def test_a_job_that_has_ended_cannot_be_cancelled(site: Site) -> None:
     backed_up(site)
     with pytest.raises(NotFoundError, match="no active job has number 1"):
         site.call("job.cancel", job=1)
+
+
+def test_a_level_that_does_not_exist_is_refused(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    with pytest.raises(UsageError, match="no level is called 'half'"):
+        site.submit("backup", volume="vol", level="half")
