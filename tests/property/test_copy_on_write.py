@@ -250,13 +250,15 @@ class Story(RuleBasedStateMachine):
         assert buffer == self.model
 
     def teardown(self) -> None:
-        for kept in self.all:
-            kept.snapshot.release()
-        if hasattr(self, "live"):
-            self.live.close()
-            assert [path.name for path in self.folder.iterdir()] == ["live"]
-        self.temporary.cleanup()
-        self.patch.undo()
+        try:
+            for kept in self.all:
+                kept.snapshot.release()
+            if hasattr(self, "live"):
+                self.live.close()
+                assert [path.name for path in self.folder.iterdir()] == ["live"]
+        finally:
+            self.temporary.cleanup()
+            self.patch.undo()
 
 
 TestStory = Story.TestCase

@@ -254,6 +254,31 @@ def test_a_reader_sees_the_old_content_while_writers_are_at_work(bench: Bench) -
     assert read(bench.live, 0, SIZE) != bench.old
 
 
+def test_a_write_between_the_look_and_the_read_is_not_seen(bench: Bench) -> None:
+    """Time line: reader plans (pending) - writer saves - writer overwrites - reader reads new - reader looks again."""
+    late: list[tuple[int, bytes]] = []
+
+    class Racing(FileDevice):
+        def read_into(self, byte_address: int, buffer: memoryview) -> None:
+            if threading.current_thread() is threading.main_thread():
+                while late:
+                    start, data = late.pop()
+                    bench.write(start, data, snapshot)
+            super().read_into(byte_address, buffer)
+
+    live = Racing(bench.folder / "live", block_bytes=512)
+    snapshot = bench.make(live=live, budget_s=60.0)
+    reader = snapshot.reader()
+    late += [(G + 5, b"new"), (3 * G - 1, b"new")]
+    assert read(reader, 512, 5 * G) == bench.old[512 : 5 * G + 512]
+    assert read(bench.live, G + 5, 3) == b"new"
+    late += [(6 * G, b"n" * 3 * G)]
+    assert read(reader, 7 * G + 1, G) == bench.old[7 * G + 1 : 8 * G + 1]
+    assert not late
+    reader.close()
+    live.close()
+
+
 # --- breaking: the write is never harmed ---------------------------------------------------------
 
 
@@ -417,6 +442,16 @@ def test_a_snapshot_that_breaks_while_it_is_read_is_an_error(bench: Bench) -> No
         read(reader, 0, 512)
     reader.close()
     live.close()
+
+
+def test_an_answer_without_a_save_breaks_the_snapshot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the worker did: a write never goes on unsaved under a snapshot that is still good."""
+    snapshot = bench.make(budget_s=60.0)
+    monkeypatch.setattr(snapshot, "_save_all", lambda *_: None)
+    bench.write(0, b"x", snapshot)
+    assert snapshot.state is State.BROKEN
 
 
 def test_a_listener_that_fails_harms_nobody(bench: Bench) -> None:
