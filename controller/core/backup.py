@@ -12,9 +12,7 @@ from dataclasses import replace
 from backplane.errors import VolumeError
 from backplane.ids import (
     Designator,
-    JobId,
     NodeName,
-    VolumeId,
 )
 from backplane.wire.messages import (
     UnitFence,
@@ -104,9 +102,6 @@ def _obstacle(desk: Desk, job: Job) -> NotYet | None:
     registry = desk.registry
     volume = registry.volumes[job.row.volume]
     holder = registry.volume_claims.get(volume.volume, job.row.job)
-    if holder == job.row.job and job.state is JobState.QUEUED:
-        # After a restart, claims come back one by one: a job that holds a drive must not wait for one that wants it.
-        holder = next((each for each in _copying(desk, volume.volume) if each != holder), holder)
     if holder != job.row.job:
         return NotYet(f"waiting: volume {volume.name} is used by job {holder}")
     if job.state is JobState.QUEUED:
@@ -122,18 +117,6 @@ def _obstacle(desk: Desk, job: Job) -> NotYet | None:
         if state.state != "online":
             return NotYet(f"waiting: volume {volume.name} is {state.state}")
     return None
-
-
-def _copying(desk: Desk, volume: VolumeId) -> list[JobId]:
-    """Return the backups of a volume that have gone beyond queueing."""
-    return [
-        job.row.job
-        for job in desk.jobs.values()
-        if job.row.volume == volume
-        and job.row.kind == "backup"
-        and job.state is not JobState.QUEUED
-        and not job.has_ended
-    ]
 
 
 # --- copying -------------------------------------------------------------------------------------

@@ -74,5 +74,5 @@ def fallen_with(desk: Desk, job: Job, error: BackupError) -> list[tuple[Job, Bac
     return [
         (other, error_from_kind(error.kind, told, hint=error.hint))
         for other in others
-        if other is not job and "ending" not in other.plan and other.state in BEFORE_VIEW
+        if other is not job and "ending" not in other.plan
     ]

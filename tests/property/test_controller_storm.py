@@ -10,6 +10,7 @@ moves.  What is judged shares no code with the core: blocks on volumes, objects 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 from typing import Any
 
@@ -28,6 +29,8 @@ CAUSES = (
     "within a day",
     "is restore-failed",
     "is not empty",
+    "without writes within",
+    "was released",  # a repeated view.create, whose first answer was "not quiet"
 )
 """Why a job may fail in weather that never damages anything."""
 
@@ -70,9 +73,28 @@ class Story:
     def call(self, token: str) -> None:
         site, chance = self.site, self.chance
         jobs = list(site.machine.jobs.values())
-        match chance.choice(("backup", "backup", "restore", "verify", "cancel", "cancel", "move")):
+        kinds = (
+            "backup",
+            "backup",
+            "group",
+            "restore",
+            "verify",
+            "cancel",
+            "cancel",
+            "move",
+            "write",
+        )
+        match chance.choice(kinds):
             case "backup":
                 site.submit("backup", volume=chance.choice("abc"), token=token)
+            case "group":
+                names = chance.sample("abc", chance.choice((2, 3)))
+                timeout = chance.choice((4.0, 80.0))
+                site.submit("backup", group=names, token=token, sync_timeout_s=timeout)
+            case "write":
+                volume = site.disk.by_name(chance.choice("abc")).row.volume
+                if site.disk.writers.pop(volume, None) is None:
+                    site.disk.writers[volume] = "10.0.0.7"
             case "restore":
                 site.submit("restore", backup=self.backup, new=token, token=token)
             case "verify":
@@ -132,6 +154,7 @@ class Story:
 
     def clear_up(self) -> None:
         site = self.site
+        site.disk.writers.clear()
         for node in ("disk", "tape"):
             site.connect(node)
         for mover in list(site.movers):
@@ -160,6 +183,7 @@ class Story:
         self.judge_volumes()
         for row in site.catalog.jobs(limit=100):
             self.judge_job(row)
+            self.judge_group(row)
         for backup in list(site.machine.backups.values()):
             assert backup.state in ("completed", "failed")
             if backup.state == "completed":
@@ -180,6 +204,11 @@ class Story:
             if not row.is_deleted and row.volume not in self.site.volumes
         ]
         assert not missing
+
+    def judge_group(self, row: Any) -> None:
+        """All jobs of a group have views of one instant, or none has."""
+        jobs = [self.site.job(number) for number in json.loads(row.plan).get("group", [])]
+        assert len({self.site.disk.instants.get(job.view) for job in jobs}) <= 1, jobs
 
     def judge_job(self, row: Any) -> None:
         assert row.exit_code >= 0, row

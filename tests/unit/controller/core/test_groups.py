@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from backplane.errors import BusyError, NotQuietError, RefusedError, UsageError
-from backplane.ids import NodeName
+from backplane.errors import BusyError, NotFoundError, NotQuietError, RefusedError, UsageError
+from backplane.ids import JobId, NodeName
 from backplane.wire.messages import NodeReply, ViewCreate
 from controller.core import effects as core
-from controller.core.groups import GROUP_MAX
+from controller.core.groups import GROUP_MAX, members_of
+from controller.operator_interface import parse_arguments
 from tests.site.site import ControllerDied, Site, check_end, connected, content, restored
 
 NAMES = ["a", "b", "c"]
@@ -76,8 +78,8 @@ def test_the_views_are_of_one_instant() -> None:
 
 def test_the_answer_names_all_jobs_and_so_does_the_answer_to_a_double() -> None:
     site = with_volumes()
-    words = {"volume": "", "quiet_s": -1.0, "sync_timeout_s": -1.0, "view": "auto"}
-    call = {"token": "T", "kind": "backup", "group": NAMES, **words}
+    said = json.dumps({"token": "T", "kind": "backup", "group": NAMES}).encode()
+    call = parse_arguments("job.submit", said)
     assert site.call("job.submit", **call) == {"job": 1, "jobs": [1, 2, 3]}
     assert site.call("job.submit", **call) == {"job": 1, "jobs": [1, 2, 3]}
     assert len(site.catalog.jobs(limit=10)) == 3
@@ -127,6 +129,28 @@ def test_a_group_claims_all_volumes_or_none() -> None:
     site.run()
     assert states(site, jobs) == ["completed"] * 6
     check_end(site, jobs[-1])
+
+
+def test_while_a_group_waits_its_volumes_are_in_use() -> None:
+    site = with_volumes()
+    site.disk.writers[volume_of(site, "a")] = "10.0.0.7"
+    jobs = group(site)
+    single = site.submit("backup", volume="c")
+    assert site.job(single).reason == "waiting: volume c is used by job 3"
+    site.begin_call("job.cancel", job=jobs[0])
+    site.run()
+    check_end(site, single)
+
+
+def test_a_group_of_which_one_is_ending_does_not_go_on() -> None:
+    """It fails together; this is for the case that it does not."""
+    site = with_volumes()
+    site.disconnect("disk")
+    jobs = [site.machine.jobs[JobId(number)] for number in group(site)]
+    assert members_of(site.machine, jobs[1]) == jobs
+    jobs[2].plan["ending"] = {}
+    with pytest.raises(NotFoundError, match="job 3 of the same group has ended"):
+        members_of(site.machine, jobs[0])
 
 
 @pytest.mark.parametrize("busy", NAMES)
@@ -248,13 +272,16 @@ def test_a_member_that_waits_has_the_reason_of_its_leader() -> None:
 
 
 def test_after_a_restart_a_group_does_not_take_the_volume_of_a_job_that_holds_the_drive() -> None:
-    """Else the one would wait for the volume and the other for the drive, for ever."""
+    """Else the one would wait for the volume and the other for the drive, for ever.
+
+    No node is there in the first instant of a controller, and a queued job needs one to claim anything.
+    """
     site = with_volumes()
     site.disk.writers[volume_of(site, "a")] = "10.0.0.7"
     site.submit("backup", volume="a")
     waiting = group(site, ["a", "b"])
     copying = site.submit("backup", volume="b")
-    while site.job(copying).state != "copying":
+    while not site.machine.dispatcher.leases:
         site.deliver(*site.wire.pop(0))
     site.begin_call("job.cancel", job=1)
     site.disk.writers.clear()
