@@ -98,8 +98,8 @@ class ViewRecord:
     """A static view as it is kept on disk.
 
     The view contains everything up to and including `generation` of the history `tracking`.  `leg` is the leg of the
-    mirror that was split for it.  `created` is wall-clock text for people.  The time to live does not use it: it counts on the monotonic clock from
-    the making of the view, and anew from each start of the node.
+    mirror that was split for it.  `created` is wall-clock text for people.  The time to live does not use it: it counts
+    on the monotonic clock from the making of the view, and anew from each start of the node.
     """
 
     view: ViewId
@@ -412,7 +412,7 @@ class VolumeBook:
         created: str,
         made: MadeView | None = None,
     ) -> list[Effect]:
-        """Add a view; the caller knows that the volume is quiet and without writers.  `made` is what it is, else a hold."""
+        """Add a view; the caller knows that the volume is quiet and without writers.  Unless `made` says it, a hold."""
         if self.may_view(view, volume) is not None:
             return []
         made = made or MadeView()
