@@ -428,6 +428,30 @@ def test_after_a_failed_flush_of_the_primary_no_leg_is_believed_until_a_new_star
     assert content(site.legs["b"]) == content(primary)
 
 
+def test_a_write_that_fails_during_the_last_flush_keeps_the_leg_out_of_sync(site: Site) -> None:
+    class Watched(MemoryDevice):
+        def flush(self) -> None:
+            super().flush()
+            if not site.changes.count(("b", LegState.IN_SYNC)) and not failed:
+                failed.append(True)
+                with pytest.raises(DeviceError):
+                    put(site.mirrors[-1], BAD, b"x" * 100)
+
+    failed: list[bool] = []
+    site.primary = FaultyDevice(memory(), [Fault(call="write", start_byte=BAD + 10, first=2)])
+    site.legs["b"] = Watched(SIZE_BYTES, block_bytes=BLOCK_BYTES)
+    mirror = site.open()
+    put(mirror, 0, PATTERN)
+    site.add(mirror)
+    for _ in range(2):
+        mirror.copy_piece()
+    assert failed
+    assert content(site.primary) != content(site.legs["b"])
+    assert leg(mirror).state is LegState.RESYNCHRONISING
+    assert copy(mirror) == GRANULE_BYTES
+    assert content(site.primary) == content(site.legs["b"])
+
+
 # --- starting anew -----------------------------------------------------------------------------------
 
 
@@ -638,7 +662,9 @@ def test_hot_writers_lose_nothing_while_a_leg_is_copied_again_and_again(
             mirror.rejoin("b")
     finally:
         stop.set()
-        inside["closed"] = 0
+        with gate:
+            inside["closed"] = 0
+            gate.notify_all()
         for thread in writers:
             thread.join()
     assert synced.acquire(timeout=60)
