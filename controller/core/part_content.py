@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 
 from backplane.ids import BackupId, CartridgeId, VolumeTag
@@ -23,6 +24,7 @@ from backplane.tape_format import (
 )
 from backplane.tape_format.content import FORMAT_VERSION, LABEL_OBJECTS, OWNER
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
+from controller.core.chain import FULL
 from controller.core.desk import Desk
 from controller.core.job import Job
 from controller.core.planner import Mark, MetadataObject, PartData
@@ -55,6 +57,17 @@ def volume_facts(row: VolumeRow) -> VolumeFacts:
     )
 
 
+def parent_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
+    """Return the UUID of the backup on which this one stands, empty for a full one."""
+    return "" if row.level == FULL else backups[row.parent].backup_uuid
+
+
+def zero_extents(data: PartData, *, part: int) -> tuple[tuple[int, int], ...]:
+    """Return what the backup declares zero: it stands in the first part, for all of them."""
+    zeros = data.runs.zeros
+    return tuple(zeros) if zeros is not None and part == 1 else ()
+
+
 def header_objects(
     desk: Desk, job: Job, row: BackupRow, cartridge: CartridgeRow, data: PartData
 ) -> list[MetadataObject]:
@@ -81,6 +94,11 @@ def header_objects(
         stream_start=data.stream_start,
         extents=tuple(data.extents_of(0, data.records)),
         created=plan["part_created"],
+        level=row.level,
+        parent_uuid=parent_uuid(desk.backups, row),
+        zero_extents=zero_extents(data, part=plan["part"]),
+        tracking=row.tracking,
+        generation=row.generation,
     )
     return [*encode_part_header(header), Mark(is_synchronous=False)]
 
@@ -119,10 +137,15 @@ def part_trailer(
         continued_on="" if is_last else "next cartridge",
         results=(),
         directory=tuple(
-            directory_entry(part, desk.backups[part.backup])
+            directory_entry(part, desk.backups[part.backup], desk.backups)
             for part in desk.registry.parts_on(cartridge.tag)
         ),
         created=plan["trailer_created"],
+        level=row.level,
+        parent_uuid=parent_uuid(desk.backups, row),
+        zero_extents=zero_extents(data, part=plan["part"]),
+        tracking=row.tracking,
+        generation=row.generation,
     )
     # The directory includes the part itself, so that the last trailer alone is enough.
     return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
@@ -137,7 +160,9 @@ def trailer_objects(trailer: PartTrailer) -> list[MetadataObject]:
     ]
 
 
-def directory_entry(part: PartRow, row: BackupRow) -> DirectoryEntry:
+def directory_entry(
+    part: PartRow, row: BackupRow, backups: Mapping[BackupId, BackupRow]
+) -> DirectoryEntry:
     """Return a committed part as the directory of later trailers lists it."""
     return DirectoryEntry(
         backup_uuid=row.backup_uuid,
@@ -152,6 +177,8 @@ def directory_entry(part: PartRow, row: BackupRow) -> DirectoryEntry:
         is_last=part.is_last,
         volume_name=row.volume_name,
         created=part.created,
+        level=row.level,
+        parent_uuid=parent_uuid(backups, row),
     )
 
 
