@@ -373,8 +373,12 @@ def test_a_pipe_takes_what_fits_and_no_more(tmp_path: Path) -> None:
 def test_disconnect_ends_it_after_everything_was_answered(serve: Any, device: BlockDevice) -> None:
     served = serve(export(device))
     cookie = served.client.send(Command.WRITE, 0, 4, data=b"last")
-    served.client.send(Command.DISCONNECT)
-    served.client.send(Command.WRITE, 0, 4, data=b"late")
+    # At once: the server may close before another call could send the rest.
+    served.client.wire.send(
+        struct.pack(">IHHQQI", 0x25609513, 0, Command.DISCONNECT, 2, 0, 0)
+        + struct.pack(">IHHQQI", 0x25609513, 0, Command.WRITE, 3, 0, 4)
+        + b"late"
+    )
     assert served.client.wait(cookie).error == 0
     assert served.end() is None
     assert content(device, 0, 4) == b"last", "nothing is done after a disconnect"
