@@ -699,7 +699,7 @@ def test_a_fast_zero_is_fast_or_refused_and_never_half_done(bench: Bench) -> Non
             assert client.read(0, MIB) == (data if reply.error else bytes(MIB))
 
 
-def test_a_zero_may_be_longer_than_any_payload(bench: Bench) -> None:
+def test_a_zero_may_be_longer_than_any_payload_and_lie_beyond_4_gib(bench: Bench) -> None:
     """WRITE_ZEROES and TRIM carry no data, so the limit of payloads is none of theirs."""
     big = bench.folder / "big"
     write_sparse(big, 1 << 33, (3 << 30, MIB))
@@ -709,6 +709,10 @@ def test_a_zero_may_be_longer_than_any_payload(bench: Bench) -> None:
         client.trim(0, 0xFFFFFE00)
         client.cache(0, 64 * MIB)
         assert client.read(3 << 30, MIB) == bytes(MIB)
+        client.write((5 << 30) + 512, b"beyond 4 GiB")
+        assert client.read((5 << 30) + 512, 12) == b"beyond 4 GiB"
+        assert client.read((1 << 30) + 512, 12) == bytes(12)
+        client.trim(5 << 30, MIB)
     assert allocated(big) < MIB
 
 
