@@ -101,19 +101,19 @@ def backup(
         if is_group and len(volumes) > 1:
             jobs = run_group(client, volumes=volumes, **options)
             return _finish(client, jobs, settings=settings, wait=wait)
-        jobs, refusal = [], None
+        jobs, refusals = [], list[BackupError]()
         for volume in volumes:
             try:
                 jobs.append(run_backup(client, volume=volume, **options))
             except BackupError as error:
                 if len(volumes) == 1:
                     raise
-                refusal = refusal or error
+                refusals.append(error)
                 Screen(settings.output).talk(f"ctl: {volume} is not backed up: {error}")
-        if refusal is not None and not jobs:
-            raise refusal
-        code = _finish(client, jobs, settings=settings, wait=wait)
-        return worst([code, int(refusal.exit_code) if refusal is not None else 0])
+        refused = [int(error.exit_code) for error in refusals]
+        if not jobs:
+            return worst(refused)
+        return worst([*refused, _finish(client, jobs, settings=settings, wait=wait)])
 
 
 @submit.command(

@@ -138,8 +138,9 @@ def set_(
 
     With `default` what the controller is configured with holds again.  Jobs that are there already keep theirs.
     """
+    changes = changes_of(quiet_s=quiet_s, sync_timeout_s=sync_timeout_s)
     with connect(settings) as client:
-        document = run_set(client, name, quiet_s=quiet_s, sync_timeout_s=sync_timeout_s)
+        document = client.call("volume.set", name=name, **changes)
     Screen(settings.output).show(document, table=lambda: volume_page(document))
 
 
@@ -238,14 +239,13 @@ def run_create(
     )
 
 
-def run_set(client: Caller, name: str, **settings: float | str | None) -> dict[str, Any]:
-    """Change settings of a volume; None leaves one as it is, `default` gives it back to the controller."""
+def changes_of(**settings: float | str | None) -> dict[str, object]:
+    """Return the arguments of `volume.set`: None leaves a setting as it is, `default` gives it back."""
     given = {key: value for key, value in settings.items() if value is not None}
     if not given:
         raise UsageError("nothing to set", hint="give --inactivity or --sync-timeout")
     reset = [key for key, value in given.items() if value == "default"]
-    values = {key: value for key, value in given.items() if key not in reset}
-    return client.call("volume.set", name=name, reset=reset, **values)
+    return {"reset": reset} | {key: given[key] for key in given if key not in reset}
 
 
 def run_attach(

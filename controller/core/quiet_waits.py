@@ -12,6 +12,7 @@ from datetime import datetime
 from statistics import median
 from typing import Any, Final
 
+from backplane.errors import NotQuietError
 from backplane.ids import NodeName, ViewId
 from backplane.wire.messages import ViewWaiting
 from controller.catalog.store import QuietWaitRow
@@ -103,6 +104,14 @@ def ended(desk: Desk, job: Job, *, is_found: bool) -> QuietWaitRow:
         is_found=is_found,
         writer=watch.last_writer,
     )
+
+
+def with_writer(error: NotQuietError, job: Job) -> NotQuietError:
+    """Return the error with the name of who wrote last, if the node has told it while the job waited."""
+    writer = job.quiet.last_writer if job.quiet is not None else ""
+    if not writer or writer in error.message:
+        return error
+    return NotQuietError(f"{error.message}, last written by {writer}", hint=error.hint)
 
 
 # --- what people see -----------------------------------------------------------------------------

@@ -36,9 +36,9 @@ def obtain_views(desk: Desk, leader: Job) -> Step:
     node = desk.registry.volumes[leader.row.volume].node
     try:
         reply = yield ask_view(leader, node, others=members[1:])
-    except NotQuietError:
+    except NotQuietError as error:
         desk.record(*(quiet_waits.ended(desk, job, is_found=False) for job in members))
-        raise
+        raise quiet_waits.with_writer(error, leader) from error
     views = [view_of(reply, job.row.view, node=node) for job in members]
     for job, view in zip(members, views, strict=True):
         wait = quiet_waits.ended(desk, job, is_found=True)

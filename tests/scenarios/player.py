@@ -11,7 +11,9 @@ A transcript opens with why it exists.  Then come steps: commands, a line `----`
 Commands:
 
     volume NAME LBAS             make a volume and write the blocks (`0-3,10`)
-    backup NAME | restore N NEW | verify N | cancel JOB
+    backup NAME | group NAME NAME ... | restore N NEW | verify N | cancel JOB
+    set NAME QUIET TIMEOUT       the volume gets a period and a sync timeout of its own, in seconds
+    write NAME WRITER | calm NAME    somebody writes to the volume all the time, or not any more
     run [SECONDS]                let everything happen until all jobs have ended, or so long
     until WHAT                   let things happen until a list for WHAT (label, data, ...) is with a mover
     step [N]                     let so many messages arrive
@@ -22,7 +24,7 @@ Commands:
     warn TAG N                   the cartridge warns from object N on
     damage TAG N                 object N cannot be read any more
     cut TAG N                    the last N objects of a cartridge are gone
-    show jobs | log JOB | ledger JOB | tape TAG | cartridges
+    show jobs | quiet NAME | log JOB | ledger JOB | tape TAG | cartridges
 """
 
 from __future__ import annotations
@@ -83,6 +85,19 @@ class Player:
 
     def do_backup(self, name: str) -> None:
         self.site.submit("backup", volume=name)
+
+    def do_group(self, *names: str) -> None:
+        self.site.submit("backup", group=list(names))
+
+    def do_set(self, name: str, quiet_s: str, timeout_s: str) -> None:
+        words = {"quiet_s": float(quiet_s), "sync_timeout_s": float(timeout_s)}
+        self.site.begin_call("volume.set", name=name, reset=[], **words)
+
+    def do_write(self, name: str, writer: str) -> None:
+        self.site.disk.writers[self.site.disk.by_name(name).row.volume] = writer
+
+    def do_calm(self, name: str) -> None:
+        del self.site.disk.writers[self.site.disk.by_name(name).row.volume]
 
     def do_restore(self, backup: str, name: str) -> None:
         self.site.submit("restore", backup=int(backup), new=name)
@@ -169,6 +184,13 @@ class Player:
                 f"    exit code {row.exit_code}, {row.done_bytes} of {row.planned_bytes} bytes"
             )
 
+    def _show_quiet(self, name: str) -> None:
+        volume = self.site.disk.by_name(name).row.volume
+        for wait in reversed(self.site.catalog.quiet_waits(volume, limit=100)):
+            found = "found quiet" if wait.is_found else "found no quiet"
+            writer = f", {wait.writer} wrote last" if wait.writer else ""
+            self.say(f"{name}: job {wait.job} {found} after {wait.waited_s:g} s{writer}")
+
     def _show_log(self, job: str) -> None:
         for text in self.site.log(int(job)):
             self.say(f"    {text}")
@@ -221,10 +243,12 @@ class Player:
             self.say(f"ALARM {alarm}")
         self._alarms = len(self.site.alarms)
         for row in reversed(self.site.catalog.jobs(limit=100)):
-            now = (row.state, row.reason)
+            job = self.site.machine.jobs.get(row.job)
+            now = (row.state, row.reason if job is None else job.row.reason)
             if self._jobs.get(row.job) != now:
                 self._jobs[row.job] = now
-                self.say(f"job {row.job} is {row.state}{f': {row.reason}' if row.reason else ''}")
+                state, reason = now
+                self.say(f"job {row.job} is {state}{f': {reason}' if reason else ''}")
 
     def _words(self, message: Any) -> str:
         match message:
@@ -246,7 +270,11 @@ class Player:
             case messages.TapeDigest():
                 return f"checksums of objects {message.start} to {message.end - 1}"
             case messages.ViewCreate():
-                return f"hold a static view of {self._volume(message.volume)}"
+                others = [self._volume(member.volume) for member in message.group]
+                names = " and ".join([self._volume(message.volume), *others])
+                return f"hold a static view of {names}"
+            case messages.ViewWaiting():
+                return f"not quiet for {message.waited_s:g} s, {message.last_writer} writes"
             case messages.ViewExtents():
                 return "list the extents of the view"
             case messages.ViewRelease():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import NotFoundError
-from controller.cli.follow import follow_job, status_line
+from controller.cli.follow import follow_job, follow_jobs, status_line, worst
 from controller.cli.render import Screen
 
 
@@ -139,3 +139,28 @@ def test_sigusr1_prints_the_state(documents: Any) -> None:
     )
     assert "job 7 copying" in err.getvalue()
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 0), ([0, 3, 0], 3), ([3, 1], 1), ([6, 1, 3], 6), ([0, 130, 8], 130)],
+)
+def test_the_worst_of_several_codes(codes: list[int], expected: int) -> None:
+    assert worst(codes) == expected
+
+
+def test_several_jobs_are_followed_one_after_the_other(documents: Any) -> None:
+    screen, out, _ = a_screen("jsonl")
+    good = documents["detail"]
+    partial = good | {"job": 8, "state": "partial", "exit_code": 3, "reason": "damage"}
+    teller = Teller(copying(documents), good, good, partial)
+    assert follow_jobs(teller, [7, 8], screen=screen, poll_s=0.0) == 3
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["job"] for line in lines if line["message_type"] == "summary"] == [7, 8]
+
+
+def test_who_does_not_want_to_see_more_sees_no_further_job(documents: Any) -> None:
+    screen, _, _ = a_screen()
+    teller = Teller(KeyboardInterrupt())
+    assert follow_jobs(teller, [7, 8], screen=screen, poll_s=0.0) == 130
+    assert teller.asked == 1

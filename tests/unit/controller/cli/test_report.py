@@ -117,3 +117,55 @@ def test_an_import_has_no_ledger_because_no_mover_took_part(documents: Any) -> N
     report = job_report(detail)
     assert "Ledger" not in report
     assert report.endswith("Termination:  Import OK")
+
+
+def test_a_backup_says_what_it_waited_for_and_how_it_was_viewed(documents: Any) -> None:
+    wait = {
+        "quiet_s": 5.0,
+        "quiet_from": "volume vol1",
+        "sync_timeout_s": 80.0,
+        "sync_timeout_from": "controller",
+        "asked": "2026-01-11T10:43:41Z",
+        "waited_s": 12.34,
+        "idle_s": -1.0,
+        "last_writer": "10.0.0.7",
+    }
+    view = {"asked": "auto", "means": "snapshot", "time": "2026-01-11T10:43:44Z"}
+    text = job_report(documents["detail"] | {"wait": wait, "view": view, "group": [7, 8]})
+    assert "  Group:               jobs 7, 8\n" in text
+    assert "  Inactivity:          5 s (volume vol1)\n" in text
+    assert "  Sync timeout:        80 s (controller)\n" in text
+    assert "  Waited for quiet:    12.3 s, last written by 10.0.0.7\n" in text
+    assert "  Static view:         snapshot (asked for: auto)\n" in text
+    queued = job_report(
+        documents["detail"]
+        | {"wait": wait | {"asked": "", "last_writer": ""}, "view": view | {"means": ""}}
+    )
+    assert "Waited" not in queued
+    assert "none yet (asked for: auto)" in queued
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        ({"level": "full"}, ["Level:               full"]),
+        (
+            {"level": "full", "fallback": "no history"},
+            ["Level:               full", "Full because:        no history"],
+        ),
+        ({"level": "incremental", "parent": 2}, ["Level:               incremental, on backup 2"]),
+        (
+            {"level": "incremental", "parents": [2, 1], "needs": ["A", "B"]},
+            [
+                "Level:               incremental",
+                "Stands on:           2, 1",
+                "Restore needs:       A, B",
+            ],
+        ),
+    ],
+)
+def test_a_report_says_the_level_and_why_it_is_not_another(
+    documents: Any, result: Any, lines: list[str]
+) -> None:
+    told = job_report(documents["detail"] | {"result": result})
+    assert [line.strip() for line in told.splitlines()][5 : 5 + len(lines)] == lines

@@ -168,3 +168,82 @@ def test_a_level_that_does_not_exist_is_refused_before_the_call(controller: Any,
 
 def test_the_levels_are_those_that_the_core_knows() -> None:
     assert LEVELS == LEVELS_ASKED
+
+
+# --- several volumes ------------------------------------------------------------------------------
+
+
+def numbered(*jobs: int) -> list[dict[str, int]]:
+    return [{"job": job} for job in jobs]
+
+
+def test_several_volumes_are_several_calls_with_a_token_each(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = numbered(7, 8, 9)
+    code, out, err = ctl("submit", "backup", "a", "b", "c", "--view", "hold")
+    assert (code, out) == (0, "job 7\njob 8\njob 9\n")
+    assert "watch it with `ctl job wait 8`" in err
+    said = [arguments for _, arguments in controller.calls]
+    assert [each["volume"] for each in said] == ["a", "b", "c"]
+    assert {each["view"] for each in said} == {"hold"}
+    assert len({each["token"] for each in said}) == 3
+
+
+def test_a_group_is_one_call(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7, "jobs": [7, 8]}
+    code, out, _ = ctl("submit", "backup", "a", "b", "--group", "--output", "json")
+    assert (code, json.loads(out)) == (0, {"jobs": [{"job": 7}, {"job": 8}]})
+    arguments = controller.arguments("job.submit")
+    assert arguments["group"] == ["a", "b"]
+    assert "volume" not in arguments
+
+
+def test_a_group_of_one_is_a_backup_like_any_other(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    assert ctl("submit", "backup", "a", "--group")[:2] == (0, "job 7\n")
+    assert controller.arguments("job.submit")["volume"] == "a"
+
+
+def test_a_volume_that_is_refused_does_not_keep_the_others_from_their_backup(
+    controller: Any, ctl: Any
+) -> None:
+    controller.answers["job.submit"] = [
+        {"job": 7},
+        NotFoundError("no volume is named 'b'"),
+        {"job": 9},
+    ]
+    code, out, err = ctl("submit", "backup", "a", "b", "c")
+    assert (code, out) == (4, "job 7\njob 9\n")
+    assert "ctl: b is not backed up: no volume is named 'b'" in err
+
+
+def test_if_all_are_refused_nothing_is_printed_and_the_worst_counts(
+    controller: Any, ctl: Any
+) -> None:
+    controller.answers["job.submit"] = [NotFoundError("nix"), RefusedError("no")]
+    code, out, _ = ctl("submit", "backup", "a", "b")
+    assert (code, out) == (5, "")
+
+
+def test_a_group_on_two_nodes_ends_with_the_controllers_words(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = RefusedError(
+        "here: a on one, b on two", hint="without --group"
+    )
+    code, _, err = ctl("submit", "backup", "a", "b", "--group")
+    assert code == 5
+    assert err == "ctl: here: a on one, b on two\nhint: without --group\n"
+
+
+def test_waiting_for_several_ends_with_the_code_of_the_worst_and_one_document(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    good = documents["detail"]
+    bad = good | {"job": 8, "state": "failed", "reason": "no 3 s without writes", "exit_code": 6}
+    controller.answers["job.submit"] = {"job": 7, "jobs": [7, 8]}
+    controller.answers["job.show"] = lambda arguments: good if arguments["job"] == 7 else bad
+    code, out, err = ctl("submit", "backup", "a", "b", "--group", "--wait", "--output", "json")
+    assert code == 6
+    assert [job["job"] for job in json.loads(out)["jobs"]] == [7, 8]
+    assert "no 3 s without writes" in err
+    code, out, _ = ctl("submit", "backup", "a", "b", "--group", "--wait")
+    assert code == 6
+    assert out.count("Termination:") == 2

@@ -240,3 +240,74 @@ def test_delete_dry_run_deletes_nothing(controller: Any, ctl: Any, documents: An
     code, out, _ = ctl("volume", "delete", "vol1", "--dry-run")
     assert (code, out) == (0, "would delete volume vol1, 3GiB used\n")
     assert [verb for verb, _ in controller.calls] == ["volume.show"]
+
+
+# --- quiet ----------------------------------------------------------------------------------------
+
+
+def test_settings_are_set_and_given_back(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["volume.set"] = documents["volume"] | {
+        "quiet_s": 5.0,
+        "quiet_from": "volume vol1",
+        "sync_timeout_s": 80.0,
+        "sync_timeout_from": "controller",
+    }
+    code, out, _ = ctl("volume", "set", "vol1", "--inactivity", "5s", "--sync-timeout", "default")
+    assert code == 0
+    assert controller.arguments("volume.set") == {
+        "name": "vol1",
+        "quiet_s": 5.0,
+        "reset": ["sync_timeout_s"],
+    }
+    assert "Inactivity:    5 s (volume vol1)\n" in out
+    assert "Sync timeout:  80 s (controller)\n" in out
+
+
+def test_setting_nothing_or_nonsense_is_refused_before_any_call(ctl: Any) -> None:
+    code, _, err = ctl("volume", "set", "vol1")
+    assert code == 2
+    assert err.startswith("ctl: nothing to set\nhint: give --inactivity or --sync-timeout")
+    assert ctl("volume", "set", "vol1", "--inactivity", "soon")[0] == 2
+
+
+def history(**changes: Any) -> dict[str, Any]:
+    none = {"waits": 0, "found": 0, "median_wait_s": 0.0, "writers": []}
+    return {
+        "volume": "vol1",
+        "zone": "CET (UTC+01:00)",
+        "in_force": {"quiet_s": 3.0, "sync_timeout_s": 80.0},
+        "since": "",
+        "quiet_s": [],
+        "hours": [],
+        **none,
+    } | changes
+
+
+def test_the_history_of_quiet_is_told_by_the_controllers_hours(controller: Any, ctl: Any) -> None:
+    some = {"waits": 4, "found": 3, "median_wait_s": 4.25, "writers": ["10.0.0.7"]}
+    hours = [
+        {"hour": 2, "waits": 3, "found": 3, "median_wait_s": 4.25, "writers": []},
+        {"hour": 14, "waits": 1, "found": 0, "median_wait_s": 0.0, "writers": ["10.0.0.7", "db"]},
+    ]
+    controller.answers["volume.quiet"] = history(
+        **some, since="2026-01-11T10:43:41Z", quiet_s=[3.0, 5.0], hours=hours
+    )
+    code, out, _ = ctl("volume", "quiet", "vol1")
+    assert code == 0
+    assert "In force:     3 s without writes within 80 s\n" in out
+    assert "Asked for:    3 s, 5 s\n" in out
+    assert "Found:        3 of 4 times\n" in out
+    assert "Median wait:  4.2 s\n" in out
+    assert "CET (UTC+01:00), the controller's time zone\n" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["02", "3", "3", "100%", "4.2", "s", "-"] in lines
+    assert ["14", "1", "0", "0%", "-", "10.0.0.7,", "db"] in lines
+    _, out, _ = ctl("volume", "quiet", "vol1", "--output", "jsonl")
+    assert [json.loads(line)["hour"] for line in out.splitlines()] == [2, 14]
+
+
+def test_a_volume_that_was_never_waited_for_says_so(controller: Any, ctl: Any) -> None:
+    controller.answers["volume.quiet"] = history()
+    code, out, _ = ctl("volume", "quiet", "vol1")
+    assert code == 0
+    assert out.endswith("no waits yet\n")

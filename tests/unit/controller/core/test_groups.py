@@ -30,7 +30,7 @@ def with_volumes(names: list[str] = NAMES, **arguments: Any) -> Site:
 def group(site: Site, names: list[str] = NAMES, **arguments: Any) -> list[int]:
     leader = site.submit("backup", group=names, **arguments)
     told = [row for row in site.catalog.jobs(limit=50) if row.job >= leader]
-    return sorted(row.job for row in told)[: len(names)]
+    return sorted(int(row.job) for row in told)[: len(names)]
 
 
 def states(site: Site, jobs: list[int]) -> list[str]:

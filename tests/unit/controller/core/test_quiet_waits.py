@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,14 @@ def waiting_job(site: Site, **arguments: float) -> int:
     return job
 
 
-def tell(site: Site, job: int, *, node: str = "disk", **changes: object) -> None:
-    words = {"waited_s": 12.4, "idle_s": 1.25, "last_writer": WRITER, "view": site.job(job).view}
-    message = ViewWaiting(**(words | changes))  # type: ignore[arg-type]
+def tell(site: Site, job: int, *, node: str = "disk", **changes: Any) -> None:
+    words: dict[str, Any] = {
+        "waited_s": 12.4,
+        "idle_s": 1.25,
+        "last_writer": WRITER,
+        "view": site.job(job).view,
+    }
+    message = ViewWaiting(**(words | changes))
     site.feed(core.FromPeer(name=NodeName(node), message=message))
 
 
@@ -52,7 +58,7 @@ def waits(site: Site) -> list[QuietWaitRow]:
     ],
 )
 def test_a_job_says_for_how_long_it_waits_since_when_it_is_quiet_and_who_wrote_last(
-    site: Site, told: dict[str, object], words: str
+    site: Site, told: dict[str, Any], words: str
 ) -> None:
     job = waiting_job(site)
     tell(site, job, **told)
@@ -131,6 +137,7 @@ def test_a_wait_that_finds_none_is_remembered_with_who_wrote_last(site: Site) ->
     site.run()
     check_end(site, job, "failed")
     assert site.job(job).exit_code == 6
+    assert "no 3 s without writes within 20 s, last written by 10.0.0.7" in site.job(job).reason
     [wait] = waits(site)
     assert (wait.is_found, wait.waited_s, wait.writer) == (False, 20.0, WRITER)
 
