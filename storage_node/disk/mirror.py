@@ -84,6 +84,7 @@ class MirroredDevice:
         Raises `StateError` if the mirror's own files cannot be kept, and leaves the primary open then.
         """
         self._primary = primary
+        self._size_bytes = primary.size_bytes
         self._folder = folder
         self._boot_id = boot_id
         self._on_change = on_change
@@ -154,7 +155,7 @@ class MirroredDevice:
     @property
     def size_bytes(self) -> int:
         """Size."""
-        return self._primary.size_bytes
+        return self._size_bytes
 
     @property
     def block_bytes(self) -> int:
@@ -231,10 +232,11 @@ class MirroredDevice:
         on_primary: Callable[[BlockDevice], None],
         on_leg: Callable[[BlockDevice], None],
     ) -> None:
-        check_range(self, start, count)
+        end = start + count
+        if start < 0 or end > self._size_bytes:
+            check_range(self, start, count)
         if not count:
             return
-        end = start + count
         with self._regions.over(start, end):
             if self._is_closed:
                 raise DeviceError("the mirror is closed", sense=WRITE_ERROR)
