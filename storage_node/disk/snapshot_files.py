@@ -72,6 +72,8 @@ class SnapshotFiles:
         except OSError as error:
             raise device_error(error, f"make {self.folder}", sense=NO_SPACE) from error
         try:
+            # The folder is new: marks of this name are left from one that somebody removed without them.
+            _remove_marks(self._marks, self.folder.name)
             self._open(os.O_CREAT | os.O_EXCL)
             self.append_journal(beginning)
             os.close(os.open(self._intact, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -230,17 +232,20 @@ def remove(folder: Path, *, marks: Path | None = None) -> None:
 
     Space is given back even while a reader has the store open.
     """
-    mark_folder = folder if marks is None else marks
     store = folder / "store"
     try:
-        (mark_folder / f"{folder.name}{_INTACT}").unlink(missing_ok=True)
+        _remove_marks(folder if marks is None else marks, folder.name)
         if store.exists():
             os.truncate(store, 0)
         store.unlink(missing_ok=True)
         (folder / "journal").unlink(missing_ok=True)
-        for reason in BreakReason:
-            (mark_folder / f"{folder.name}{_BROKEN}{reason.value}").unlink(missing_ok=True)
         if folder.exists():
             folder.rmdir()
     except OSError as error:
         raise device_error(error, f"remove {folder}", sense=WRITE_ERROR) from error
+
+
+def _remove_marks(marks: Path, name: str) -> None:
+    (marks / f"{name}{_INTACT}").unlink(missing_ok=True)
+    for reason in BreakReason:
+        (marks / f"{name}{_BROKEN}{reason.value}").unlink(missing_ok=True)

@@ -106,6 +106,20 @@ def test_everything_that_can_be_left_can_be_removed(tmp_path: Path, files: Snaps
     assert list(tmp_path.iterdir()) == []
 
 
+def test_marks_that_were_left_behind_are_not_believed(tmp_path: Path) -> None:
+    """A folder that was removed by hand leaves its marks on the tmpfs."""
+    for name in ("s1.intact", "s1.broken-too-slow"):
+        (tmp_path / name).write_bytes(b"")
+    files = SnapshotFiles(tmp_path / "folders" / "s1", tmp_path)
+    files.folder.parent.mkdir()
+    files.create(BEGINNING)
+    assert files.broken_reason() is None
+    assert not (tmp_path / "s1.broken-too-slow").exists()
+    files.mark_broken(BreakReason.STORE_FULL)
+    assert files.broken_reason() is BreakReason.STORE_FULL
+    files.close()
+
+
 def test_removal_frees_the_space_of_a_store_that_is_still_open(files: SnapshotFiles) -> None:
     files.write_store(memoryview(b"x" * 65536), 0)
     remove(files.folder)
