@@ -29,6 +29,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     config = load(tmp_path, LEAST)
     assert config.listen.startswith("tcp://127.0.0.1:"), "loopback, until somebody decides"
     assert (config.lease, config.heartbeat) == (LEASE_S, 2.0)
+    assert (config.inactivity_s, config.sync_timeout_s) == (3.0, 80.0)
     assert (config.ready_file, config.log_file) == (None, None)
 
 
@@ -47,7 +48,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("lease", "100ms"), ("lease", "0s"), ("heartbeat", "0s"), ("heartbeat", "1h")],
+    [
+        ("lease", "100ms"),
+        ("lease", "0s"),
+        ("heartbeat", "0s"),
+        ("heartbeat", "1h"),
+        ("inactivity_s", "61m"),
+        ("sync_timeout_s", "25h"),
+    ],
 )
 def test_times_that_no_cluster_can_live_with_are_refused(
     tmp_path: Path, key: str, value: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,34 @@ def test_a_cartridge_shows_its_parts(full: Site) -> None:
     told = read(full, "tape.show", tag="LTO001L8")
     assert [part["sequence"] for part in told["parts_detail"]] == [1]
     assert len(read(full, "tape.list")["cartridges"]) == 2
+
+
+def test_a_backup_says_what_it_waited_for_and_how_it_was_viewed(full: Site) -> None:
+    told = read(full, "job.show", job=1)
+    assert (told["wait"]["quiet_s"], told["wait"]["quiet_from"]) == (3.0, "controller")
+    assert told["wait"]["asked"] == "2026-01-11T00:00:00Z"
+    assert told["view"] == {"asked": "auto", "means": "hold", "time": "2026-01-11T00:00:00Z"}
+    assert told["group"] == []
+    verify = read(full, "job.show", job=2)
+    assert (verify["wait"], verify["view"], verify["group"]) == ({}, {}, [])
+
+
+def test_the_history_of_quiet_is_by_the_hours_of_the_controllers_time_zone(
+    full: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "XYZ-5:30")
+    time.tzset()
+    try:
+        told = read(full, "volume.quiet", name="vol")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert told["zone"] == "XYZ (UTC+05:30)"
+    assert (told["waits"], told["found"], told["quiet_s"]) == (1, 1, [3.0])
+    assert [(hour["hour"], hour["found"]) for hour in told["hours"]] == [(5, 1)]
+    assert told["in_force"]["sync_timeout_s"] == 80.0
+    with pytest.raises(NotFoundError):
+        read(full, "volume.quiet", name="nix")
 
 
 # --- job.show in pages ----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from backplane.wire.messages import (
     SessionWelcome,
     TapeLoad,
     ViewCreate,
+    ViewWaiting,
     VolumeCreate,
     WorkItem,
     WorkRequest,
@@ -41,6 +42,7 @@ from backplane.wire.messages import (
 from backplane.wire.session import Authorized
 from controller import service as service_module
 from controller.catalog.memory import MemoryCatalog
+from controller.core.inactivity import Inactivity
 from controller.service import ControllerService
 from tests.site.disk import DiskNode
 from tests.site.tape import TapeNode
@@ -128,6 +130,7 @@ class World:
         self.dealers: list[MemoryDealer] = []
         self.peers: list[Peer] = []
         self.disk, self.tape = DiskNode(), TapeNode.with_drives(1, tags=("LTO001L8",))
+        self.inactivity = Inactivity()
         self.start()
 
     def start(self) -> None:
@@ -140,6 +143,7 @@ class World:
             version="1.2.3",
             lease_s=15.0,
             heartbeat_s=HEARTBEAT_S,
+            inactivity=self.inactivity,
         )
         self.service.start()
 
@@ -359,6 +363,55 @@ def test_a_submit_that_is_repeated_after_the_job_has_ended_finds_it(
     assert operator.call("job.submit", request=4, **submit) == {"job": 1}
     assert operator.call("job.cancel", request=5, job=1) == {"job": 1, "state": "failed"}
     assert operator.call("job.show", request=6, job=1)["exit_code"] == 6
+
+
+def test_a_group_that_is_submitted_again_after_its_end_is_the_same_group(
+    world: World, operator: Peer
+) -> None:
+    node = world.node(world.disk)
+    for number, name in enumerate("ab"):
+        operator.call("volume.create", request=number, token=name, name=name, size_bytes=4096)
+        world.serve(node, world.disk)
+    submit: dict[str, Any] = {"token": "J", "kind": "backup", "group": ["a", "b"]}
+    assert operator.call("job.submit", request=2, **submit) == {"job": 1, "jobs": [1, 2]}
+    world.disk.never_quiet.update(world.disk.volumes)
+    for _ in range(4):
+        world.serve(node, world.disk)
+    assert operator.call("job.show", request=3, job=2)["exit_code"] == 6
+    assert operator.call("job.submit", request=4, **submit) == {"job": 1, "jobs": [1, 2]}
+
+
+def test_what_the_controller_is_configured_with_holds_for_volumes_without_settings(
+    world: World,
+) -> None:
+    world.inactivity = Inactivity(quiet_s=7.0, sync_timeout_s=70.0)
+    world.restart()
+    operator, node = world.peer("operator", "ops"), world.node(world.disk)
+    operator.call("volume.create", token="T", name="vol", size_bytes=4096)
+    world.serve(node, world.disk)
+    operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
+    asked = node.heard[-1]
+    assert isinstance(asked, ViewCreate)
+    assert (asked.quiet_s, asked.timeout_s) == (7.0, 70.0)
+
+
+def test_what_a_node_tells_of_a_wait_reaches_people_and_not_the_catalog(
+    world: World, operator: Peer
+) -> None:
+    node = world.node(world.disk)
+    operator.call("volume.create", token="T", name="vol", size_bytes=4096)
+    world.serve(node, world.disk)
+    operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
+    asked = node.heard[-1]
+    assert isinstance(asked, ViewCreate)
+    node.say(ViewWaiting(view=asked.view, waited_s=5.0, idle_s=1.5, last_writer="10.0.0.7"))
+    told = operator.call("job.show", request=3, job=1)
+    assert "5 s are over; quiet for 1.5 s, last written by 10.0.0.7" in told["reason"]
+    assert told["wait"]["last_writer"] == "10.0.0.7"
+    [line] = operator.call("job.list", request=4)["jobs"]
+    assert line["reason"] == told["reason"]
+    [row] = world.catalog.jobs(limit=1)
+    assert row.reason == "waiting: 3 s without writes within 80 s"
 
 
 # --- grants ---------------------------------------------------------------------------------------

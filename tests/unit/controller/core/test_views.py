@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from backplane.errors import UsageError
 from backplane.ids import NodeName
 from backplane.wire.messages import ViewCreate, ViewRelease
-from controller.core.views import VIEW_TTL_S, ask_release_view, ask_view
+from controller.core.views import MEANS, VIEW_TTL_S, ask_release_view, ask_view
 from tests.site.site import Site
 
 DISK = NodeName("disk")
@@ -35,3 +38,25 @@ def test_a_release_gives_up_when_the_node_is_away_because_the_inventory_brings_i
     assert ask.gives_up
     assert ask.make(3) == ViewRelease(request=3, view="ab" * 16)  # type: ignore[arg-type]
     assert not ask_release_view(DISK, "ab" * 16, gives_up=False).gives_up
+
+
+@pytest.mark.parametrize("means", MEANS)
+def test_the_means_that_an_operator_chose_reach_the_node(site: Site, means: str) -> None:
+    site.make_volume("vol")
+    site.submit("backup", volume="vol", view=means)
+    [asked] = [message for _, message in site.wire if isinstance(message, ViewCreate)]
+    assert (asked.means, asked.group) == (means, ())
+
+
+def test_means_that_do_not_exist_are_refused(site: Site) -> None:
+    site.make_volume("vol")
+    with pytest.raises(UsageError, match="'magic' is no means of a view"):
+        site.submit("backup", volume="vol", view="magic")
+    assert not site.machine.jobs
+
+
+def test_an_export_asks_as_it_always_did(site: Site) -> None:
+    site.make_volume("vol")
+    site.begin_call("volume.export_begin", token="e", name="vol", holder="")
+    [asked] = [message for _, message in site.wire if isinstance(message, ViewCreate)]
+    assert (asked.means, asked.quiet_s, asked.group) == ("auto", 0.0, ())
