@@ -31,6 +31,7 @@ from controller.cli.options import Group, Output, Settings, output_wanted
 from controller.cli.render import Document, Screen
 from controller.cli.submit import submit as submit_group
 from controller.cli.tape import tape as tape_group
+from controller.cli.view import view as view_group
 from controller.cli.volume import volume as volume_group
 
 
@@ -87,6 +88,7 @@ for _group in (
     job_group,
     backup_group,
     volume_group,
+    view_group,
     tape_group,
     node_group,
     mover_group,

@@ -88,8 +88,9 @@ class Arrivals:
     def _tidy_up(self, node: Node) -> None:
         name = node.row.name
         active = {job.row.view for job in self._desk.jobs.values() if not job.has_ended}
-        for view in node.views:
-            if view not in active:
+        for view, state in node.views.items():
+            # A view that was made by hand has no job: its time to live, or an operator, ends it.
+            if state.job and view not in active:
                 self._tidy(view, ask_release_view(name, view))
         for row in leftovers(self._desk, name):
             self._tidy(row.volume, ask_delete(row, gives_up=True))

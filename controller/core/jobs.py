@@ -12,7 +12,7 @@ from typing import Any
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.ids import BackupId
 from controller.catalog.store import ItemRow
-from controller.core import documents, transfer, volumes
+from controller.core import documents, manual_views, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.chain import LEVELS_ASKED
 from controller.core.desk import Desk
@@ -69,6 +69,9 @@ def answer_call(desk: Desk, call: Call) -> None:
         "volume.attach": volumes.attach_volume,
         "volume.delete": volumes.delete_volume,
         "volume.set": volumes.set_volume,
+        "volume.mirror": manual_views.change_mirror,
+        "view.create": manual_views.create_view,
+        "view.release": manual_views.release_view,
         "volume.import_begin": transfer.begin_import,
         "volume.import_end": transfer.end_import,
         "volume.export_begin": transfer.begin_export,

@@ -38,6 +38,7 @@ class Node:
     views: dict[str, ViewState] = field(default_factory=dict)
     drives: dict[str, DriveState] = field(default_factory=dict)
     cartridges: dict[VolumeTag, CartridgeState] = field(default_factory=dict)
+    nbd_addresses: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -154,6 +155,7 @@ class Registry:
         node.views = {state.view: state for state in inventory.views}
         node.drives = {state.drive: state for state in inventory.drives}
         node.cartridges = {state.tag: state for state in inventory.cartridges}
+        node.nbd_addresses = inventory.nbd_addresses
 
     def free_drive(self, node: NodeName, *, job: JobId, prefer: str = "") -> Drive | None:
         """Return a drive of a node that no other job has claimed, `prefer`-ably the one holding a cartridge.
