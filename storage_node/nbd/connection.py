@@ -56,6 +56,8 @@ SMALL_BYTES: Final = 64 * 1024
 """Data up to here go through the buffers; beyond it a system call of its own is cheaper than a copy."""
 BUFFER_BYTES: Final = 2 * SMALL_BYTES
 """Of the requests, and of the replies, that are here at once."""
+RECEIVE_BYTES: Final = 32 * 1024
+"""Taken at once if no request needs more: a client has its first replies while its last requests are carried out."""
 PIECE_BYTES: Final = 256 * 1024
 """Of a large write: small enough to be still in the cache when it is written."""
 PIPE_BYTES: Final = 1024 * 1024
@@ -125,7 +127,7 @@ class Transmission:
 
     # Bytes in and out.
 
-    def _receive(self) -> bool:
+    def _receive(self, count_max: int = RECEIVE_BYTES) -> bool:
         """Receive what there is; False if the client has closed between two requests."""
         if self._output_end:
             self._send()
@@ -134,7 +136,7 @@ class Transmission:
             # What is left of the last receive: less than a request and its payload.
             self._input[:held] = self._input[self._start : self._end]
             self._start, self._end = 0, held
-        count = self._sock.recv_into(self._input[held:])
+        count = self._sock.recv_into(self._input[held : held + count_max])
         if not count:
             if held:
                 raise ConnectionClosedError("NBD: closed inside a request", is_clean=False)
@@ -305,8 +307,8 @@ class Transmission:
         if count > SMALL_BYTES:
             self._write_large(flags, cookie, address, count)
             return
-        while self._end - self._start < count:
-            if not self._receive():
+        while (missing := count - (self._end - self._start)) > 0:
+            if not self._receive(max(missing, RECEIVE_BYTES)):
                 raise ConnectionClosedError("NBD: closed inside a payload", is_clean=False)
         start = self._start
         self._start = start + count

@@ -10,6 +10,7 @@ client needs milliseconds, so the oldest ones are those that nobody will finish.
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -73,6 +74,7 @@ class NbdServer:
         self._handshake_s = handshake_s
         self._handshakes_max = handshakes_max
         self._clock = clock or SystemClock()
+        self._flood_told = -math.inf
         self._lock = threading.Lock()
         self._listeners: list[socket.socket] = []
         self._connections: dict[threading.Thread, socket.socket] = {}
@@ -180,7 +182,9 @@ class NbdServer:
             if len(self._negotiations) >= self._handshakes_max:
                 oldest = self._oldest()
                 assert oldest is not None
-                self._drop(oldest, "too many unfinished negotiations")
+                # Not a line for each: whoever wants to fill the log would only have to connect.
+                self._drop(oldest, "")
+                self._warn_of_a_flood()
             client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
             negotiation = Negotiation(
                 sock, client=client, deadline=self._clock.monotonic() + self._handshake_s
@@ -219,6 +223,15 @@ class NbdServer:
     def _forget(self, negotiation: Negotiation) -> None:
         del self._negotiations[negotiation.sock]
         self._selector.unregister(negotiation.sock)
+
+    def _warn_of_a_flood(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._flood_told + self._handshake_s:
+            self._flood_told = now
+            log.warning(
+                "more than %d unfinished NBD negotiations: the oldest ones make room",
+                self._handshakes_max,
+            )
 
     def _drop(self, negotiation: Negotiation, reason: str) -> None:
         self._forget(negotiation)

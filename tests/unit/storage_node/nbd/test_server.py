@@ -249,15 +249,20 @@ def test_a_connection_has_no_deadline(open_door: Open) -> None:
         client.write(0, b"still here")
 
 
-def test_the_oldest_unfinished_one_makes_room(open_door: Open) -> None:
-    door = open_door(handshakes_max=3)
+def test_the_oldest_unfinished_one_makes_room(
+    open_door: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = open_door(handshakes_max=3, handshake_s=1000)
     silent = [door.raw() for _ in range(3)]
     wait_for(lambda: door.server.handshake_count == 3)
     with door.connect() as client:
         client.write(0, b"in")
         assert is_gone(silent[0])
+    silent += [door.raw(), door.raw()]
+    assert is_gone(silent[1])
     for sock in silent:
         sock.close()
+    assert caplog.text.count("more than 3 unfinished") == 1, "a flood is told once, not per client"
 
 
 def resident_bytes() -> int:
