@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from backplane.errors import BackupError, BusyError
-from backplane.ids import Designator, JobId, ViewId, VolumeId
+from backplane.ids import Designator, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
     LegState,
@@ -67,15 +67,14 @@ class DiskControl:
         self.clock = clock
         self.maker = maker
         self._on_fatal = on_fatal
-        self.step = threading.Lock()
+        self.step = threading.RLock()
+        """Reentrant: a flush that fails within a step is told within it."""
         self._noting = threading.Lock()
         self.units: dict[Designator, DiskUnit] = {}
         self.live: dict[VolumeId, LiveVolume] = {}
         self.view_data: dict[ViewId, StaticView] = {}
         self.connections: dict[VolumeId, int] = {}
         """Workstations that are connected; kept by the NBD exports, under `step`."""
-        self.holds: dict[VolumeId, tuple[JobId, ...]] = {}
-        """Jobs whose views refuse writers."""
         volumes, views = store.load()
         self.book = VolumeBook(volumes=volumes, views=views)
         now = clock.monotonic()
@@ -402,9 +401,9 @@ class DiskControl:
     # --- units -----------------------------------------------------------------------------------
 
     def set_gate(self, rules: Admission, volume: VolumeId) -> None:
-        """Have the rules, and the NBD exports, follow the book."""
-        self.holds[volume] = tuple(
-            view.job for view in self.book.holders(volume) if view.means is Means.HOLD
+        """Have the rules, and the volume itself, follow the book."""
+        self.live[volume].hold(
+            [view.job for view in self.book.holders(volume) if view.means is Means.HOLD]
         )
         rules.put_unit(self._unit(self.book.volumes[volume]))
 

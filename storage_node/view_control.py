@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from backplane.crc import EMPTY, crc32c
-from backplane.errors import NotFoundError, UsageError
+from backplane.errors import BackupError, BusyError, NotFoundError, UsageError
 from backplane.ids import ViewId, VolumeId
 from backplane.wire.messages import (
     ViewCreate,
@@ -82,9 +82,10 @@ class ViewControl:
         with ExitStack() as undo:
             prepared: dict[ViewId, StaticView] = {}
             for member in members:
-                live = self._disk.live[member.volume]
+                with self._disk.step:
+                    record = self._disk.book.volume(member.volume)
+                    live = self._disk.live[member.volume]
                 live.flush()
-                record = self._disk.book.volume(member.volume)
                 data = self._disk.maker.prepare(
                     member.view,
                     message.means,
@@ -143,6 +144,8 @@ class ViewControl:
     ) -> tuple[ViewState, ...] | AskAgain:
         disk = self._disk
         with disk.step:
+            if any([disk.book.may_view(m.view, m.volume) for m in members]):
+                raise BusyError("a view of this group was made meanwhile", hint="ask again")
             with ExitStack() as gates:
                 for member in members:
                     live = disk.live[member.volume]
@@ -156,9 +159,7 @@ class ViewControl:
             try:
                 disk.perform(effects)
             except StateError:
-                with disk.access.locked():
-                    for member in members:
-                        disk.book.unmake_view(member.view)
+                self._unmake(members)
                 raise
             for member in members:
                 disk.register_view(disk.book.views[member.view], prepared[member.view])
@@ -177,21 +178,33 @@ class ViewControl:
         effects: list[Effect] = []
         created = disk.clock.wall().isoformat(timespec="seconds")
         turned = {m.view: self._turn(m.volume) for m in members}
+        try:
+            with disk.access.locked() as rules:
+                for member in members:
+                    data, (tracking, generation) = prepared[member.view], turned[member.view]
+                    effects += disk.book.make_view(
+                        member.view,
+                        member.volume,
+                        job=message.job,
+                        ttl_s=message.ttl_s,
+                        created=created,
+                        made=MadeView(
+                            means=data.means, tracking=tracking, generation=generation, leg=data.leg
+                        ),
+                    )
+                    disk.set_gate(rules, member.volume)
+        except BackupError:
+            # No room in the book for all of them.
+            self._unmake(members)
+            raise
+        return effects
+
+    def _unmake(self, members: Sequence[ViewMember]) -> None:
+        disk = self._disk
         with disk.access.locked() as rules:
             for member in members:
-                data, (tracking, generation) = prepared[member.view], turned[member.view]
-                effects += disk.book.make_view(
-                    member.view,
-                    member.volume,
-                    job=message.job,
-                    ttl_s=message.ttl_s,
-                    created=created,
-                    made=MadeView(
-                        means=data.means, tracking=tracking, generation=generation, leg=data.leg
-                    ),
-                )
+                disk.book.unmake_view(member.view)
                 disk.set_gate(rules, member.volume)
-        return effects
 
     def _turn(self, volume: VolumeId) -> tuple[str, int]:
         tracker = self._disk.store.trackers.get(volume)

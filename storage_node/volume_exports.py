@@ -7,16 +7,17 @@ then their reads fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError
 from backplane.transport.stream import FileRange
 from backplane.units import KIB, MIB
 from storage_node.core.change_tracking import Point
-from storage_node.core.volume_state import Means, State, VolumeRecord
-from storage_node.disk.device import BlockDevice, DeviceError
-from storage_node.disk.live_volume import WRITE_PROTECTED, LiveVolume
+from storage_node.core.volume_state import State, VolumeRecord
+from storage_node.disk.device import READ_ERROR, DeviceError
+from storage_node.disk.live_volume import LiveVolume
+from storage_node.disk.static_views import StaticView
 from storage_node.disk_control import DiskControl
 from storage_node.nbd.export import DeviceExport, Export
 
@@ -57,7 +58,6 @@ class VolumeExport:
 
     def write(self, byte_address: int, data: memoryview, *, fua: bool) -> None:
         """Write; with `fua` it is durable on return."""
-        self._refuse_if_held()
         self._live.write(byte_address, data, writer=self._client)
         if fua:
             self._live.flush()
@@ -66,7 +66,6 @@ class VolumeExport:
         self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool, fua: bool
     ) -> None:
         """Write zeros, or give space back."""
-        self._refuse_if_held()
         self._live.zero(
             byte_address,
             count,
@@ -105,21 +104,33 @@ class VolumeExport:
             self._is_open = False
             self._disk.disconnected(self._volume)
 
-    def _refuse_if_held(self) -> None:
-        for data in self._disk.holds.get(self._volume, ()):
-            raise DeviceError(
-                f"a static view holds the volume for job {data}", sense=WRITE_PROTECTED
-            )
 
+class ViewExport(DeviceExport):
+    """A static view.  Whether it is still there is asked after its bytes were taken: then they are its own.
 
-class CopiedExport(DeviceExport):
-    """A snapshot: what lies in the volume's file now may be overwritten while it is sent, and NBD has no checksum."""
+    Nothing is sent straight from a file: the file may be overwritten or closed meanwhile, and NBD has no checksum.
+    """
 
-    def __init__(
-        self, device: BlockDevice, *, name: str, is_read_only: bool, block_bytes: int
-    ) -> None:
-        super().__init__(device, name=name, is_read_only=is_read_only, block_bytes=block_bytes)
+    def __init__(self, data: StaticView, *, name: str, is_released: Callable[[], bool]) -> None:
+        device = data.device
+        super().__init__(device, name=name, is_read_only=True, block_bytes=device.block_bytes)
+        self.preferred_bytes = PREFERRED_BYTES
+        self._is_released = is_released
+        self.read_into = self._read_into
+        self.extents = self._extents
         self.file_range = lambda _address, _count: None
+
+    def _read_into(self, byte_address: int, buffer: memoryview) -> None:
+        self._device.read_into(byte_address, buffer)
+        self._check()
+
+    def _extents(self, start_byte: int, end_byte: int) -> Iterator[tuple[int, int]]:
+        yield from self._device.extents(start_byte, end_byte)
+        self._check()
+
+    def _check(self) -> None:
+        if self._is_released():
+            raise DeviceError(f"static view {self.name} was released", sense=READ_ERROR)
 
 
 class VolumeExports:
@@ -166,9 +177,11 @@ class VolumeExports:
     def _open_view(self, record: VolumeRecord, view_name: str, name: str) -> Export:
         for view in self._disk.book.views.values():
             if view.volume == record.volume and view.view == view_name:
-                device = self._disk.view_data[view.view].device
-                kind = CopiedExport if view.means is Means.SNAPSHOT else DeviceExport
-                return kind(device, name=name, is_read_only=True, block_bytes=device.block_bytes)
+                data, known = self._disk.view_data[view.view], self._disk.view_data
+                view_id = view.view
+                return ViewExport(
+                    data, name=name, is_released=lambda: known.get(view_id) is not data
+                )
         raise NotFoundError(f"no static view {view_name!r} of volume {record.name}")
 
 

@@ -13,10 +13,11 @@ takes no more writes until the node has been started anew, and is never asked to
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from backplane.errors import SenseTriple
+from backplane.ids import JobId
 from backplane.transport.stream import FileRange
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import BlockDevice, DeviceError
@@ -70,6 +71,7 @@ class LiveVolume:
         self._on_flush_failed = on_flush_failed
         self._gate = threading.Condition(threading.Lock())
         self._is_closed = False
+        self._held_for: tuple[JobId, ...] = ()
         self._inside = 0
         self._activity = Activity(last_write_s, "", 0)
         self._is_noted = False
@@ -111,6 +113,11 @@ class LiveVolume:
         with self._gate:
             self._savers = tuple(other for other in self._savers if other is not saver)
 
+    def hold(self, jobs: Sequence[JobId]) -> None:
+        """Refuse writes while there are jobs whose views need that; called with the gate closed, or nobody writes yet."""
+        with self._gate:
+            self._held_for = tuple(jobs)
+
     def replace_device(self, device: BlockDevice) -> None:
         """Put another device below, which has the same content; the gate is closed."""
         assert self._is_closed
@@ -124,6 +131,12 @@ class LiveVolume:
         with self._gate:
             while self._is_closed:
                 self._gate.wait()
+            if self._held_for:
+                # Asked here and nowhere before: a view may have been made while we waited.
+                raise DeviceError(
+                    f"a static view holds the volume for job {self._held_for[0]}",
+                    sense=WRITE_PROTECTED,
+                )
             self._inside += 1
 
     def _leave(self, writer: str) -> None:
@@ -185,10 +198,12 @@ class LiveVolume:
                 raise self._flush_error
             try:
                 self.device.flush()
+                return
             except DeviceError as error:
-                self._flush_error = error
-                self._on_flush_failed()
-                raise
+                self._flush_error = failed = error
+        # Not under the lock: the owner may be flushing himself, in a step that this has to wait for.
+        self._on_flush_failed()
+        raise failed
 
     @property
     def is_read_only(self) -> bool:

@@ -181,7 +181,6 @@ class MirrorView:
     """A leg of the backup mirror, split off."""
 
     means = Means.MIRROR
-    broken = ""
     used_bytes = 0
 
     def __init__(self, mirror: MirroredDevice, leg: str) -> None:
@@ -195,6 +194,15 @@ class MirrorView:
         """The leg."""
         assert self._device is not None
         return self._device
+
+    @property
+    def broken(self) -> str:
+        """A leg may fail, and is not split any more then."""
+        for leg in self._mirror.legs():
+            if leg.name == self.leg:
+                is_good = leg.state is LegState.SPLIT
+                return "" if is_good else f"leg {leg.name} is {leg.state.value} {leg.reason}".strip()
+        return f"leg {self.leg} is gone"
 
     def install(self) -> None:
         """Split the leg off."""
@@ -363,5 +371,9 @@ def _tell_broken(view: ViewId, reason: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    """What cannot be removed is left to the next start."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("cannot remove the folder of a static view", extra={"reason": str(error)})

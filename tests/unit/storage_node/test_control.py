@@ -29,6 +29,7 @@ from backplane.wire.messages import (
     ViewCreate,
     ViewExtents,
     ViewRelease,
+    ViewWaiting,
     VolumeAttach,
     VolumeCreate,
     VolumeDelete,
@@ -60,6 +61,7 @@ class Node:
         self.loop = Loop(clock=self.clock)
         self.sent: list[Message] = []
         self.inventories: list[NodeInventory] = []
+        self.told: list[ViewWaiting] = []
         self.workers = KeyedWorkers(threads=2)
         self.access = Access(
             Admission(node=NodeName("node-1"), boot_id=BOOT, floors=bench.store.floors),
@@ -99,6 +101,8 @@ class Node:
     def _send(self, message: Message) -> None:
         if isinstance(message, NodeInventory):
             self.inventories.append(message)
+        elif isinstance(message, ViewWaiting):
+            self.told.append(message)
         else:
             self.sent.append(message)
 
@@ -247,6 +251,7 @@ def write(node: Node) -> None:
     grant = node.bench.grant(UNIT, Rights.WRITE, extents=((0, 8),), ttl_s=1000.0)
     session = node.access.open(grant)
     node.access.enter(session, Request(opcode=Opcode.WRITE, boot=boot_bits(BOOT)))
+    node.disk.live[VOLUME].write(0, memoryview(b"x"), writer="writer-1")
     node.access.leave(session, has_written=True)
     node.access.close(session)
 
@@ -259,6 +264,9 @@ def waiting(node: Node) -> None:
     node.control.handle(view(20, quiet_s=3.0))
     node.settle()
     assert not node.sent
+    assert [(told.view, told.idle_s, told.last_writer) for told in node.told] == [
+        (VIEW, 0.0, "writer-1")
+    ]
 
 
 def test_a_view_comes_when_the_volume_is_quiet(node: Node) -> None:
@@ -280,7 +288,7 @@ def test_writes_put_it_off_until_the_timeout(node: Node) -> None:
         node.settle()
     failed = [m for m in node.sent if isinstance(m, NodeFailed)]
     assert [(m.request, m.error) for m in failed] == [(20, "not-quiet")]
-    assert not node.disk.views()
+    assert not node.disk.book.views
 
 
 def test_doubles_of_a_waiting_request_are_all_answered_at_its_time(node: Node) -> None:
@@ -301,7 +309,7 @@ def test_a_release_ends_the_waiting_and_nothing_brings_the_view_back(node: Node)
     assert reply(node.sent[1]).request == 30
     node.clock.advance(100.0)
     assert failure(node.answer(view(31))).error == "not-found"
-    assert not node.disk.views()
+    assert not node.disk.book.views
 
 
 def test_a_release_that_overtakes_an_attempt_wins(node: Node) -> None:
@@ -310,7 +318,7 @@ def test_a_release_that_overtakes_an_attempt_wins(node: Node) -> None:
     node.control.handle(ViewRelease(request=30, view=VIEW))
     node.pump(lambda: len(node.sent) == 3)
     node.settle()
-    assert not node.disk.views()
+    assert not node.disk.book.views
     node.clock.advance(100.0)  # no timer of it is left
     node.settle()
 
@@ -321,9 +329,9 @@ def test_a_view_ends_with_its_time(node: Node) -> None:
     node.clock.advance(49.9)
     node.loop.run_once()
     node.settle()
-    assert node.disk.views()
+    assert node.disk.book.views
     node.clock.advance(0.2)
-    node.pump(lambda: not node.disk.views())
+    node.pump(lambda: not node.disk.book.views)
 
 
 def test_after_a_restart_the_time_of_a_view_begins_anew(node: Node, bench: Any) -> None:
@@ -334,9 +342,9 @@ def test_after_a_restart_the_time_of_a_view_begins_anew(node: Node, bench: Any) 
     again = Node(bench)
     again.clock.advance(49.0)
     again.settle()
-    assert again.disk.views()
+    assert again.disk.book.views
     again.clock.advance(2.0)
-    again.pump(lambda: not again.disk.views())
+    again.pump(lambda: not again.disk.book.views)
     again.close()
     node.__init__(bench)  # type: ignore[misc]  # for the fixture to close
 

@@ -330,7 +330,7 @@ def test_a_view_survives_a_restart_and_still_holds(node: Node) -> None:
     held = node.view(quiet_s=0.0)
     again = node.restart()
     assert again.disk.describe()[1] == (held,)
-    assert [view.ttl_s for view in again.disk.views()] == [9.0]
+    assert [view.ttl_s for view in again.views.views()] == [9.0]
     with pytest.raises(BusyError):
         again.write(b"x", epoch=6)
     assert again.views.release(VIEW)

@@ -54,7 +54,9 @@ def store(tmp_path: Path) -> Iterator[VolumeStore]:
     found.close()
 
 
-def again(folder: Path) -> tuple[list[VolumeRecord], list[ViewRecord]]:
+def again(closed: VolumeStore, folder: Path) -> tuple[list[VolumeRecord], list[ViewRecord]]:
+    """What a new process finds: the old one has gone, and its locks with it."""
+    closed.close()
     store = VolumeStore(folder, boot_id="a" * 36, new_id=lambda: "cd" * 16)
     try:
         return store.load()
@@ -66,13 +68,13 @@ def test_volumes_and_views_are_found_again(store: VolumeStore, tmp_path: Path) -
     store.perform(MakeVolume(RECORD))
     store.perform(RecordView(VIEW))
     store.devices[RECORD.volume].write(0, memoryview(b"x"))
-    assert again(tmp_path) == ([RECORD], [VIEW])
+    assert again(store, tmp_path) == ([RECORD], [VIEW])
     store.perform(DropView(VIEW))
     store.perform(DropView(VIEW))
-    assert again(tmp_path) == ([RECORD], [])
+    assert again(store, tmp_path) == ([RECORD], [])
     store.perform(DropVolume(RECORD))
     store.perform(DropVolume(RECORD))
-    assert again(tmp_path) == ([], [])
+    assert again(store, tmp_path) == ([], [])
     assert not list((tmp_path / "volumes").iterdir())
 
 
@@ -82,7 +84,7 @@ def test_a_record_is_replaced_as_a_whole(store: VolumeStore, tmp_path: Path) -> 
     before = (folder / "volume.json").stat().st_ino
     store.perform(RecordVolume(RECORD))
     assert (folder / "volume.json").stat().st_ino != before
-    assert sorted(path.name for path in folder.iterdir()) == ["data.img", "volume.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["changes", "data.img", "volume.json"]
 
 
 def test_what_a_crash_left_unfinished_is_swept_away(store: VolumeStore, tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_what_a_crash_left_unfinished_is_swept_away(store: VolumeStore, tmp_path
     half = tmp_path / "volumes" / ".pending-half"
     shutil.copytree(tmp_path / "volumes" / RECORD.volume, half)
     (tmp_path / "views" / ".x.json.new").write_text("half")
-    assert again(tmp_path) == ([RECORD], [])
+    assert again(store, tmp_path) == ([RECORD], [])
     assert not half.exists()
 
 
@@ -104,7 +106,7 @@ def test_what_cannot_be_understood_is_left_alone(
     store.perform(RecordView(VIEW))
     file = tmp_path / "volumes" / RECORD.volume / "volume.json"
     file.write_text(content)
-    assert again(tmp_path) == ([], [])
+    assert again(store, tmp_path) == ([], [])
     assert file.read_text() == content
     assert (file.parent / "data.img").exists()
 
@@ -112,7 +114,7 @@ def test_what_cannot_be_understood_is_left_alone(
 def test_a_view_file_that_is_none_is_left_alone(store: VolumeStore, tmp_path: Path) -> None:
     store.perform(MakeVolume(RECORD))
     (tmp_path / "views" / "x.json").write_text('{"version": 1}')
-    assert again(tmp_path) == ([RECORD], [])
+    assert again(store, tmp_path) == ([RECORD], [])
 
 
 def test_data_of_another_size_are_not_taken_for_the_volume(
@@ -121,7 +123,7 @@ def test_data_of_another_size_are_not_taken_for_the_volume(
     store.perform(MakeVolume(RECORD))
     with (tmp_path / "volumes" / RECORD.volume / "data.img").open("ab") as file:
         file.write(bytes(512))
-    assert again(tmp_path) == ([], [])
+    assert again(store, tmp_path) == ([], [])
 
 
 def test_a_volume_that_cannot_be_made_leaves_nothing(store: VolumeStore, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_an_attached_image_outlives_its_volume(store: VolumeStore, tmp_path: Pat
     )
     store.perform(MakeVolume(record))
     assert store.path(record) == image
-    assert again(tmp_path) == ([record], [])
+    assert again(store, tmp_path) == ([record], [])
     store.perform(DropVolume(record))
     assert image.read_bytes().startswith(b"image")
 
