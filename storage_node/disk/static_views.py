@@ -201,7 +201,9 @@ class MirrorView:
         for leg in self._mirror.legs():
             if leg.name == self.leg:
                 is_good = leg.state is LegState.SPLIT
-                return "" if is_good else f"leg {leg.name} is {leg.state.value} {leg.reason}".strip()
+                return (
+                    "" if is_good else f"leg {leg.name} is {leg.state.value} {leg.reason}".strip()
+                )
         return f"leg {self.leg} is gone"
 
     def install(self) -> None:
@@ -276,7 +278,8 @@ class ViewMaker:
         if wanted == Means.HOLD.value:
             return HeldView(volume)
         if wanted == Means.MIRROR.value:
-            return MirrorView(*_mirror_of(volume))
+            mirror = _mirror_of(volume)
+            return MirrorView(mirror, _leg_in_sync(mirror))
         try:
             _remove(folder)
             if wanted == Means.CLONE.value:
@@ -313,7 +316,7 @@ class ViewMaker:
             case Means.HOLD:
                 return HeldView(volume)
             case Means.MIRROR:
-                found = MirrorView(_mirror_of(volume)[0], record.leg)
+                found = MirrorView(_mirror_of(volume), record.leg)
                 found.reopen()
                 return found
             case Means.CLONE:
@@ -352,16 +355,19 @@ class ViewMaker:
         return same and path.is_file() and reflink.can_reflink(self._folder)
 
 
-def _mirror_of(volume: LiveVolume) -> tuple[MirroredDevice, str]:
-    """Return the mirror and the leg that is in sync."""
+def _mirror_of(volume: LiveVolume) -> MirroredDevice:
     if not isinstance(volume.device, MirroredDevice):
         raise RefusedError(
             "the volume has no backup mirror", hint="add one: ctl volume mirror add NAME"
         )
-    legs = volume.device.legs()
+    return volume.device
+
+
+def _leg_in_sync(mirror: MirroredDevice) -> str:
+    legs = mirror.legs()
     for leg in legs:
         if leg.state is LegState.IN_SYNC:
-            return volume.device, leg.name
+            return leg.name
     told = ", ".join(f"{leg.name} is {leg.state.value}" for leg in legs) or "it has no leg"
     raise RefusedError(f"no leg of the backup mirror can be split: {told}")
 

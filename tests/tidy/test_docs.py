@@ -28,6 +28,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 CORES = ("backplane.wire", "controller.core", "mover_node.core", "storage_node.core")
 MACHINES = {
+    "storage_node.core.mirror": "mirror-leg.md",
     "backplane.wire.peer_session": "peer-session.md",
     "controller.core.job": "job.md",
     "mover_node.core.machine": "mover-item.md",
