@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
@@ -258,7 +258,7 @@ class OperatorInterface:
                 row = registry.volume_by_name(arguments["name"])
                 return documents.volume_document(registry, row)
             case "volume.quiet":
-                return self._volume_quiet(registry.volume_by_name(arguments["name"]), wall)
+                return self._volume_quiet(registry.volume_by_name(arguments["name"]))
             case "node.list":
                 return {"nodes": documents.node_documents(registry)}
             case "mover.list":
@@ -396,9 +396,9 @@ class OperatorInterface:
             ]
         }
 
-    def _volume_quiet(self, row: VolumeRow, wall: str) -> dict[str, Any]:
+    def _volume_quiet(self, row: VolumeRow) -> dict[str, Any]:
         waits = self._catalog.quiet_waits(row.volume, limit=QUIET_WAITS_MAX)
-        here = datetime.fromisoformat(wall).astimezone()
+        here = datetime.now(UTC).astimezone()
         return {
             "volume": row.name,
             "zone": f"{here.tzname()} (UTC{here.isoformat()[-6:]})",
@@ -415,7 +415,7 @@ class OperatorInterface:
         rows.sort(key=lambda row: -row.backup)
         return {
             "backups": [
-                documents.backup_document(row, self._registry.parts_of(row.backup))
+                documents.backup_document(row, self._registry, self._machine.backups)
                 for row in rows[:LIST_MAX]
             ]
         }
@@ -423,10 +423,13 @@ class OperatorInterface:
     def _backup_show(self, row: BackupRow) -> dict[str, Any]:
         parts = self._registry.parts_of(row.backup)
         packed = self._catalog.extents(row.backup)
+        runs = ExtentRuns.unpack(packed) if packed else ExtentRuns()
+        zeros = runs.zeros or ExtentRuns()
         return {
-            **documents.backup_document(row, parts),
+            **documents.backup_document(row, self._registry, self._machine.backups),
             "parts_detail": [documents.part_document(part, row) for part in parts],
-            "extents_count": len(ExtentRuns.unpack(packed)) if packed else 0,
+            "extents_count": len(runs),
+            "zero_bytes": zeros.total_blocks * row.block_bytes,
         }
 
     def _tape_show(self, tag: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def backup() -> None:
 @click.option("--volume", default="", help="Only backups of this volume.")
 @click.pass_obj
 def list_(settings: Settings, volume: str) -> None:
-    """List backups, newest first."""
+    """List backups, newest first, and the cartridges that a restore of each needs."""
     with connect(settings) as client:
         document = client.call("backup.list", volume=volume)
     Screen(settings.output).show(document, table=lambda: backup_table(document), rows="backups")
@@ -29,7 +29,7 @@ def list_(settings: Settings, volume: str) -> None:
 @click.argument("backup", metavar="BACKUP")
 @click.pass_obj
 def show(settings: Settings, backup: str) -> None:
-    """Show one backup and where its parts are on tape.
+    """Show one backup, on what it stands, and where its parts are on tape.
 
     BACKUP is a number, VOLUME/latest or VOLUME/TIME.
     """
@@ -43,15 +43,27 @@ def backup_table(document: Document) -> str:
     columns = [
         ("BACKUP", render.text_of("backup")),
         ("NAME", render.text_of("name")),
+        ("LEVEL", _level),
         ("STATE", render.text_of("state")),
         ("CREATED", render.time_of("created")),
         ("VOLUME SIZE", render.size_of("size_bytes")),
         ("DATA", lambda row: render.tape_size(row["stream_bytes"])),
         ("PARTS", render.text_of("parts")),
-        ("CARTRIDGES", render.text_of("tags")),
+        ("NEEDS", _needs),
     ]
     numbers = ("BACKUP", "VOLUME SIZE", "DATA", "PARTS")
     return render.table(columns, document["backups"], right=numbers, empty="no backups")
+
+
+def _needs(document: Document) -> str:
+    """Say what a restore needs, or why there cannot be one."""
+    return f"broken: {document['broken']}" if document["broken"] else ", ".join(document["needs"])
+
+
+def _level(document: Document) -> str:
+    if not document["parent"]:
+        return str(document["level"])
+    return f"{document['level']} on {document['parent']}"
 
 
 def backup_page(document: Document) -> str:
@@ -61,6 +73,9 @@ def backup_page(document: Document) -> str:
             ("Backup", str(document["backup"])),
             ("Name", str(document["name"])),
             ("State", str(document["state"])),
+            ("Level", _level(document)),
+            ("Chain", ", ".join(str(number) for number in document["chain"])),
+            ("Restore needs", _needs(document) or "-"),
             ("Volume", f"{document['volume']} ({document['volume_id']})"),
             ("Job", str(document["job"])),
             ("Created", render.local_time(document["created"])),
@@ -68,6 +83,7 @@ def backup_page(document: Document) -> str:
             ("Blocks", f"{document['blocks']:,} of {document['block_bytes']} bytes"),
             ("Data", render.tape_size(document["stream_bytes"])),
             ("Extents", f"{document['extents_count']:,}"),
+            ("Given back", render.exact_size(document["zero_bytes"])),
             ("Consistency", str(document["consistency"])),
             ("Static view", str(document["view_means"])),
             ("Cartridges", ", ".join(document["tags"]) or "-"),

@@ -61,6 +61,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("State", str(detail["state"])),
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
+        *_level(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
         ("End time", render.local_time(detail["ended"])),
@@ -99,6 +100,21 @@ def _view(detail: Document) -> list[tuple[str, str]]:
             facts.append(("Waited for quiet", f"{wait['waited_s']:.1f} s{writer}"))
     if view:
         facts.append(("Static view", f"{view['means'] or 'none yet'} (asked for: {view['asked']})"))
+    return facts
+
+
+def _level(result: Document) -> list[tuple[str, str]]:
+    """Say at which level a backup was made, why not at the one asked for, and what it stands on."""
+    if "level" not in result:
+        return []
+    facts = [("Level", str(result["level"]))]
+    if result.get("parent"):
+        facts = [("Level", f"{result['level']} on backup {result['parent']}")]
+    if result.get("fallback"):
+        facts.append(("Full because", str(result["fallback"])))
+    if result.get("parents"):
+        facts.append(("Stands on", ", ".join(str(number) for number in result["parents"])))
+        facts.append(("Restore needs", ", ".join(result["needs"])))
     return facts
 
 

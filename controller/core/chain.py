@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from backplane.errors import VolumeError
@@ -64,13 +65,22 @@ def chain_of(row: BackupRow, backups: Mapping[BackupId, BackupRow]) -> list[Back
     return chain
 
 
+def parts_of(row: BackupRow, registry: Registry) -> Iterator[PartRow]:
+    """Yield the parts of a backup in order, up to the first that is missing; no part of another one is looked at."""
+    for number in count(1):
+        part = registry.parts.get((row.backup, number))
+        if part is None:
+            return
+        yield part
+
+
 def why_broken(chain: Sequence[BackupRow], registry: Registry) -> str:
     """Say what keeps a chain from being restored, as far as the catalog knows; empty if nothing does."""
     for row in chain:
         if row.state != "completed":
             return f"backup {row.backup} is {row.state}"
-        parts = registry.parts_of(row.backup)
-        if not parts or not parts[-1].is_last or parts[-1].part != len(parts):
+        parts = list(parts_of(row, registry))
+        if not parts or not parts[-1].is_last:
             return f"parts of backup {row.backup} are missing"
         for part in parts:
             cartridge = registry.cartridges.get(part.tag)
@@ -134,7 +144,7 @@ def change_map(allocated: ExtentRuns, changed: ExtentRuns) -> ExtentRuns:
 def needed_tags(chain: Sequence[BackupRow], registry: Registry) -> list[VolumeTag]:
     """Return the barcodes of all cartridges of a chain, those of the full backup first."""
     return list(
-        dict.fromkeys(part.tag for row in reversed(chain) for part in registry.parts_of(row.backup))
+        dict.fromkeys(part.tag for row in reversed(chain) for part in parts_of(row, registry))
     )
 
 
@@ -212,7 +222,7 @@ def tape_order(
     readings = [
         reading
         for row, taken in reversed(list(zip(chain, picks, strict=True)))
-        for part in registry.parts_of(row.backup)
+        for part in parts_of(row, registry)
         if (reading := Reading(row, part, taken)).blocks
     ]
     place = {tag: number for number, tag in enumerate(dict.fromkeys(r.part.tag for r in readings))}

@@ -15,14 +15,17 @@ it opens no data channel.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+from backplane.errors import VolumeError
+from backplane.ids import BackupId
 from backplane.scsi.sense import Sense, SenseError
 from backplane.wire.messages import LedgerEntry
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
+from controller.core.chain import chain_of, needed_tags, parts_of, why_broken
 from controller.core.inactivity import in_force
 from controller.core.registry import Registry
 
@@ -117,8 +120,16 @@ def part_document(part: PartRow, backup: BackupRow) -> dict[str, Any]:
     }
 
 
-def backup_document(row: BackupRow, parts: list[PartRow]) -> dict[str, Any]:
-    """Describe a backup."""
+def backup_document(
+    row: BackupRow, registry: Registry, backups: Mapping[BackupId, BackupRow]
+) -> dict[str, Any]:
+    """Describe a backup, and what a restore of it needs: the backups on which it stands, and their cartridges."""
+    parts = list(parts_of(row, registry))
+    try:
+        chain = chain_of(row, backups)
+        broken = why_broken(chain, registry)
+    except VolumeError as error:
+        chain, broken = [row], error.message
     return {
         "backup": row.backup,
         "name": f"{row.volume_name}/{row.created}",
@@ -136,6 +147,13 @@ def backup_document(row: BackupRow, parts: list[PartRow]) -> dict[str, Any]:
         "state": row.state,
         "consistency": row.consistency,
         "view_means": row.view_means,
+        "level": row.level,
+        "parent": row.parent,
+        "chain": [member.backup for member in chain],
+        "needs": needed_tags(chain, registry),
+        "broken": broken,
+        "tracking": row.tracking,
+        "generation": row.generation,
     }
 
 

@@ -167,7 +167,8 @@ def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
     if len(chain) > 1 and job.state is JobState.QUEUED:
         names = ", ".join(str(member.backup) for member in chain[1:])
         tags = list(dict.fromkeys(reading.part.tag for reading in readings))
-        job.result.update(parents=[member.backup for member in chain[1:]], needs=tags)
+        parents = [member.backup for member in chain[1:]]
+        job.result.update(level=row.level, parents=parents, needs=tags)
         told = f"backup {row.backup} is {row.level}; it stands on {names}"
         desk.log(job, "info", f"{told}; to be read in order: {', '.join(tags) or 'nothing'}")
     return readings

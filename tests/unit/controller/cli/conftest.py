@@ -381,6 +381,13 @@ def documents() -> dict[str, Any]:
         "state": "completed",
         "consistency": "crash",
         "view_means": "hold",
+        "level": "full",
+        "parent": 0,
+        "chain": [3],
+        "needs": ["LTO001L8"],
+        "broken": "",
+        "tracking": "",
+        "generation": 0,
     }
     part = {
         "part": 1,
@@ -448,7 +455,7 @@ def documents() -> dict[str, Any]:
         },
         "item": item,
         "backup": backup,
-        "backup_detail": backup | {"parts_detail": [part], "extents_count": 12},
+        "backup_detail": backup | {"parts_detail": [part], "extents_count": 12, "zero_bytes": 0},
         "part": part,
         "cartridge": cartridge,
         "volume": volume,

@@ -4,24 +4,28 @@ import json
 from typing import Any
 
 LIST = """\
-BACKUP  NAME                       STATE      CREATED              VOLUME SIZE            DATA  PARTS  CARTRIDGES
-     3  vol1/2026-01-11T10:43:48Z  completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  LTO001L8
+BACKUP  NAME                       LEVEL  STATE      CREATED              VOLUME SIZE            DATA  PARTS  NEEDS
+     3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  LTO001L8
 """
 
 PAGE = """\
-  Backup:       3
-  Name:         vol1/2026-01-11T10:43:48Z
-  State:        completed
-  Volume:       vol1 (0123456789abcdef0123456789abcdef)
-  Job:          7
-  Created:      2026-01-11 10:43:48
-  Volume size:  4,294,967,296 (4GiB)
-  Blocks:       8,388,608 of 512 bytes
-  Data:         3GiB (3.22 GB)
-  Extents:      12
-  Consistency:  crash
-  Static view:  hold
-  Cartridges:   LTO001L8
+  Backup:         3
+  Name:           vol1/2026-01-11T10:43:48Z
+  State:          completed
+  Level:          full
+  Chain:          3
+  Restore needs:  LTO001L8
+  Volume:         vol1 (0123456789abcdef0123456789abcdef)
+  Job:            7
+  Created:        2026-01-11 10:43:48
+  Volume size:    4,294,967,296 (4GiB)
+  Blocks:         8,388,608 of 512 bytes
+  Data:           3GiB (3.22 GB)
+  Extents:        12
+  Given back:     0
+  Consistency:    crash
+  Static view:    hold
+  Cartridges:     LTO001L8
 
 PART  CARTRIDGE  SEQUENCE  HEADER  DATA  TRAILER  RECORDS  RECORD           BYTES
    1  LTO001L8          1       3     4     3077     3072    1MiB  3GiB (3.22 GB)
@@ -45,3 +49,24 @@ def test_show_as_a_page(controller: Any, ctl: Any, documents: Any) -> None:
     controller.answers["backup.show"] = documents["backup_detail"]
     assert ctl("backup", "show", "vol1/latest") == (0, PAGE, "")
     assert controller.arguments("backup.show") == {"backup": "vol1/latest"}
+
+
+def test_a_backup_that_stands_on_others_says_so(controller: Any, ctl: Any, documents: Any) -> None:
+    changes = {"level": "incremental", "parent": 2, "chain": [3, 2, 1], "needs": ["A", "B"]}
+    controller.answers["backup.list"] = {"backups": [documents["backup"] | changes]}
+    row = ctl("backup", "list")[1].splitlines()[1]
+    assert "incremental on 2  completed" in row
+    assert row.endswith("  A, B")
+    controller.answers["backup.show"] = documents["backup_detail"] | changes
+    told = ctl("backup", "show", "3")[1]
+    assert "Level:          incremental on 2\n" in told
+    assert "Chain:          3, 2, 1\n" in told
+    assert "Restore needs:  A, B\n" in told
+
+
+def test_a_chain_that_cannot_be_restored_says_why(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    changes = {"broken": "cartridge A is in error"}
+    controller.answers["backup.list"] = {"backups": [documents["backup"] | changes]}
+    assert "broken: cartridge A is in error" in ctl("backup", "list")[1]

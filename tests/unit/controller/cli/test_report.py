@@ -153,7 +153,7 @@ def test_a_backup_says_what_it_waited_for_and_how_it_was_viewed(documents: Any) 
             {"level": "full", "fallback": "no history"},
             ["Level:               full", "Full because:        no history"],
         ),
-        ({"level": "incremental", "parent": 2}, ["Level:               incremental, on backup 2"]),
+        ({"level": "incremental", "parent": 2}, ["Level:               incremental on backup 2"]),
         (
             {"level": "incremental", "parents": [2, 1], "needs": ["A", "B"]},
             [

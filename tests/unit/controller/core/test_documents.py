@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from backplane.ids import BackupId, VolumeTag
 from backplane.scsi.sense import Sense, SenseKey
 from controller.core import documents
 from tests.site.site import DATA, Site, backed_up, ledger
@@ -176,12 +177,33 @@ def test_a_cartridge_has_a_status_and_a_location(site: Site, job: Any) -> None:
 
 def test_a_backup_is_named_by_its_volume_and_time(site: Site, job: Any) -> None:
     row = site.machine.backups[1]  # type: ignore[index]
-    parts = site.machine.registry.parts_of(1)
-    told = documents.backup_document(row, parts)
+    registry = site.machine.registry
+    told = documents.backup_document(row, registry, site.machine.backups)
     assert told["name"] == f"vol/{row.created}"
     assert (told["tags"], told["parts"], told["size_bytes"]) == (["LTO001L8"], 1, 64 * 512)
-    part = documents.part_document(parts[0], row)
+    assert (told["level"], told["parent"], told["chain"]) == ("full", 0, [1])
+    assert (told["needs"], told["broken"]) == (["LTO001L8"], "")
+    part = documents.part_document(registry.parts_of(1)[0], row)
     assert (part["records"], part["stream_bytes"], part["volume"]) == (4, 7680, "vol")
+
+
+def test_a_backup_says_what_a_restore_of_it_needs_and_what_keeps_it_from_that(
+    site: Site, job: Any
+) -> None:
+    registry, first = site.machine.registry, site.machine.backups[1]  # type: ignore[index]
+    later = replace(first, backup=BackupId(2), level="incremental", parent=first.backup)
+    backups = {first.backup: first, later.backup: later}
+    registry.parts[2, 1] = replace(
+        registry.parts[1, 1], backup=later.backup, tag=VolumeTag("LTO002L8")
+    )
+    told = documents.backup_document(later, registry, backups)
+    assert (told["level"], told["parent"], told["chain"]) == ("incremental", 1, [2, 1])
+    assert (told["tags"], told["needs"]) == (["LTO002L8"], ["LTO001L8", "LTO002L8"])
+    assert "cartridge LTO002L8" in told["broken"], "the cartridge has no label yet"
+    del backups[first.backup]
+    told = documents.backup_document(later, registry, backups)
+    assert told["broken"] == "backup 2 stands on 1, which is not there"
+    assert told["chain"] == [2]
 
 
 def test_nodes_and_movers_are_listed_with_what_they_do(site: Site) -> None:
