@@ -291,6 +291,8 @@ class Transmission:
         try:
             if self._pipe is None:
                 self._pipe = Pipe()
+            if not self._pipe.fits(file, count):
+                return False
             if self._pipe.fill(file, count):
                 return True
             self._pipe.close()
@@ -427,10 +429,12 @@ class Pipe:
             # Over the user's budget for pipes: large reads are copied.
             self._bytes = fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ)
 
+    def fits(self, file: FileRange, count: int) -> bool:
+        """Say whether the pipe has room for all the pages that `count` bytes lie in."""
+        return file.offset % _PAGE_BYTES + count <= self._bytes
+
     def fill(self, file: FileRange, count: int) -> bool:
-        """Take `count` bytes from the file; False if the pipe is too small or the file too short."""
-        if file.offset % _PAGE_BYTES + count > self._bytes:
-            return False
+        """Take `count` bytes from the file; False if they do not fit or the file is too short: then close the pipe."""
         taken = 0
         while taken < count:
             try:

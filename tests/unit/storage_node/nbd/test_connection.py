@@ -151,6 +151,20 @@ def test_a_request_in_single_bytes_is_a_request(serve: Any, device: BlockDevice)
     assert content(device, 3, 4) == b"slow"
 
 
+@pytest.mark.parametrize("length", [4096, PIECE_BYTES])
+def test_no_reply_waits_for_the_payload_of_a_later_request(
+    serve: Any, device: BlockDevice, length: int
+) -> None:
+    client = serve(export(device)).client
+    cookie = client.send(Command.READ, 0, 512)
+    late = struct.pack(">IHHQQI", 0x25609513, 0, Command.WRITE, 77, 0, length)
+    client.wire.send(struct.pack(">IHHQQI", 0x25609513, 0, Command.FLUSH, 78, 0, 0) + late)
+    assert client.wait(cookie).error == 0
+    assert client.wire.receive(16) == struct.pack(">IIQ", 0x67446698, 0, 78)
+    client.wire.send(b"x" * length)
+    assert client.wire.receive(16) == struct.pack(">IIQ", 0x67446698, 0, 77)
+
+
 # Flushing, zeroing, and hints.
 
 
@@ -358,12 +372,18 @@ def test_a_file_that_cannot_be_lent_is_read(
 
 
 def test_a_pipe_takes_what_fits_and_no_more(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(os.urandom(2 * PIPE_BYTES))
+    (tmp_path / "file").write_bytes(os.urandom(3 * PIPE_BYTES))
     with (tmp_path / "file").open("rb") as file:
         pipe = Pipe()
-        assert not pipe.fill(FileRange(file.fileno(), 0), PIPE_BYTES + 1)
-        assert not pipe.fill(FileRange(file.fileno(), 1), PIPE_BYTES)
-        assert not pipe.fill(FileRange(file.fileno(), 2 * PIPE_BYTES - 10), 11)
+        assert pipe.fits(FileRange(file.fileno(), 4096), PIPE_BYTES)
+        assert not pipe.fits(FileRange(file.fileno(), 0), PIPE_BYTES + 1)
+        assert not pipe.fits(FileRange(file.fileno(), 1), PIPE_BYTES)
+        assert not pipe.fill(FileRange(file.fileno(), 3 * PIPE_BYTES - 10), 11)
+        pipe.close()
+        pipe = Pipe()
+        assert not pipe.fill(FileRange(file.fileno(), 0), 2 * PIPE_BYTES), (
+            "or it would wait for ever"
+        )
         pipe.close()
 
 
