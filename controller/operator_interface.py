@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
@@ -258,7 +258,7 @@ class OperatorInterface:
                 row = registry.volume_by_name(arguments["name"])
                 return documents.volume_document(registry, row)
             case "volume.quiet":
-                return self._volume_quiet(registry.volume_by_name(arguments["name"]))
+                return self._volume_quiet(registry.volume_by_name(arguments["name"]), wall)
             case "node.list":
                 return {"nodes": documents.node_documents(registry)}
             case "mover.list":
@@ -396,9 +396,9 @@ class OperatorInterface:
             ]
         }
 
-    def _volume_quiet(self, row: VolumeRow) -> dict[str, Any]:
+    def _volume_quiet(self, row: VolumeRow, wall: str) -> dict[str, Any]:
         waits = self._catalog.quiet_waits(row.volume, limit=QUIET_WAITS_MAX)
-        here = datetime.now(UTC).astimezone()
+        here = datetime.fromisoformat(wall).astimezone()
         return {
             "volume": row.name,
             "zone": f"{here.tzname()} (UTC{here.isoformat()[-6:]})",
