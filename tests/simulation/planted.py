@@ -67,7 +67,7 @@ class PublishesAtOnce(DiskControl):
 
     def publish(self, message: VolumePublish) -> VolumeState:
         """Set the volume online, whoever may still be writing it."""
-        access: Any = self._access
+        access: Any = self.access
         access.is_publishing = True
         try:
             return super().publish(message)
