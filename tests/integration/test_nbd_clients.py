@@ -13,7 +13,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +48,7 @@ VIEW_SIZE = 4 * MIB
 FILE_SYSTEM_SIZE = 512 * MIB
 """mkfs.xfs takes no less than 300 MiB; the file is sparse."""
 TIMEOUT_S = 90
+NBDFUSE_END_S = 20
 PACKAGES = {
     "nbdinfo": "libnbd-bin",
     "nbdcopy": "libnbd-bin",
@@ -419,13 +419,12 @@ def mounted_by_fuse(folder: Path, uri: str) -> Iterator[Path]:
                 pytest.fail(f"nbdfuse ended with exit code {process.returncode}")
             yield shown
         finally:
-            if process.poll() is None:
-                run("umount", point)
             try:
-                process.wait(TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                raise
+                # Lazily: a loop device lets go of its file a moment after it was detached.
+                run("umount", "--lazy", point)
+                process.wait(NBDFUSE_END_S)
+            finally:
+                process.kill()
 
 
 @contextmanager
