@@ -134,7 +134,9 @@ class Limits:
         if command in _WITH_PAYLOAD and count > self.payload_bytes_max:
             return NbdError.EINVAL, f"at most {self.payload_bytes_max} bytes per request"
         if address + count > self.size_bytes:
-            error = NbdError.ENOSPC if command in _WRITING else NbdError.EINVAL
+            # proto.md, "Error values": no space for what is written, no sense in what is read or trimmed.
+            is_writing = command in (WRITE, WRITE_ZEROES)
+            error = NbdError.ENOSPC if is_writing else NbdError.EINVAL
             return error, f"the export ends at byte {self.size_bytes}"
         if (address | count) & (self.block_bytes - 1):
             return NbdError.EINVAL, f"not a multiple of {self.block_bytes} bytes"

@@ -94,7 +94,7 @@ def test_what_an_export_offers_is_allowed(
         (LIMITS, READ, 0, 0xFFFFFFFFFFFFFE00, 512, NbdError.EINVAL, "ends at"),
         (LIMITS, WRITE, 0, 64 * MIB, 512, NbdError.ENOSPC, "ends at"),
         (LIMITS, WRITE, 0, 0xFFFFFFFFFFFFFE00, 512, NbdError.ENOSPC, "ends at"),
-        (LIMITS, TRIM, 0, 512, 64 * MIB, NbdError.ENOSPC, "ends at"),
+        (LIMITS, TRIM, 0, 512, 64 * MIB, NbdError.EINVAL, "ends at"),
         (LIMITS, WRITE_ZEROES, 0, 512, 64 * MIB, NbdError.ENOSPC, "ends at"),
         (LIMITS, CACHE, 0, 512, 64 * MIB, NbdError.EINVAL, "ends at"),
         (LIMITS, BLOCK_STATUS, 0, 512, 64 * MIB, NbdError.EINVAL, "ends at"),
