@@ -101,7 +101,7 @@ def _tell_what_it_needs(desk: Desk, job: Job, row: BackupRow) -> None:
     job.result.update(parents=parents, needs=tags)
     names = ", ".join(str(number) for number in parents)
     told = f"backup {row.backup} is {row.level}: only its own records are verified"
-    desk.log(job, "info", f"{told}; a restore needs backups {names} too, on {', '.join(tags)}")
+    desk.log(job, "info", f"{told}; it stands on {names}, a restore needs {', '.join(tags)}")
 
 
 def _verify_part(reader: PartReader, row: BackupRow, part: PartRow, runs: ExtentRuns) -> Step:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
-from backplane.ids import JobId
-from backplane.wire.messages import VolumeCreate, VolumeOffline, VolumePublish
+from backplane.ids import BackupId, JobId
+from backplane.wire.messages import TapeLoad, VolumeCreate, VolumeOffline, VolumePublish
 from controller.core import effects as core
 from controller.core import planner
-from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger, restored
+from tests.site.disk import Volume
+from tests.site.site import (
+    DATA,
+    ControllerDied,
+    Site,
+    backed_up,
+    check_end,
+    connected,
+    content,
+    ledger,
+    restored,
+)
 
 
 def until(site: Site, kind: type) -> None:
@@ -275,3 +288,133 @@ def test_a_clean_up_that_was_interrupted_by_our_own_death_is_done_again(site: Si
     site.run()
     check_end(site, job, "cancelled")
     assert site.disk.by_name("copy").row.state == "restore-failed"
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def chained(site: Site, steps: int = 3) -> Volume:
+    """Back up a volume in full and then what changes; the newest backup has number `steps`."""
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    for step in range(steps):
+        job = site.submit("backup", volume="vol", level="auto")
+        site.run()
+        check_end(site, job)
+        volume.write({30 + step: bytes([step + 1]) * 512, step: bytes([step + 1]) * 512})
+        volume.trim(50 + step)
+    return volume
+
+
+def test_a_chain_is_restored_with_one_load_per_cartridge_and_books_that_balance(site: Site) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    expected: dict[int, bytes] = {}
+    for step in range(4):
+        if (
+            step == 1
+        ):  # The second backup ends the first cartridge, the others follow on the next one.
+            site.tapes["LTO001L8"].capacity = len(site.tapes["LTO001L8"].objects) + 3
+        job = site.submit("backup", volume="vol", level="auto")
+        site.run()
+        check_end(site, job)
+        expected = dict(volume.data)
+        volume.write({lba: bytes([step + 1]) * 512 for lba in range(step, 40, 4)})
+    parts = [(part.tag, part.backup) for part in site.machine.registry.parts.values()]
+    assert sorted(parts) == [
+        ("LTO001L8", 1), ("LTO001L8", 2), ("LTO002L8", 2), ("LTO002L8", 3), ("LTO002L8", 4)
+    ]  # fmt: skip
+    loads: list[str] = []
+    deliver = site.deliver
+
+    def listen(target: str, message: Any) -> None:
+        if isinstance(message, TapeLoad) and (not loads or loads[-1] != message.tag):
+            loads.append(message.tag)
+        deliver(target, message)
+
+    site.deliver = listen  # type: ignore[method-assign]
+    job = site.submit("restore", backup=4, new="copy")
+    site.run()
+    check_end(site, job)
+    assert site.disk.by_name("copy").data == expected
+    assert loads == ["LTO001L8", "LTO002L8"]
+    book = ledger(site, job)
+    assert book["written_bytes"] == len(expected) * 512 == site.job(job).planned_bytes
+    assert site.job(job).done_bytes == site.job(job).planned_bytes
+    assert book["discarded_bytes"] > 0, "what was superseded lay in records that were needed"
+    result = json.loads(site.job(job).result)
+    assert (result["level"], result["parents"]) == ("incremental", [3, 2, 1])
+    assert result["needs"] == ["LTO001L8", "LTO002L8"]
+
+
+def test_a_member_of_a_chain_of_which_nothing_is_left_is_not_read(site: Site) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    site.submit("backup", volume="vol")
+    site.run()
+    site.set_cartridge("LTO001L8", status="full")
+    volume.trim(*DATA)
+    volume.write(content(5))
+    job = site.submit("backup", volume="vol", level="incremental")
+    site.run()
+    check_end(site, job)
+    site.tapes["LTO001L8"].unreadable = "broken since"
+    assert restored(site, 2) == content(5)
+
+
+def test_damage_in_a_chain_names_the_cartridge_and_only_what_was_wanted_of_it(site: Site) -> None:
+    """The second record of the full backup holds 10, 11, 30 and 31; of these 30 and 31 were written again."""
+    chained(site)
+    full = site.machine.registry.parts[1, 1]
+    site.tapes["LTO001L8"].bad.add(full.data_object + 1)
+    job = site.submit("restore", backup=3, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    (lost,) = json.loads(site.job(job).result)["damage"]
+    assert (lost["tag"], lost["object"]) == ("LTO001L8", full.data_object + 1)
+    assert lost["extents"] == [[10, 2]]
+    assert "ctl submit verify 1 lists all damage" in site.job(job).reason
+
+
+def test_damage_to_what_was_superseded_does_not_matter(site: Site) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    site.submit("backup", volume="vol")
+    site.run()
+    volume.write({lba: bytes([9]) * 512 for lba in (10, 11, 30, 31)})
+    site.submit("backup", volume="vol", level="incremental")
+    site.run()
+    full = site.machine.registry.parts[1, 1]
+    site.tapes["LTO001L8"].bad.add(full.data_object + 1)
+    assert restored(site, 2) == volume.data
+
+
+def test_a_chain_whose_parent_is_gone_is_not_begun(site: Site) -> None:
+    """Nothing deletes backups yet; a catalog that lost one must not give half a volume."""
+    chained(site)
+    del site.machine.backups[BackupId(1)]
+    job = site.submit("restore", backup=3, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    assert "backup 2 stands on 1, which is not there" in site.job(job).reason
+    assert all(volume.row.name != "copy" for volume in site.volumes.values())
+
+
+@pytest.mark.parametrize("crash_at", range(0, 90, 4))
+def test_a_controller_that_dies_anywhere_in_the_restore_of_a_chain_goes_on(crash_at: int) -> None:
+    site = connected()
+    chained(site, 2)
+    volume = site.disk.by_name("vol")
+    expected = dict(volume.data)
+    site.submit("backup", volume="vol", level="incremental")
+    site.run()
+    job = site.submit("restore", backup=3, new="copy")
+    site.crash_at = site.effects_seen + crash_at
+    try:
+        site.run()
+    except ControllerDied:
+        site.restart()
+        site.run()
+    site.crash_at = None
+    check_end(site, job)
+    assert site.disk.by_name("copy").data == expected

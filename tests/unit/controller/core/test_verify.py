@@ -160,3 +160,30 @@ def test_much_damage_is_told_in_a_line() -> None:
     told = damage_words({"damage": [entry] * 9, "damaged_records": 9})
     assert told.count("object 6") == 4
     assert told.endswith("and 5 records more")
+
+
+def test_a_backup_that_stands_on_others_is_verified_by_itself_and_says_what_it_needs(
+    site: Site,
+) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    for step in range(2):
+        site.submit("backup", volume="vol", level="auto")
+        site.run()
+        volume.write({step: bytes([step + 1]) * 512})
+    full = site.machine.registry.parts[1, 1]
+    site.tapes["LTO001L8"].bad.add(full.data_object)
+    job = site.submit("verify", backup=2)
+    site.run()
+    check_end(site, job)
+    result = json.loads(site.job(job).result)
+    assert (result["level"], result["parents"], result["needs"]) == (
+        "incremental",
+        [1],
+        ["LTO001L8"],
+    )
+    assert any("it stands on 1, a restore needs LTO001L8" in line for line in site.log(job))
+    job = site.submit("verify", backup=1)
+    site.run()
+    check_end(site, job, "failed")
+    assert "parents" not in json.loads(site.job(job).result)
