@@ -15,7 +15,7 @@ from typing import Any, Final
 from backplane.errors import NotFoundError, UsageError
 from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
-from controller.core import documents, quiet_waits
+from controller.core import documents, manual_views, quiet_waits
 from controller.core.chain import FULL
 from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import UNSET, in_force
@@ -101,6 +101,17 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "reset": _LIST,
     },
     "volume.quiet": {"name": _NAME},
+    "volume.mirror": {"name": _NAME, "action": _NAME, "leg": _NAME, "path": _TEXT},
+    "view.create": {
+        "token": _TOKEN,
+        "name": _NAME,
+        "means": Argument(str, MEANS[0]),
+        "quiet_s": Argument(float, 0.0),
+        "sync_timeout_s": Argument(float, 10.0),
+        "ttl_s": Argument(float, 86400.0),
+    },
+    "view.list": {},
+    "view.release": {"view": _NAME},
     "volume.delete": {"name": _NAME, "force": Argument(bool, False)},
     "volume.import_begin": {
         "token": _TOKEN,
@@ -259,6 +270,8 @@ class OperatorInterface:
                 return documents.volume_document(registry, row)
             case "volume.quiet":
                 return self._volume_quiet(registry.volume_by_name(arguments["name"]), wall)
+            case "view.list":
+                return {"views": manual_views.view_documents(registry)}
             case "node.list":
                 return {"nodes": documents.node_documents(registry)}
             case "mover.list":

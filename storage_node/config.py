@@ -7,8 +7,27 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from backplane.runtime.config import Between
+from storage_node.core.hook_rules import Consistency, Hook, HookPair
 from storage_node.data_server import CONNECTIONS_MAX
 from storage_node.nbd.server import CONNECTIONS_MAX as NBD_CONNECTIONS_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeHooks:
+    """Commands around the making of a volume's views."""
+
+    volume: str
+    before: Hook | None = None
+    after: Hook | None = None
+    consistency: Consistency = "crash"
+
+    @property
+    def pair(self) -> HookPair:
+        """The commands."""
+        return HookPair(before=self.before, after=self.after, consistency=self.consistency)
+
+    def __post_init__(self) -> None:
+        self.pair  # noqa: B018 - refuses what makes no sense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +51,7 @@ class StorageNodeConfig:
     nbd_connections_max: Annotated[int, Between(1, 4096)] = NBD_CONNECTIONS_MAX
     snapshot_reserve_percent: Annotated[int, Between(1, 400)] = 20
     snapshot_budget_ms: Annotated[int, Between(1, 60_000)] = 200
+    hooks: tuple[VolumeHooks, ...] = ()
     ready_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -46,6 +66,8 @@ class StorageNodeConfig:
             raise ValueError("listen, advertise: at most 8 addresses")
         if len(self.nbd_listen) > 8 or len(self.nbd_advertise) > 8:
             raise ValueError("nbd_listen, nbd_advertise: at most 8 addresses")
+        if len({hooks.volume for hooks in self.hooks}) != len(self.hooks):
+            raise ValueError("hooks: a volume twice")
         if self.nbd_listen and "disk" not in self.roles:
             raise ValueError("nbd_listen: only a node with the disk role has volumes")
         if not self.advertise and any(

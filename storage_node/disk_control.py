@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from backplane.errors import BackupError, BusyError
-from backplane.ids import Designator, ViewId, VolumeId
+from backplane.ids import Designator, JobId, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
     LegState,
@@ -28,6 +32,7 @@ from backplane.wire.messages import (
 from storage_node.access import Access
 from storage_node.core import mirror as mirror_states
 from storage_node.core.admission import Admission, Unit, UnitKind, WriteGate
+from storage_node.core.hook_rules import HookPair, hook_environment
 from storage_node.core.volume_state import (
     NO_JOB,
     DiscardData,
@@ -42,13 +47,16 @@ from storage_node.core.volume_state import (
 )
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import DeviceError
+from storage_node.disk.device_activity import DeviceActivity
 from storage_node.disk.live_volume import LiveVolume
 from storage_node.disk.static_views import LostView, StaticView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_unit import DiskUnit
+from storage_node.hooks import HookRound, around_view, run_leftover
 from storage_node.state_file import StateError
 
 log = logging.getLogger(__name__)
+NO_HOOKS: Final[Mapping[str, HookPair]] = MappingProxyType({})
 
 
 class DiskControl:
@@ -61,12 +69,16 @@ class DiskControl:
         *,
         clock: Clock,
         maker: ViewMaker,
+        hooks: Mapping[str, HookPair] = NO_HOOKS,
         on_fatal: Callable[[StateError], None],
     ) -> None:
+        """`hooks` are the commands around views, by the volume's name."""
         self.store = store
         self.access = access
         self.clock = clock
         self.maker = maker
+        self.hooks = hooks
+        self._device_activity: dict[VolumeId, DeviceActivity] = {}
         self._on_fatal = on_fatal
         self.step = threading.RLock()
         """Reentrant: a flush that fails within a step is told within it."""
@@ -86,6 +98,9 @@ class DiskControl:
             with access.locked() as rules:
                 self.set_gate(rules, view.volume)
         self._rejoin_legs()
+        self._run_leftovers()
+        for volume, live in self.live.items():
+            maker.rejoin(live, {view.leg for view in self.book.holders(volume)})
         orphans = maker.sweep(set(self.book.views))
         if orphans:
             log.info("removed what belonged to no static view", extra={"names": orphans})
@@ -147,8 +162,33 @@ class DiskControl:
         return -1.0 if last == NEVER_WRITTEN else max(0.0, self.clock.monotonic() - last)
 
     def last_write_s(self, record: VolumeRecord) -> float:
-        """Return when the last write to a volume ended."""
-        return self.live[record.volume].activity().last_write_s
+        """Return when the last write to a volume ended, ours or, on a block device, anybody's."""
+        ours = self.live[record.volume].activity().last_write_s
+        device = self._device_activity.get(record.volume)
+        theirs = None if device is None else device.sample(self.clock.monotonic())
+        return ours if theirs is None else max(ours, theirs)
+
+    def around_view(
+        self, view: ViewId, volume: VolumeId, *, job: JobId
+    ) -> AbstractContextManager[HookRound]:
+        """Return the commands around the making of a view; none, for a volume that has none."""
+        name = self.book.volume(volume).name
+        return around_view(
+            self.hooks.get(name, HookPair()),
+            hook_environment(volume=name, view=view, job=job),
+            marker=self.maker.marker(volume),
+        )
+
+    def _run_leftovers(self) -> None:
+        """Take back what commands did before views in whose making the node ended."""
+        for record in self.book.volumes.values():
+            pair = self.hooks.get(record.name)
+            done = None if pair is None else run_leftover(pair, self.maker.marker(record.volume))
+            if done is not None:
+                log.warning(
+                    "ran the command behind a view that was never made",
+                    extra={"volume": record.name, "reason": done.reason or "it succeeded"},
+                )
 
     def _legs(self, volume: VolumeId) -> tuple[LegState, ...]:
         mirror = self.store.mirrors.get(volume)
@@ -247,6 +287,7 @@ class DiskControl:
             rules.remove_unit(record.designator)
             self.units.pop(record.designator, None)
             self.live.pop(volume, None)
+            self._device_activity.pop(volume, None)
             return effects
 
         self.change(change)
@@ -428,6 +469,8 @@ class DiskControl:
             on_flush_failed=lambda: self._flush_failed(volume),
             last_write_s=NEVER_WRITTEN if last_write_s is None else last_write_s,
         )
+        if record.path and Path(record.path).is_block_device():
+            self._device_activity[volume] = DeviceActivity(Path(record.path))
         self.units[record.designator] = DiskUnit(self.live[volume], self.access)
         self.access.put_unit(self._unit(record), last_write_s=last_write_s)
 

@@ -145,7 +145,14 @@ class StorageNode:
             budget_s=config.snapshot_budget_ms / 1000,
         )
         maker = ViewMaker(config.state_folder, boot_id=boot_id, rules=rules)
-        disk = DiskControl(store, self._access, clock=clock, maker=maker, on_fatal=self._on_fatal)
+        disk = DiskControl(
+            store,
+            self._access,
+            clock=clock,
+            maker=maker,
+            hooks={hooks.volume: hooks.pair for hooks in config.hooks},
+            on_fatal=self._on_fatal,
+        )
         stack.callback(disk.close)
         return disk
 

@@ -33,6 +33,7 @@ from storage_node.core.write_inactivity import AskAgain, Quiet, QuietWait
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.static_views import StaticView
 from storage_node.disk_control import DiskControl
+from storage_node.hooks import HookError
 from storage_node.state_file import StateError
 
 EXTENTS_MAX: Final = 50_000
@@ -45,6 +46,7 @@ SAMPLE_BYTES_MAX: Final = 64 * 1024 * 1024
 """All ranges of one sample together."""
 
 SAMPLE_PIECE_BYTES: Final = 256 * 1024
+CRASH: Final = "crash"
 GATE_PAUSE_S: Final = 0.02
 """A write was inside when the gate was to close: it is over soon, and a new period begins with its end."""
 
@@ -85,7 +87,8 @@ class ViewControl:
                 with self._disk.step:
                     record = self._disk.book.volume(member.volume)
                     live = self._disk.live[member.volume]
-                live.flush()
+                if live.is_dirty:
+                    live.flush()
                 data = self._disk.maker.prepare(
                     member.view,
                     message.means,
@@ -95,7 +98,7 @@ class ViewControl:
                 )
                 undo.callback(data.release)
                 prepared[member.view] = data
-            made = self._make(message, members, wait, prepared)
+            made = self._make_between_hooks(message, members, wait, prepared)
             if isinstance(made, AskAgain):
                 return made
             undo.pop_all()
@@ -103,6 +106,30 @@ class ViewControl:
             tracker = self._disk.store.trackers.get(member.volume)
             if tracker is not None:
                 tracker.tidy()
+        return made
+
+    def _make_between_hooks(
+        self,
+        message: ViewCreate,
+        members: Sequence[ViewMember],
+        wait: QuietWait,
+        prepared: dict[ViewId, StaticView],
+    ) -> tuple[ViewState, ...] | AskAgain:
+        """Make the views while every volume's commands before it are in force.  Raises what a command raises."""
+        made: tuple[ViewState, ...] | AskAgain | None = None
+        try:
+            with ExitStack() as commands:
+                rounds: dict[ViewId, str] = {}
+                for member in members:
+                    hooks = self._disk.around_view(member.view, member.volume, job=message.job)
+                    rounds[member.view] = commands.enter_context(hooks).consistency
+                made = self._make(message, members, wait, prepared, rounds)
+        except HookError:
+            if isinstance(made, tuple):
+                # The command behind the views failed and had to succeed: they are made, and not wanted.
+                for member in members:
+                    self.release(member.view)
+            raise
         return made
 
     def waiting(self, message: ViewCreate, wait: QuietWait) -> ViewWaiting:
@@ -141,6 +168,7 @@ class ViewControl:
         members: Sequence[ViewMember],
         wait: QuietWait,
         prepared: dict[ViewId, StaticView],
+        consistency: dict[ViewId, str],
     ) -> tuple[ViewState, ...] | AskAgain:
         disk = self._disk
         with disk.step:
@@ -152,10 +180,12 @@ class ViewControl:
                     if not live.try_close():
                         return AskAgain(disk.clock.monotonic() + GATE_PAUSE_S)
                     gates.callback(live.open)
-                answer = self._decide(members, wait)
-                if isinstance(answer, AskAgain):
-                    return answer
-                effects = self._install(message, members, prepared)
+                if CRASH in consistency.values():
+                    answer = self._decide(members, wait)
+                    if isinstance(answer, AskAgain):
+                        return answer
+                # Else all are at rest by command, which has written itself: that it was quiet before is what counts.
+                effects = self._install(message, members, prepared, consistency)
             try:
                 disk.perform(effects)
             except StateError:
@@ -170,6 +200,7 @@ class ViewControl:
         message: ViewCreate,
         members: Sequence[ViewMember],
         prepared: dict[ViewId, StaticView],
+        consistency: dict[ViewId, str],
     ) -> list[Effect]:
         """In the instant: all views, or none and an error."""
         disk = self._disk
@@ -189,7 +220,11 @@ class ViewControl:
                         ttl_s=message.ttl_s,
                         created=created,
                         made=MadeView(
-                            means=data.means, tracking=tracking, generation=generation, leg=data.leg
+                            means=data.means,
+                            tracking=tracking,
+                            generation=generation,
+                            consistency=consistency[member.view],
+                            leg=data.leg,
                         ),
                     )
                     disk.set_gate(rules, member.volume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from backplane.units import align_up, format_size
 from controller.cli import image, render
 from controller.cli.client import Client, connect, new_token
 from controller.cli.follow import Caller
+from controller.cli.mirror import mirror
 from controller.cli.options import DURATION_OR_DEFAULT, PATH, SIZE, Group, Settings
 from controller.cli.render import Document, Screen
 
@@ -27,6 +29,9 @@ PROGRESS_S: Final = 0.1
 @click.group(cls=Group)
 def volume() -> None:
     """Make, look at, export and delete volumes."""
+
+
+volume.add_command(mirror)
 
 
 @volume.command(
@@ -402,8 +407,36 @@ def volume_page(document: Document) -> str:
                 )
                 if key in document
             ],
+            *_activity(document),
+            *[("NBD", uri) for uri in document.get("nbd", ())],
+            *_recipes(document),
+            *[("Mirror leg", f"{leg['leg']}: {leg['state']}") for leg in document.get("legs", ())],
         ]
     )
+
+
+def _activity(document: Document) -> list[tuple[str, str]]:
+    """Say who uses the volume."""
+    rows = []
+    if document.get("connections"):
+        rows.append(("Connections", str(document["connections"])))
+    if document.get("idle_s", -1.0) >= 0 and document.get("last_writer"):
+        ago = f"{document['idle_s']:.0f} s ago by {document['last_writer']}"
+        rows.append(("Last write", ago))
+    if document.get("is_read_only"):
+        rows.append(("Read-only", "a flush has failed; look at the disk, restart the node"))
+    return rows
+
+
+def _recipes(document: Document) -> list[tuple[str, str]]:
+    """Say in one line how a workstation uses the volume."""
+    uris = document.get("nbd") or []
+    if not uris:
+        return []
+    return [
+        ("As a file", f"nbdfuse mnt {shlex.quote(uris[0])}"),
+        ("As a device", f"nbdublk /dev/ublkb0 {shlex.quote(uris[0])}"),
+    ]
 
 
 def quiet_page(document: Document) -> str:

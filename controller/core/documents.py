@@ -19,11 +19,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 from backplane.errors import VolumeError
-from backplane.ids import BackupId
+from backplane.ids import BackupId, NodeName
 from backplane.scsi.sense import Sense, SenseError
-from backplane.wire.messages import LedgerEntry
+from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
 from controller.core.chain import chain_of, needed_tags, parts_of, why_broken
 from controller.core.inactivity import in_force
@@ -73,7 +74,55 @@ def volume_document(registry: Registry, row: VolumeRow) -> dict[str, Any]:
         "path": state.path if state is not None else "",
         "created": row.created,
         **in_force(registry.inactivity, [row]).plan(),
+        "idle_s": state.idle_s if state is not None else -1.0,
+        "last_writer": state.last_writer if state is not None else "",
+        "connections": state.connections if state is not None else 0,
+        "is_read_only": state.is_read_only if state is not None else False,
+        "nbd": _nbd_uris(registry, row.node, row.name),
+        "legs": [
+            {
+                "leg": leg.name,
+                "path": leg.path,
+                "state": leg.state,
+                "reason": leg.reason,
+                "bytes_left": leg.bytes_left,
+                "bytes_total": leg.bytes_total,
+            }
+            for leg in (state.legs if state is not None else ())
+        ],
     }
+
+
+def static_view_document(registry: Registry, node: NodeName, view: ViewState) -> dict[str, Any]:
+    """Describe a static view."""
+    row = registry.volumes.get(view.volume)
+    name = row.name if row is not None else ""
+    return {
+        "view": view.view,
+        "volume": name,
+        "node": node,
+        "job": view.job,
+        "means": view.means,
+        "state": view.state,
+        "reason": view.reason,
+        "used_bytes": view.used_bytes,
+        "created": view.created,
+        "consistency": view.consistency,
+        "nbd": _nbd_uris(registry, node, f"{name}@{view.view}") if name else [],
+    }
+
+
+def _nbd_uris(registry: Registry, node: NodeName, export: str) -> list[str]:
+    """Return where an export is, in the NBD project's URI format."""
+    known = registry.nodes.get(node)
+    uris = []
+    for address in known.nbd_addresses if known is not None and known.is_online else ():
+        scheme, _, rest = address.partition("://")
+        if scheme == "unix":
+            uris.append(f"nbd+unix:///{quote(export)}?socket={quote(rest)}")
+        else:
+            uris.append(f"nbd://{rest}/{quote(export)}")
+    return uris
 
 
 def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from backplane.errors import SenseTriple
 from backplane.ids import JobId
 from backplane.transport.stream import FileRange
 from storage_node.core.write_inactivity import NEVER_WRITTEN
-from storage_node.disk.device import BlockDevice, DeviceError
+from storage_node.disk.device import BlockDevice, DeviceError, check_range
 
 WRITE_PROTECTED: Final = SenseTriple(0x07, 0x27, 0x00)
 
@@ -65,6 +65,7 @@ class LiveVolume:
     ) -> None:
         """`on_first_write` returns when "not empty" is durable; it is called until it has returned once."""
         self.device = device
+        self._size_bytes = device.size_bytes
         self.tracker = tracker
         self._monotonic = monotonic
         self._on_first_write = on_first_write
@@ -76,6 +77,8 @@ class LiveVolume:
         self._activity = Activity(last_write_s, "", 0)
         self._is_noted = False
         self._savers: tuple[Saver, ...] = ()
+        self.is_dirty = False
+        """Something was written since the last flush began."""
         self._flush_error: DeviceError | None = None
         self._flushing = threading.Lock()
 
@@ -114,7 +117,7 @@ class LiveVolume:
             self._savers = tuple(other for other in self._savers if other is not saver)
 
     def hold(self, jobs: Sequence[JobId]) -> None:
-        """Refuse writes while there are jobs whose views need that; called with the gate closed, or nobody writes yet."""
+        """Refuse writes while there are jobs whose views need that; the gate is closed, or nobody writes yet."""
         with self._gate:
             self._held_for = tuple(jobs)
 
@@ -140,6 +143,7 @@ class LiveVolume:
             self._inside += 1
 
     def _leave(self, writer: str) -> None:
+        self.is_dirty = True
         with self._gate:
             self._inside -= 1
             self._activity = Activity(self._monotonic(), writer, self._activity.writes + 1)
@@ -148,9 +152,13 @@ class LiveVolume:
 
     def write(self, byte_address: int, data: memoryview, *, writer: str = "") -> None:
         """Write all of it or raise `DeviceError`."""
+        end = byte_address + len(data)
+        if not 0 <= byte_address < end <= self._size_bytes:
+            check_range(self, byte_address, len(data))
+            return
         self._enter()
         try:
-            self._before(byte_address, byte_address + len(data))
+            self._before(byte_address, end)
             self.device.write(byte_address, data)
         finally:
             self._leave(writer)
@@ -165,9 +173,13 @@ class LiveVolume:
         writer: str = "",
     ) -> None:
         """Make bytes read as zeros."""
+        end = byte_address + count
+        if not 0 <= byte_address < end <= self._size_bytes:
+            check_range(self, byte_address, count)
+            return
         self._enter()
         try:
-            self._before(byte_address, byte_address + count)
+            self._before(byte_address, end)
             self.device.zero(byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only)
         finally:
             self._leave(writer)
@@ -196,6 +208,7 @@ class LiveVolume:
         with self._flushing:
             if self._flush_error is not None:
                 raise self._flush_error
+            self.is_dirty = False
             try:
                 self.device.flush()
                 return
@@ -215,7 +228,7 @@ class LiveVolume:
     @property
     def size_bytes(self) -> int:
         """Size."""
-        return self.device.size_bytes
+        return self._size_bytes
 
     @property
     def block_bytes(self) -> int:

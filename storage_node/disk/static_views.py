@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from backplane.errors import BackupError, RefusedError
-from backplane.ids import ViewId
+from backplane.ids import ViewId, VolumeId
 from backplane.units import MIB
+from storage_node.core.copy_on_write import BreakReason
 from storage_node.core.mirror import LegState
 from storage_node.core.volume_state import Means, ViewRecord
 from storage_node.disk import reflink
@@ -35,6 +36,8 @@ RESERVE_BYTES_MIN: Final = 64 * MIB
 """A snapshot of a small volume may become as large as this, whatever its share would be."""
 
 CLONE_NAME: Final = "clone.img"
+CLONE_BOOT_NAME: Final = "boot-id"
+"""Under which kernel a clone was made: nobody waits until it is durable, so a machine that was down may have lost it."""
 
 
 class StaticView(Protocol):
@@ -256,7 +259,8 @@ class ViewMaker:
         self._marks = folder / "snapshot-marks"
         self._boot_id = boot_id
         self._rules = rules
-        for path in (self._folder, self._marks):
+        self._hooks = folder / "hooks"
+        for path in (self._folder, self._marks, self._hooks):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def prepare(
@@ -288,6 +292,7 @@ class ViewMaker:
                         f"{path} cannot be cloned, or not into the node's state folder"
                     )
                 folder.mkdir(mode=0o700)
+                (folder / CLONE_BOOT_NAME).write_text(self._boot_id, encoding="ascii")
                 return ClonedView(volume, path, folder)
         except OSError as error:
             raise BackupError(f"no room for a static view: {error.strerror or error}") from error
@@ -320,6 +325,8 @@ class ViewMaker:
                 found.reopen()
                 return found
             case Means.CLONE:
+                if (folder / CLONE_BOOT_NAME).read_text(encoding="ascii") != self._boot_id:
+                    raise BackupError(BreakReason.MACHINE_RESTARTED.value)
                 clone = ClonedView(volume, Path(), folder)
                 clone.open()
                 return clone
@@ -335,6 +342,19 @@ class ViewMaker:
                 view = SnapshotView(volume, snapshot)
                 view.install()
                 return view
+
+    def rejoin(self, volume: LiveVolume, known: Iterable[str]) -> None:
+        """Let legs that were split for no view catch up: a crash came between the making and the record."""
+        if not isinstance(volume.device, MirroredDevice):
+            return
+        for leg in volume.device.legs():
+            if leg.state is LegState.SPLIT and leg.name not in known:
+                log.info("a leg was split for no static view", extra={"leg": leg.name})
+                volume.device.rejoin(leg.name)
+
+    def marker(self, volume: VolumeId) -> Path:
+        """Return where it is noted that the commands before a view of a volume were begun."""
+        return self._hooks / f"{volume}.json"
 
     def sweep(self, known: set[ViewId]) -> list[str]:
         """Remove what belongs to no view: a crash came between the making and the record.  Returns the names."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from backplane.errors import BackupError
@@ -394,6 +395,13 @@ class Holder:
     def reopen(self, _record: object, volume: LiveVolume) -> HeldView:
         """Hold."""
         return HeldView(volume)
+
+    def rejoin(self, _volume: object, _known: object) -> None:
+        """There are no mirrors."""
+
+    def marker(self, volume: object) -> Path:
+        """No commands, no notes."""
+        return Path("/nowhere") / str(volume)
 
     def sweep(self, _known: object) -> list[str]:
         """There is nothing."""

@@ -113,10 +113,15 @@ def test_a_page_shows_only_commands_that_exist(path: Path) -> None:
     """A tutorial that fails at its second line loses its reader."""
     known = {name for name, _ in commands(root_command())}
     nouns = {" ".join(name.split()[:2]) for name in known}
+    groups = {" ".join(name.split()[:-1]) for name in known}
     unknown = []
     for line in code_lines(path.read_text(encoding="utf-8")):
-        for noun, verb in re.findall(r"(?:^|[\s/`])ctl ([a-z]+)(?: ([a-z]+))?", line):
+        for noun, verb, below in re.findall(
+            r"(?:^|[\s/`])ctl ([a-z]+)(?: ([a-z]+))?(?: ([a-z]+))?", line
+        ):
             shown = f"ctl {noun} {verb}".strip()
+            if verb and shown in groups:
+                shown = f"{shown} {below}".strip()
             if f"ctl {noun}" not in nouns or (
                 verb and f"ctl {noun}" not in known and shown not in known
             ):
