@@ -30,7 +30,6 @@ from backplane.wire.messages import (
     VolumeState,
 )
 from storage_node.access import Access
-from storage_node.core import mirror as mirror_states
 from storage_node.core.admission import Admission, Unit, UnitKind, WriteGate
 from storage_node.core.hook_rules import HookPair, hook_environment
 from storage_node.core.volume_state import (
@@ -97,7 +96,6 @@ class DiskControl:
             self._find_view(view)
             with access.locked() as rules:
                 self.set_gate(rules, view.volume)
-        self._rejoin_legs()
         self._run_leftovers()
         for volume, live in self.live.items():
             maker.rejoin(live, {view.leg for view in self.book.holders(volume)})
@@ -482,19 +480,6 @@ class DiskControl:
             log.warning("a static view is lost", extra={"view": view.view, "reason": str(error)})
             data = LostView(view.means, self.live[view.volume], str(error))
         self.register_view(view, data)
-
-    def _rejoin_legs(self) -> None:
-        """Have legs catch up whose view was never recorded, or is lost: nobody else would."""
-        for volume, mirror in self.store.mirrors.items():
-            used = {
-                view.leg
-                for view in self.book.holders(volume)
-                if not self.view_data[view.view].broken
-            }
-            for leg in mirror.legs():
-                if leg.state is mirror_states.LegState.SPLIT and leg.name not in used:
-                    log.info("a leg that no view needs rejoins", extra={"leg": leg.name})
-                    mirror.rejoin(leg.name)
 
     def register_view(self, view: ViewRecord, data: StaticView) -> None:
         """Make a view known to the data channels."""

@@ -13,14 +13,18 @@ takes no more writes until the node has been started anew, and is never asked to
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from backplane.errors import SenseTriple
 from backplane.ids import JobId
 from backplane.transport.stream import FileRange
+from backplane.units import MIB
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import BlockDevice, DeviceError, check_range
+
+SAVED_BYTES_MAX: Final = 8 * MIB
+"""Most that a snapshot saves for one step of a write."""
 
 WRITE_PROTECTED: Final = SenseTriple(0x07, 0x27, 0x00)
 
@@ -158,8 +162,9 @@ class LiveVolume:
             return
         self._enter()
         try:
-            self._before(byte_address, end)
-            self.device.write(byte_address, data)
+            for start, stop in self._pieces(byte_address, end):
+                self._before(start, stop)
+                self.device.write(start, data[start - byte_address : stop - byte_address])
         finally:
             self._leave(writer)
 
@@ -179,8 +184,11 @@ class LiveVolume:
             return
         self._enter()
         try:
-            self._before(byte_address, end)
-            self.device.zero(byte_address, count, may_punch=may_punch, is_fast_only=is_fast_only)
+            for start, stop in self._pieces(byte_address, end):
+                self._before(start, stop)
+                self.device.zero(
+                    start, stop - start, may_punch=may_punch, is_fast_only=is_fast_only
+                )
         finally:
             self._leave(writer)
 
@@ -193,6 +201,12 @@ class LiveVolume:
         self.device.discard_all()
         # What a failed flush has lost is of no interest any more.
         self._flush_error = None
+
+    def _pieces(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """Divide a long change where a snapshot has to save before it: what one save may cost is bounded in time."""
+        if not self._savers or end - start <= SAVED_BYTES_MAX:
+            return ((start, end),)
+        return ((at, min(at + SAVED_BYTES_MAX, end)) for at in range(start, end, SAVED_BYTES_MAX))
 
     def _before(self, start: int, end: int) -> None:
         if not self._is_noted:

@@ -22,7 +22,7 @@ from backplane.units import MIB
 from storage_node.core.copy_on_write import BreakReason
 from storage_node.core.mirror import LegState
 from storage_node.core.volume_state import Means, ViewRecord
-from storage_node.disk import reflink
+from storage_node.disk import reflink, snapshot_files
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.file import FileDevice
 from storage_node.disk.live_volume import LiveVolume
@@ -37,7 +37,7 @@ RESERVE_BYTES_MIN: Final = 64 * MIB
 
 CLONE_NAME: Final = "clone.img"
 CLONE_BOOT_NAME: Final = "boot-id"
-"""Under which kernel a clone was made: nobody waits until it is durable, so a machine that was down may have lost it."""
+"""Under which kernel a clone was made.  Nobody waits until it is durable: a machine that was down may have lost it."""
 
 
 class StaticView(Protocol):
@@ -125,12 +125,15 @@ class SnapshotView:
 
     def release(self) -> None:
         """Save no more, and give the space back."""
-        self._volume.detach(self._snapshot)
+        # In this order: a write between the two must find a snapshot that is no good any more, not one that is not fed.
         self._snapshot.release()
+        self._volume.detach(self._snapshot)
+        self.device.close()
 
     def close(self) -> None:
-        """Leave the store as it is."""
+        """Leave the store as it is; a write that should come all the same breaks it."""
         self._snapshot.close()
+        self.device.close()
 
 
 class ClonedView:
@@ -285,7 +288,7 @@ class ViewMaker:
             mirror = _mirror_of(volume)
             return MirrorView(mirror, _leg_in_sync(mirror))
         try:
-            _remove(folder)
+            self._remove(folder)
             if wanted == Means.CLONE.value:
                 if not self._can_clone(path):
                     raise RefusedError(
@@ -360,8 +363,13 @@ class ViewMaker:
         """Remove what belongs to no view: a crash came between the making and the record.  Returns the names."""
         orphans = sorted(path.name for path in self._folder.iterdir() if path.name not in known)
         for name in orphans:
-            _remove(self._folder / name)
+            self._remove(self._folder / name)
         return orphans
+
+    def _remove(self, folder: Path) -> None:
+        """Remove whatever is kept under a view's name."""
+        snapshot_files.remove(folder, marks=self._marks)
+        _remove(folder)
 
     def _reserve(self, volume: LiveVolume) -> int:
         return max(RESERVE_BYTES_MIN, volume.size_bytes * self._rules.reserve_percent // 100)

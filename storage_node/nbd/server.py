@@ -1,8 +1,8 @@
 """The NBD server: who may connect, and a thread for each connection that has come to an agreement.
 
 One thread accepts and carries on all negotiations at once, so a client that begins one and falls silent costs a
-descriptor and a few hundred bytes, for ten seconds at most.  When too many are unfinished the oldest one goes: a real
-client needs milliseconds, so the oldest ones are those that nobody will finish.
+descriptor and a few hundred bytes, for ten seconds at most.  When too many are unfinished the one goes that was not
+heard from for the longest time: a real client answers at once, so it outlives any number of those that fall silent.
 
     accept --> Negotiation (selector, deadline) --GO--> Transmission (thread) --> end
 """
@@ -80,6 +80,7 @@ class NbdServer:
         self._connections: dict[threading.Thread, socket.socket] = {}
         # Oldest first: dictionaries keep the order of insertion.
         self._negotiations: dict[socket.socket, Negotiation] = {}
+        self._heard = 0
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         self._acceptor: threading.Thread | None = None
@@ -159,6 +160,9 @@ class NbdServer:
     def _oldest(self) -> Negotiation | None:
         return next(iter(self._negotiations.values()), None)
 
+    def _quietest(self) -> Negotiation | None:
+        return min(self._negotiations.values(), key=lambda each: each.heard, default=None)
+
     def _patience(self) -> float | None:
         oldest = self._oldest()
         return None if oldest is None else max(0.0, oldest.deadline - self._clock.monotonic())
@@ -172,18 +176,18 @@ class NbdServer:
             except OSError as error:
                 # Out of descriptors, most likely.  Whoever has begun and not gone on gives one back.
                 log.warning("accept failed: %s", error.strerror)
-                oldest = self._oldest()
-                if oldest is None:
+                quietest = self._quietest()
+                if quietest is None:
                     self._is_closing.wait(ACCEPT_PAUSE_S)
                 else:
-                    self._drop(oldest, "out of descriptors")
+                    self._drop(quietest, "out of descriptors")
                 return
             sock.setblocking(False)
             if len(self._negotiations) >= self._handshakes_max:
-                oldest = self._oldest()
-                assert oldest is not None
+                quietest = self._quietest()
+                assert quietest is not None
                 # Not a line for each: whoever wants to fill the log would only have to connect.
-                self._drop(oldest, "")
+                self._drop(quietest, "")
                 self._warn_of_a_flood()
             client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
             negotiation = Negotiation(
@@ -195,6 +199,8 @@ class NbdServer:
 
     def _advance(self, negotiation: Negotiation) -> None:
         """Go on with a negotiation as far as that needs no waiting."""
+        self._heard += 1
+        negotiation.heard = self._heard
         try:
             ready = negotiation.advance(self._open, self._exports.names)
         except (BackupError, OSError) as error:
@@ -287,6 +293,7 @@ class Negotiation:
         self.sock = sock
         self.client = client
         self.deadline = deadline
+        self.heard = 0
         self._handshake = Handshake()
         self._output = b""
         self._export: Export | None = None

@@ -17,7 +17,7 @@ from backplane.testing.contracts.block_device import (
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import WRITE_ERROR, BlockDevice, DeviceError
 from storage_node.disk.faulty import Fault, FaultyDevice
-from storage_node.disk.live_volume import LiveVolume
+from storage_node.disk.live_volume import SAVED_BYTES_MAX, LiveVolume
 from storage_node.disk.memory import MemoryDevice
 
 WAIT_S = 10.0
@@ -194,3 +194,17 @@ def test_a_discarded_volume_begins_a_new_history(volume: LiveVolume, story: Stor
     volume.write(0, memoryview(b"y"))
     assert story.told.count("first write") == 2
     assert ("reset", "the content was discarded") in story.told
+
+
+def test_a_long_change_is_saved_piece_by_piece(clock: ManualClock, story: Story) -> None:
+    size = 3 * SAVED_BYTES_MAX
+    story.device = MemoryDevice(size)
+    volume = live_volume(story.device, clock, story)
+    volume.write(0, memoryview(b"old"))
+    volume.attach(story)
+    volume.zero(0, size - 512, may_punch=True)
+    saves = [told[1:3] for told in story.told if told[0] == "save"]
+    step = SAVED_BYTES_MAX
+    assert saves == [(0, step), (step, 2 * step), (2 * step, size - 512)]
+    assert read(story.device, 0, 3) == bytes(3)
+    assert volume.activity().writes == 2
