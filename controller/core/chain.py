@@ -8,16 +8,17 @@ A *member* of a chain says of every block one of three things: here are its data
 The full one at the end never says the third.  So, from the newest member to the full one, each block is taken from the
 first that says anything about it, and what is superseded is read only where it shares a record with what is not.
 
-A parent is only chosen if all that stands under it could be read today; otherwise the new backup is a full one.  What a
-chain needs is not looked for again later: cartridges may fail at any time, and the restore says so.
+A parent is only chosen if all that stands under it could be read today, as far as the catalog knows: its cartridges are
+not in error, and the last verification found no damage.  Otherwise the new backup is a full one.
 """
 
 from __future__ import annotations
 
+import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
 
@@ -74,11 +75,25 @@ def parts_of(row: BackupRow, registry: Registry) -> Iterator[PartRow]:
         yield part
 
 
+def damage_of(row: BackupRow) -> str:
+    """Return what the last verification found damaged, empty if nothing."""
+    found: str = json.loads(row.detail).get("damage", "")
+    return found
+
+
+def with_damage(row: BackupRow, words: str) -> BackupRow:
+    """Return the row of a backup with what its verification found; empty takes earlier words back."""
+    detail = json.loads(row.detail) | {"damage": words}
+    return replace(row, detail=json.dumps({k: v for k, v in detail.items() if v}, sort_keys=True))
+
+
 def why_broken(chain: Sequence[BackupRow], registry: Registry) -> str:
     """Say what keeps a chain from being restored, as far as the catalog knows; empty if nothing does."""
     for row in chain:
         if row.state != "completed":
             return f"backup {row.backup} is {row.state}"
+        if damage_of(row):
+            return f"backup {row.backup} is damaged: {damage_of(row)}"
         parts = list(parts_of(row, registry))
         if not parts or not parts[-1].is_last:
             return f"parts of backup {row.backup} are missing"

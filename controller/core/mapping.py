@@ -138,7 +138,8 @@ def _choose(desk: Desk, job: Job, allocated: ExtentRuns) -> Step:
         return _full(desk, job, allocated, why)
     lie = yield from _doubt(desk, job, parent, changed)
     if lie:
-        desk.alarm(f"volume {volume.name}: {lie}")
+        suspects = "earlier incremental and differential backups of this volume may lack changes"
+        desk.alarm(f"volume {volume.name}: {lie}; {suspects}")
         return _full(desk, job, allocated, lie, level="error")
     runs = change_map(allocated, changed)
     assert runs.zeros is not None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from backplane.errors import VolumeError
-from backplane.ids import Designator, ItemId, NodeName
+from backplane.ids import Designator, ItemId, NodeName, VolumeTag
 from backplane.scsi.sense import SenseKey
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import ItemRow, PartRow
@@ -42,6 +42,8 @@ class PartReader:
 
     def __init__(self, desk: Desk, job: Job) -> None:
         self.desk, self.job, self.plan = desk, job, job.plan
+        self._mounted: tuple[VolumeTag, int] | None = None
+        """The cartridge that was loaded and compared in this life, and where it ends."""
 
     @property
     def node(self) -> NodeName:
@@ -52,6 +54,17 @@ class PartReader:
     def drive_unit(self) -> Designator:
         """The drive's logical unit."""
         return Designator(bytes.fromhex(self.plan["drive_unit"]))
+
+    def turn_to(self, part: PartRow) -> Step:
+        """Have the part's cartridge in the drive: it may be there from the part before."""
+        if self._mounted is None or self._mounted[0] != part.tag:
+            yield from self.load(part)
+            return
+        try:
+            self._check_end(part, self._mounted[1])
+        except VolumeError as error:
+            put_into_error(self.desk, part.tag, error.message)
+            raise
 
     def load(self, part: PartRow) -> Step:
         """Claim a drive for the part's cartridge, load it, check that it is the one."""
@@ -72,12 +85,16 @@ class PartReader:
         except VolumeError as error:
             put_into_error(self.desk, part.tag, error.message)
             raise
+        self._mounted = part.tag, reply.end
 
     def _check(self, part: PartRow, reply: NodeReply) -> None:
         check_label(self.desk.registry.cartridges[part.tag], reply, store=self.desk.store)
-        if reply.end < part.end:
+        self._check_end(part, reply.end)
+
+    def _check_end(self, part: PartRow, end: int) -> None:
+        if end < part.end:
             raise VolumeError(
-                f"cartridge {part.tag} is shorter than the catalog: it ends at object {reply.end}, "
+                f"cartridge {part.tag} is shorter than the catalog: it ends at object {end}, "
                 f"part {part.part} of backup {part.backup} reaches to {part.end}"
             )
 
@@ -99,10 +116,12 @@ class PartReader:
         """Return how many records an ended list has read from the drive."""
         return ledger_total(ended, self.drive_unit, "records_read")
 
-    def next_part(self) -> None:
-        """Go on with the part behind this one."""
+    def next_part(self, following: PartRow | None = None) -> None:
+        """Go on with the part behind this one; the drive is kept if that is `following` on the same cartridge."""
         self.plan.update(part=self.plan["part"] + 1, record=0)
-        drives.give_back(self.desk, self.job)
+        if following is None or self.plan.get("tag") != following.tag:
+            drives.give_back(self.desk, self.job)
+            self._mounted = None
         self.desk.save(self.job)
 
     # --- damage ---

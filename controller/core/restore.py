@@ -190,7 +190,7 @@ def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
     reading = readings[plan["part"] - 1]
     part, content = reading.part, _content(reading)
     volume = desk.registry.volumes[reader.job.row.volume]
-    yield from reader.load(part)
+    yield from reader.turn_to(part)
     while (first := content.wanted_from(plan["record"])) is not None:
         # What a list has read is counted from here: nobody wants the records before.
         plan["record"] = first
@@ -211,7 +211,8 @@ def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
         _take(reader, readings, ended)
         if ended.state != "done":
             yield from _settle(reader, part, volume)
-    reader.next_part()
+    behind = readings[plan["part"] :]
+    reader.next_part(behind[0].part if behind else None)
 
 
 def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> None:

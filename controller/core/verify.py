@@ -14,7 +14,7 @@ from typing import Any, Final
 from backplane.errors import BackupError, ExitCode, MediumError, VolumeError
 from controller.catalog.store import BackupRow, ItemRow, PartRow
 from controller.core import drives
-from controller.core.chain import chain_of, needed_tags
+from controller.core.chain import chain_of, needed_tags, with_damage
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.items import (
@@ -33,6 +33,7 @@ from controller.core.procedure import Extents, Procedure, Step
 
 MISMATCHES_LISTED_MAX: Final = 100
 DIGEST_TRIES_MAX: Final = 5
+FOUND: Final = "damage found: "
 
 
 def verify(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
@@ -65,9 +66,22 @@ def verify(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     desk.enter(job, JobState.COMMITTING)
     if job.result.get("damaged_records") or job.result.get("mismatches"):
         reason, code = damage_words(job.result), int(ExitCode.DAMAGED)
-        desk.end_job(job, JobState.FAILED, reason=reason, exit_code=code)
+        desk.end_job(
+            job,
+            JobState.FAILED,
+            _noted(desk, row, reason.removeprefix(FOUND)),
+            reason=reason,
+            exit_code=code,
+        )
     else:
-        desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
+        desk.end_job(job, JobState.COMPLETED, _noted(desk, row, ""), reason="", exit_code=0)
+
+
+def _noted(desk: Desk, row: BackupRow, words: str) -> BackupRow:
+    """Keep the outcome with the backup: nothing new is to stand on a damaged one."""
+    row = with_damage(desk.backups[row.backup], words)
+    desk.backups[row.backup] = row
+    return row
 
 
 def damage_words(result: dict[str, Any]) -> str:
@@ -78,7 +92,7 @@ def damage_words(result: dict[str, Any]) -> str:
     ]
     words += result.get("mismatches", [])[:4]
     more = result.get("damaged_records", 0) - 4
-    return "damage found: " + "; ".join(words) + (f"; and {more} records more" if more > 0 else "")
+    return FOUND + "; ".join(words) + (f"; and {more} records more" if more > 0 else "")
 
 
 def part_data(row: BackupRow, part: PartRow, runs: ExtentRuns) -> PartData:

@@ -11,9 +11,12 @@ A transcript opens with why it exists.  Then come steps: commands, a line `----`
 Commands:
 
     volume NAME LBAS             make a volume and write the blocks (`0-3,10`)
-    backup NAME | group NAME NAME ... | restore N NEW | verify N | cancel JOB
+    backup NAME [LEVEL] | group NAME NAME ... | restore N NEW | verify N | cancel JOB
     set NAME QUIET TIMEOUT       the volume gets a period and a sync timeout of its own, in seconds
     write NAME WRITER | calm NAME    somebody writes to the volume all the time, or not any more
+    track NAME HISTORY           the node begins a history of what changes in the volume
+    change NAME LBAS | trim NAME LBAS    a workstation writes or gives back blocks
+    lie NAME LBAS                blocks change and the node does not notice
     run [SECONDS]                let everything happen until all jobs have ended, or so long
     until WHAT                   let things happen until a list for WHAT (label, data, ...) is with a mover
     step [N]                     let so many messages arrive
@@ -24,7 +27,8 @@ Commands:
     warn TAG N                   the cartridge warns from object N on
     damage TAG N                 object N cannot be read any more
     cut TAG N                    the last N objects of a cartridge are gone
-    show jobs | quiet NAME | log JOB | ledger JOB | tape TAG | cartridges
+    compare NAME NAME            say whether two volumes are the same
+    show jobs | backups | quiet NAME | log JOB | ledger JOB | tape TAG | cartridges
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ from backplane.scsi.parameter_list import decode_parameter_list
 from backplane.scsi.sense import Sense
 from backplane.tape_format import decode_record
 from backplane.wire import messages
+from controller.core import documents
 from controller.core import effects as core
+from tests.site.disk import BLOCK
 from tests.site.site import Site, connected, content, ledger
 
 SEPARATOR = "----"
@@ -51,6 +57,7 @@ class Player:
         self.site: Site = connected()
         self.heard: list[str] = []
         self._alarms = 0
+        self._rounds = 0
         self._jobs: dict[int, tuple[str, str]] = {}
         self._doomed: list[tuple[str, str, int]] = []
         self._deliver = self.site.deliver
@@ -75,16 +82,13 @@ class Player:
     # --- what an operator does --------------------------------------------------------------------
 
     def do_volume(self, name: str, lbas: str) -> None:
-        chosen: list[int] = []
-        for part in lbas.split(","):
-            first, _, last = part.partition("-")
-            chosen += range(int(first), int(last or first) + 1)
+        chosen = blocks_in(lbas)
         heard = list(self.heard)
         self.site.make_volume(name, data=content(*chosen))
         self.heard = [*heard, f"volume {name}: {len(chosen)} blocks are written"]
 
-    def do_backup(self, name: str) -> None:
-        self.site.submit("backup", volume=name)
+    def do_backup(self, name: str, level: str = "full") -> None:
+        self.site.submit("backup", volume=name, level=level)
 
     def do_group(self, *names: str) -> None:
         self.site.submit("backup", group=list(names))
@@ -98,6 +102,25 @@ class Player:
 
     def do_calm(self, name: str) -> None:
         del self.site.disk.writers[self.site.disk.by_name(name).row.volume]
+
+    def do_track(self, name: str, history: str) -> None:
+        self.site.disk.by_name(name).track(history)
+
+    def do_change(self, name: str, lbas: str) -> None:
+        self._rounds += 1
+        block = bytes([self._rounds]) * BLOCK
+        self.site.disk.by_name(name).write(dict.fromkeys(blocks_in(lbas), block))
+
+    def do_trim(self, name: str, lbas: str) -> None:
+        self.site.disk.by_name(name).trim(*blocks_in(lbas))
+
+    def do_lie(self, name: str, lbas: str) -> None:
+        for lba in blocks_in(lbas):
+            self.site.disk.by_name(name).data[lba] = b"\xff" * BLOCK
+
+    def do_compare(self, one: str, other: str) -> None:
+        is_same = self.site.disk.by_name(one).data == self.site.disk.by_name(other).data
+        self.say(f"{one} and {other} {'are the same' if is_same else 'DIFFER'}")
 
     def do_restore(self, backup: str, name: str) -> None:
         self.site.submit("restore", backup=int(backup), new=name)
@@ -183,6 +206,16 @@ class Player:
             self.say(
                 f"    exit code {row.exit_code}, {row.done_bytes} of {row.planned_bytes} bytes"
             )
+
+    def _show_backups(self) -> None:
+        for row in self.site.machine.backups.values():
+            told = documents.backup_document(
+                row, self.site.machine.registry, self.site.machine.backups
+            )
+            chain = ", ".join(str(number) for number in told["chain"])
+            self.say(f"backup {row.backup}: {row.level}, {row.stream_bytes} bytes, {row.state}")
+            needs = told["broken"] or f"needs {', '.join(told['needs'])}"
+            self.say(f"    chain {chain}; {needs}")
 
     def _show_quiet(self, name: str) -> None:
         volume = self.site.disk.by_name(name).row.volume
@@ -275,6 +308,11 @@ class Player:
                 return f"hold a static view of {names}"
             case messages.ViewWaiting():
                 return f"not quiet for {message.waited_s:g} s, {message.last_writer} writes"
+            case messages.ViewExtents() if message.tracking:
+                since = f"generation {message.since_generation} of {message.tracking}"
+                return f"list what has changed since {since}"
+            case messages.ViewSample():
+                return f"read {len(message.extents) // 16} samples of the view"
             case messages.ViewExtents():
                 return "list the extents of the view"
             case messages.ViewRelease():
@@ -315,6 +353,15 @@ class Player:
         return next(
             row.name for row in self.site.machine.registry.volumes.values() if row.volume == volume
         )
+
+
+def blocks_in(lbas: str) -> list[int]:
+    """Return the blocks of a list such as `0-3,10`."""
+    chosen: list[int] = []
+    for part in lbas.split(","):
+        first, _, last = part.partition("-")
+        chosen += range(int(first), int(last or first) + 1)
+    return chosen
 
 
 def object_in_words(item: bytes | None) -> str:

@@ -18,10 +18,12 @@ from controller.core.chain import (
     chain_of,
     change_map,
     choose_parent,
+    damage_of,
     lay_over,
     needed_tags,
     tape_order,
     why_broken,
+    with_damage,
 )
 from controller.core.extent_runs import ExtentRuns
 from controller.core.registry import Registry
@@ -140,6 +142,11 @@ def test_an_incremental_stands_on_the_newest_and_a_differential_on_the_newest_fu
         ([backup(1, block_bytes=4096)], {}, "another size in backup 1"),
         ([backup(2, parent=1)], {}, "backup 2 stands on 1, which is not there"),
         ([backup(1, state="failed"), backup(2, parent=1)], {}, "backup 1 is failed"),
+        (
+            [with_damage(backup(1), "object 6"), backup(2, parent=1)],
+            {},
+            "backup 1 is damaged: object 6",
+        ),
     ],
 )
 def test_without_a_good_parent_there_is_a_reason(
@@ -205,6 +212,13 @@ def test_a_backup_of_which_parts_are_missing_is_broken() -> None:
     assert why_broken([backup(1)], shelf.registry) == "parts of backup 1 are missing"
     shelf.registry.parts = {(1, 2): replace(row, part=2)}
     assert why_broken([backup(1)], shelf.registry) == "parts of backup 1 are missing"
+
+
+def test_what_a_verification_found_is_kept_until_another_one_finds_nothing() -> None:
+    row = replace(backup(1), detail='{"other": 1}')
+    damaged = with_damage(row, "object 6")
+    assert (damage_of(row), damage_of(damaged)) == ("", "object 6")
+    assert with_damage(damaged, "") == row
 
 
 def test_a_chain_that_runs_in_a_circle_is_refused() -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from backplane.ids import BackupId
+from backplane.errors import VolumeError
+from backplane.ids import BackupId, VolumeTag
 from backplane.scsi.sense import Sense, SenseKey
 from controller.core import part_reader
 from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns
 from controller.core.part_reader import PartReader
 from controller.core.planner import PartData, PartPicks
+from controller.core.procedure import Ask
 from controller.core.verify import part_data
 from tests.site.mover import STALE, UNREADABLE, copy_aborted
 from tests.site.site import DATA, Site, backed_up
@@ -126,3 +128,39 @@ def test_between_two_parts_a_reader_holds_no_drive(site: Site, reader: PartReade
     assert (reader.plan["part"], reader.plan["record"]) == (2, 0)
     assert not site.machine.registry.drive_claims
     assert "tag" not in reader.plan
+
+
+def test_the_next_part_on_the_same_cartridge_needs_no_other_load(
+    site: Site, reader: PartReader
+) -> None:
+    """A load reads label and last trailer: minutes of winding on a real tape."""
+    part = part_of(site)
+    drain(site, reader.load(part))
+    reader.next_part(part)
+    assert site.machine.registry.drive_claims, "kept"
+    assert list(reader.turn_to(part)) == []
+    reader.next_part(replace(part, tag=VolumeTag("LTO002L8")))
+    assert not site.machine.registry.drive_claims
+    assert not isinstance(next(reader.turn_to(part)), Ask), "claimed again"
+
+
+def test_the_next_part_is_checked_against_the_end_of_the_same_cartridge(
+    site: Site, reader: PartReader
+) -> None:
+    part = part_of(site)
+    drain(site, reader.load(part))
+    reader.next_part(part)
+    with pytest.raises(VolumeError, match="shorter than the catalog"):
+        list(reader.turn_to(replace(part, end=part.end + 1)))
+    assert site.machine.registry.cartridges[part.tag].status == "error"
+
+
+def drain(site: Site, step: Any) -> None:
+    """Grant what a step wishes for, without the machine."""
+    wish = next(step)
+    try:
+        while True:
+            answer = site.tape.answer(wish.make(1)) if isinstance(wish, Ask) else wish.attempt()
+            wish = step.send(answer)
+    except StopIteration:
+        return

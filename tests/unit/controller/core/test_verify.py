@@ -7,9 +7,10 @@ import json
 import pytest
 
 from backplane.errors import NotFoundError
+from backplane.ids import BackupId
 from backplane.wire.messages import TapeDigest
+from controller.core import chain, planner
 from controller.core import effects as core
-from controller.core import planner
 from controller.core.verify import damage_words
 from tests.site.mover import STALE, copy_aborted
 from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger
@@ -187,3 +188,23 @@ def test_a_backup_that_stands_on_others_is_verified_by_itself_and_says_what_it_n
     site.run()
     check_end(site, job, "failed")
     assert "parents" not in json.loads(site.job(job).result)
+
+
+def test_nothing_new_stands_on_a_backup_that_was_found_damaged(site: Site) -> None:
+    volume = site.make_volume("vol", data=DATA)
+    volume.track()
+    levels = []
+    bad = site.tapes["LTO001L8"].bad
+    for is_damaged in (False, True, False):
+        site.submit("backup", volume="vol", level="auto")
+        site.run()
+        newest = max(site.machine.backups)
+        levels.append(site.machine.backups[newest].level)
+        bad.clear()
+        if is_damaged:
+            bad.add(site.machine.registry.parts[1, 1].data_object)
+        site.submit("verify", backup=1)
+        site.run()
+        site.restart()
+    assert levels == ["full", "incremental", "full"]
+    assert chain.damage_of(site.machine.backups[BackupId(1)]) == ""
