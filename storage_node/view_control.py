@@ -87,8 +87,7 @@ class ViewControl:
                 with self._disk.step:
                     record = self._disk.book.volume(member.volume)
                     live = self._disk.live[member.volume]
-                if live.is_dirty:
-                    live.flush()
+                live.flush_if_dirty()
                 data = self._disk.maker.prepare(
                     member.view,
                     message.means,
@@ -172,7 +171,7 @@ class ViewControl:
     ) -> tuple[ViewState, ...] | AskAgain:
         disk = self._disk
         with disk.step:
-            if any([disk.book.may_view(m.view, m.volume) for m in members]):
+            if any(disk.book.may_view(m.view, m.volume) for m in members):
                 raise BusyError("a view of this group was made meanwhile", hint="ask again")
             with ExitStack() as gates:
                 for member in members:

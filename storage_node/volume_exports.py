@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError
+from backplane.ids import ViewId
 from backplane.transport.stream import FileRange
 from backplane.units import KIB, MIB
 from storage_node.core.change_tracking import Point
@@ -175,13 +176,11 @@ class VolumeExports:
         raise NotFoundError(f"no volume {name!r} on this node")
 
     def _open_view(self, record: VolumeRecord, view_name: str, name: str) -> Export:
-        for view in self._disk.book.views.values():
-            if view.volume == record.volume and view.view == view_name:
-                data, known = self._disk.view_data[view.view], self._disk.view_data
-                view_id = view.view
-                return ViewExport(
-                    data, name=name, is_released=lambda: known.get(view_id) is not data
-                )
+        view, known = ViewId(view_name), self._disk.view_data
+        made = self._disk.book.views.get(view)
+        if made is not None and made.volume == record.volume:
+            data = known[view]
+            return ViewExport(data, name=name, is_released=lambda: known.get(view) is not data)
         raise NotFoundError(f"no static view {view_name!r} of volume {record.name}")
 
 

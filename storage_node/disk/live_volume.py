@@ -81,8 +81,8 @@ class LiveVolume:
         self._activity = Activity(last_write_s, "", 0)
         self._is_noted = False
         self._savers: tuple[Saver, ...] = ()
-        self.is_dirty = False
-        """Something was written since the last flush began."""
+        self.is_dirty = True
+        """Something was written since the last flush began; at the start, perhaps by an earlier process."""
         self._flush_error: DeviceError | None = None
         self._flushing = threading.Lock()
 
@@ -231,6 +231,13 @@ class LiveVolume:
         # Not under the lock: the owner may be flushing himself, in a step that this has to wait for.
         self._on_flush_failed()
         raise failed
+
+    def flush_if_dirty(self) -> None:
+        """Flush what has been written since the last flush.  One that is under way is waited for: it may fail."""
+        with self._flushing:
+            if not self.is_dirty and self._flush_error is None:
+                return
+        self.flush()
 
     @property
     def is_read_only(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from backplane.errors import BackupError
+from backplane.ids import JobId
 from backplane.testing.clock import ManualClock
 from backplane.testing.contracts.block_device import (
     BLOCK_BYTES,
@@ -208,3 +210,131 @@ def test_a_long_change_is_saved_piece_by_piece(clock: ManualClock, story: Story)
     assert saves == [(0, step), (step, 2 * step), (2 * step, size - 512)]
     assert read(story.device, 0, 3) == bytes(3)
     assert volume.activity().writes == 2
+
+
+# --- holding -------------------------------------------------------------------------------------
+
+
+def test_a_held_volume_takes_no_writes_and_gives_reads(volume: LiveVolume, device: Any) -> None:
+    volume.write(0, memoryview(b"old"))
+    assert volume.try_close()
+    volume.hold([JobId(7), JobId(8)])
+    volume.open()
+    for write in (
+        lambda: volume.write(0, memoryview(b"new")),
+        lambda: volume.zero(0, 512, may_punch=True),
+    ):
+        with pytest.raises(DeviceError, match="job 7"):
+            write()
+    assert read(device, 0, 3) == read(volume, 0, 3) == b"old"
+    assert volume.activity().writes == 1
+    assert volume.try_close()  # nobody was left inside
+    volume.hold([])
+    volume.open()
+    volume.write(0, memoryview(b"new"))
+
+
+def test_a_write_that_waited_at_the_gate_sees_the_hold(volume: LiveVolume, device: Any) -> None:
+    """It was asked for before the view was made, and would be in the view's data if it came in."""
+    assert volume.try_close()
+    refused: list[DeviceError] = []
+
+    def write() -> None:
+        try:
+            volume.write(0, memoryview(b"late"))
+        except DeviceError as error:
+            refused.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    volume.hold([JobId(7)])
+    volume.open()
+    writer.join(WAIT_S)
+    assert len(refused) == 1
+    assert read(device, 0, 4) == bytes(4)
+
+
+# --- flushing only when there is something -------------------------------------------------------
+
+
+class Counting(FaultyDevice):
+    """Counts flushes."""
+
+    flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+        super().flush()
+
+
+def test_what_is_durable_is_not_flushed_again(clock: ManualClock, story: Story) -> None:
+    device = Counting(MemoryDevice(SIZE_BYTES))
+    story.device = MemoryDevice(SIZE_BYTES)
+    volume = live_volume(device, clock, story)
+    volume.flush_if_dirty()  # an earlier process may have written
+    volume.flush_if_dirty()
+    assert device.flushes == 1
+    volume.write(0, memoryview(b"x"))
+    volume.flush_if_dirty()
+    volume.flush_if_dirty()
+    assert device.flushes == 2
+    volume.flush()
+    assert device.flushes == 3
+
+
+def test_a_flush_that_failed_is_told_whatever_was_written_since(
+    clock: ManualClock, story: Story
+) -> None:
+    volume = live_volume(
+        FaultyDevice(MemoryDevice(SIZE_BYTES), [Fault(call="flush")]), clock, story
+    )
+    for _ in range(3):
+        with pytest.raises(DeviceError):
+            volume.flush_if_dirty()
+    assert story.told == ["flush failed"]
+
+
+def test_a_failed_flush_may_be_told_while_somebody_else_flushes(
+    clock: ManualClock, story: Story
+) -> None:
+    """Whoever is told may wait for a step in which the same volume is flushed."""
+    volume = live_volume(
+        FaultyDevice(MemoryDevice(SIZE_BYTES), [Fault(call="flush")]), clock, story
+    )
+
+    def flush_elsewhere() -> None:
+        def flush() -> None:
+            with pytest.raises(DeviceError):
+                volume.flush()
+            story.told.append("told elsewhere")
+
+        other = threading.Thread(target=flush, daemon=True)
+        other.start()
+        other.join(WAIT_S)
+
+    volume._on_flush_failed = flush_elsewhere
+    with pytest.raises(DeviceError):
+        volume.flush()
+    assert story.told == ["told elsewhere"]
+
+
+# --- ranges --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("at", "count"), [(SIZE_BYTES, 1), (SIZE_BYTES - 1, 2), (-1, 1), (-1, 9)])
+def test_what_lies_beyond_the_end_touches_nothing(
+    volume: LiveVolume, story: Story, at: int, count: int
+) -> None:
+    with pytest.raises(BackupError, match="beyond the end"):
+        volume.write(at, memoryview(bytes(count)))
+    with pytest.raises(BackupError, match="beyond the end"):
+        volume.zero(at, count, may_punch=False)
+    assert not story.told
+
+
+def test_nothing_is_nothing(volume: LiveVolume, story: Story) -> None:
+    """A data channel may send an entry of no bytes; the tracker would have no block for it."""
+    volume.write(0, memoryview(b""))
+    volume.zero(SIZE_BYTES, 0, may_punch=True)
+    assert not story.told
+    assert volume.activity().writes == 0
