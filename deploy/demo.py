@@ -1,8 +1,12 @@
 """The tour: a volume to tape and back, by the `ctl` command line alone.
 
-Starts a cluster of real processes in a temporary folder, makes a volume from real input, backs it up, restores it
-to a second volume, compares the two by SHA-256 and verifies the backup on its cartridge.  Every command is
-printed before it runs, so that the output reads like a tutorial.  Exits non-zero if anything differs.
+Starts a cluster of real processes in a temporary folder.  A workstation fills a volume over NBD and still writes
+while the backup waits for quiet; then the volume goes to tape and back.  A static view of it and the restored volume
+are compared over NBD by SHA-256, and the backup is verified on its cartridge.  Every command is printed before it
+runs, so that the output reads like a tutorial.  Exits non-zero if anything differs.
+
+The workstation is `nbdcopy`, or `qemu-img`.  Where neither is installed, `ctl` imports the volume, and files are
+compared.
 
     python deploy/demo.py [--source FOLDER|IMAGE] [--movers N] [--keep]
 
@@ -22,7 +26,10 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +47,7 @@ class Narrator:
     """Prints headings and commands, runs commands, and knows what time it is."""
 
     def __init__(self, state: Path) -> None:
+        self.folder = state.parent
         self._ctl = str(Path(sys.executable).with_name("ctl"))
         self._environment = {**os.environ, "CTL_STATE": str(state), "NO_COLOR": "1"}
         # What the caller's shell says about another cluster must not reach this one.
@@ -115,18 +123,32 @@ def tour(narrator: Narrator, image: Path, *, movers: int) -> None:
     narrator.ctl("local", "up", "--movers", str(movers), "--detach")
     narrator.ctl("node", "list")
 
-    narrator.say("A volume with real data")
-    narrator.ctl("volume", "create", "office", "--from", str(image))
+    workstation = Workstation.installed()
+    if workstation is None:
+        narrator.say("A volume with real data (neither nbdcopy nor qemu-img is here: imported)")
+        narrator.ctl("volume", "create", "office", "--from", str(image))
+    else:
+        narrator.say(f"A volume, filled over NBD by a workstation: {workstation.program}")
+        size = -(-image.stat().st_size // MIB) * MIB
+        narrator.ctl("volume", "create", "office", "--size", str(size))
+        workstation.fill(image, uri_of(narrator, "volume", "show", "office"))
 
-    narrator.say("Back it up: EXTENDED COPY parameter lists, carried out by the movers")
-    narrator.ctl("submit", "backup", "office", "--wait")
+    narrator.say("Back it up: wait for quiet, take a static view, have the movers copy it")
+    with writing(narrator, workstation, image):
+        narrator.ctl("submit", "backup", "office", "--wait")
     narrator.ctl("tape", "list")
 
     narrator.say("Restore it to a new volume")
     narrator.ctl("submit", "restore", "office/latest", "--new", "office-restored", "--wait")
 
-    narrator.say("Compare the two volumes, byte for byte, by SHA-256 of their files")
-    compare(narrator, image, "office", "office-restored")
+    if workstation is None:
+        narrator.say("Compare the two volumes, byte for byte, by SHA-256 of their files")
+        compare(narrator, image, "office", "office-restored")
+    else:
+        narrator.say(
+            "Compare a static view of the volume with the restored one, over NBD, by SHA-256"
+        )
+        compare_over_nbd(narrator, workstation, image)
 
     narrator.say("Verify the backup: read every record on the cartridge")
     narrator.ctl("submit", "verify", "office/latest", "--wait")
@@ -136,6 +158,102 @@ def tour(narrator: Narrator, image: Path, *, movers: int) -> None:
         narrator.ctl("job", "show", str(job))
         check_ledger(narrator.ask("job", "show", str(job)))
     narrator.say("Everything is equal")
+
+
+# --- the workstation -----------------------------------------------------------------------------
+
+
+class Workstation:
+    """A program of somebody else's that reads and writes volumes over NBD."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+
+    @classmethod
+    def installed(cls) -> Workstation | None:
+        """Return the first that is here."""
+        found = (name for name in ("nbdcopy", "qemu-img") if shutil.which(name))
+        name = next(found, None)
+        return None if name is None else cls(name)
+
+    def fill(self, image: Path, uri: str, *, is_shown: bool = True) -> None:
+        """Write an image to a volume."""
+        if self.program == "nbdcopy":
+            command = ["nbdcopy", str(image), uri]
+        else:
+            command = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(image), uri]
+        if is_shown:
+            print(f"$ {shlex.join(command)}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            raise DemoError(f"{self.program} could not write to {uri}")
+
+    def sha256(self, uri: str, *, count: int, folder: Path) -> str:
+        """Read an export and hash its first `count` bytes; what follows has to be zeros."""
+        copy = folder / "export.img"
+        if self.program == "nbdcopy":
+            command = ["nbdcopy", uri, str(copy)]
+        else:
+            command = ["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, str(copy)]
+        print(f"$ {shlex.join(command)}", flush=True)
+        try:
+            if subprocess.run(command, check=False).returncode:
+                raise DemoError(f"{self.program} could not read {uri}")
+            return sha256_of(copy, count=count)
+        finally:
+            copy.unlink(missing_ok=True)
+
+
+def uri_of(narrator: Narrator, *arguments: str) -> str:
+    """Ask for a volume or a view, and return where its export is."""
+    uris = narrator.ask(*arguments)["nbd"]
+    if not uris:
+        raise DemoError("the disk node does not serve NBD")
+    return str(uris[0])
+
+
+@contextmanager
+def writing(narrator: Narrator, workstation: Workstation | None, image: Path) -> Iterator[None]:
+    """Have the workstation write the volume twice more, a second apart, while the backup waits for quiet."""
+    if workstation is None:
+        yield
+        return
+    uri = uri_of(narrator, "volume", "show", "office")
+    print("(meanwhile the workstation goes on writing for two seconds)", flush=True)
+    failures: list[DemoError] = []
+
+    def write() -> None:
+        try:
+            for _ in range(2):
+                time.sleep(1)
+                workstation.fill(image, uri, is_shown=False)
+        except DemoError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def compare_over_nbd(narrator: Narrator, workstation: Workstation, image: Path) -> None:
+    """Compare the input, a static view of the volume, and the restored volume."""
+    wanted, count = sha256_of(image), image.stat().st_size
+    print(f"{wanted}  {image.name} (the input)")
+    view = narrator.ask("view", "create", "office")
+    exports = {
+        "a static view of office": str(view["nbd"][0]),
+        "office-restored": uri_of(narrator, "volume", "show", "office-restored"),
+    }
+    for name, uri in exports.items():
+        found = workstation.sha256(uri, count=count, folder=narrator.folder)
+        print(f"{found}  {name}")
+        if found != wanted:
+            raise DemoError(f"{name} differs from the input")
+    narrator.ctl("view", "release", str(view["view"]))
 
 
 def compare(narrator: Narrator, image: Path, *volumes: str) -> None:
