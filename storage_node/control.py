@@ -74,6 +74,10 @@ class _Wait:
     timer: Timer | None = None
     is_released: bool = False
 
+    def is_for(self, view: ViewId) -> bool:
+        """Say whether this view is among those that are waited for."""
+        return view == self.message.view or any(each.view == view for each in self.message.group)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeIdentity:
@@ -337,8 +341,10 @@ class Control:
         self._release(message.view, message.request)
 
     def _release(self, view: ViewId, request: int | None) -> None:
-        wait = self._waits.pop(view, None)
+        # Whoever releases one view of a group wants none of it any more.
+        wait = next((wait for wait in self._waits.values() if wait.is_for(view)), None)
         if wait is not None:
+            del self._waits[wait.message.view]
             wait.is_released = True
             if wait.timer is not None:
                 wait.timer.cancel()

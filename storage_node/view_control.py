@@ -11,6 +11,7 @@ A view is made in four movements:
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -28,13 +29,15 @@ from backplane.wire.messages import (
     ViewWaiting,
 )
 from storage_node.core.change_tracking import Point
-from storage_node.core.volume_state import Effect, MadeView, ViewRecord
+from storage_node.core.volume_state import DropView, Effect, MadeView, ViewRecord
 from storage_node.core.write_inactivity import AskAgain, Quiet, QuietWait
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.static_views import StaticView
 from storage_node.disk_control import DiskControl
 from storage_node.hooks import HookError
 from storage_node.state_file import StateError
+
+log = logging.getLogger(__name__)
 
 EXTENTS_MAX: Final = 50_000
 """Extents in one answer: 16 bytes each in a control message of at most 1 MiB."""
@@ -75,8 +78,7 @@ class ViewControl:
             existing = [self._disk.book.may_view(m.view, m.volume) for m in members]
             if all(existing):
                 return self._states(members)
-            if any(existing):
-                raise UsageError("some views of this group exist already, others do not")
+            self._drop([record for record in existing if record is not None])
             answer = self._decide(members, wait)
         if isinstance(answer, AskAgain):
             return answer
@@ -106,6 +108,18 @@ class ViewControl:
             if tracker is not None:
                 tracker.tidy()
         return made
+
+    def _drop(self, remnants: list[ViewRecord]) -> None:
+        """Forget views of a group that a crash left without the others: nobody was told of them.  Within a step."""
+        for record in remnants:
+            log.warning("dropped the remnant of a group", extra={"view": record.view})
+            self._disk.units.pop(record.designator, None)
+            self._disk.access.remove_unit(record.designator)
+            self._disk.book.unmake_view(record.view)
+            self._disk.perform([DropView(record)])
+            self._disk.view_data.pop(record.view).release()
+            with self._disk.access.locked() as rules:
+                self._disk.set_gate(rules, record.volume)
 
     def _make_between_hooks(
         self,

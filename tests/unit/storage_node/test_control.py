@@ -28,6 +28,7 @@ from backplane.wire.messages import (
     UnitFenced,
     ViewCreate,
     ViewExtents,
+    ViewMember,
     ViewRelease,
     ViewWaiting,
     VolumeAttach,
@@ -309,6 +310,20 @@ def test_a_release_ends_the_waiting_and_nothing_brings_the_view_back(node: Node)
     assert reply(node.sent[1]).request == 30
     node.clock.advance(100.0)
     assert failure(node.answer(view(31))).error == "not-found"
+    assert not node.disk.book.views
+
+
+def test_releasing_any_view_of_a_group_ends_its_wait(node: Node) -> None:
+    node.answer(create())
+    other = ViewMember(view=ViewId("44" * 16), volume=VolumeId("22" * 16))
+    node.answer(replace(create(request=2), volume=other.volume, name="other"))
+    node.disk.live[VOLUME].write(0, memoryview(b"not quiet"))
+    node.control.handle(replace(view(20, quiet_s=60.0), group=(other,)))
+    node.settle()
+    node.control.handle(ViewRelease(request=30, view=other.view))
+    node.pump(lambda: any(isinstance(m, NodeFailed) and m.request == 20 for m in node.sent))
+    node.clock.advance(100.0)
+    node.settle()
     assert not node.disk.book.views
 
 

@@ -477,11 +477,18 @@ def test_one_member_that_cannot_be_installed_releases_all(pair: Node) -> None:
     assert_nothing_is_left(pair)
 
 
-def test_half_a_group_is_no_group(pair: Node) -> None:
+def test_the_half_of_a_group_that_a_crash_has_left_is_made_anew(pair: Node) -> None:
     pair.make(view=OTHER_VIEW, volume=OTHER)
-    with pytest.raises(UsageError, match="exist already"):
-        pair.make(group=BOTH)
-    assert list(pair.disk.book.views) == [OTHER_VIEW]
+    pair.put(b"x" * 1000, volume=OTHER)
+    made = states(pair.make(group=BOTH))
+    assert [v.view for v in made] == [VIEW, OTHER_VIEW]
+    assert pair.seen(OTHER_VIEW_UNIT) == b"x" * 1000 + CONTENT[::-1][1000:], "of the same instant"
+    for view in (VIEW, OTHER_VIEW):
+        pair.views.release(view)
+    assert_nothing_is_left(pair)
+
+
+def test_a_group_has_each_volume_once(pair: Node) -> None:
     with pytest.raises(UsageError, match="each volume once"):
         pair.make(group=[(LATER_VIEW, VOLUME)])
 
