@@ -106,7 +106,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def cloning(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that clones, as far as anybody can see from here."""
     monkeypatch.setattr(reflink, "can_reflink", lambda _: True)
-    monkeypatch.setattr(reflink, "clone", lambda source, target: shutil.copyfile(source, target))
+    monkeypatch.setattr(reflink, "clone", shutil.copyfile)
 
 
 def wait_for_sync(mirror: MirroredDevice) -> None:
