@@ -136,6 +136,9 @@ class ViewControl:
                 for member in members:
                     hooks = self._disk.around_view(member.view, member.volume, job=message.job)
                     rounds[member.view] = commands.enter_context(hooks).consistency
+                if not all(rounds[member.view] == CRASH for member in members):
+                    # A command has a file system or a database write what it had in memory: that, too.
+                    self._flush(members)
                 made = self._make(message, members, wait, prepared, rounds)
         except HookError:
             if isinstance(made, tuple):
@@ -144,6 +147,13 @@ class ViewControl:
                     self.release(member.view)
             raise
         return made
+
+    def _flush(self, members: Sequence[ViewMember]) -> None:
+        for member in members:
+            with self._disk.step:
+                self._disk.book.volume(member.volume)
+                live = self._disk.live[member.volume]
+            live.flush_if_dirty()
 
     def waiting(self, message: ViewCreate, wait: QuietWait) -> ViewWaiting:
         """Say how a wait stands."""

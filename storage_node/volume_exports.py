@@ -119,7 +119,7 @@ class ViewExport(DeviceExport):
         self._is_released = is_released
         self.read_into = self._read_into
         self.extents = self._extents
-        self.file_range = lambda _address, _count: None
+        self.file_range = _in_no_file
 
     def _read_into(self, byte_address: int, buffer: memoryview) -> None:
         self._device.read_into(byte_address, buffer)
@@ -182,6 +182,10 @@ class VolumeExports:
             data = known[view]
             return ViewExport(data, name=name, is_released=lambda: known.get(view) is not data)
         raise NotFoundError(f"no static view {view_name!r} of volume {record.name}")
+
+
+def _in_no_file(byte_address: int, count: int) -> FileRange | None:  # noqa: ARG001 - the protocol's
+    return None
 
 
 def clipped(

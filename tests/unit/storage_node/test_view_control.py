@@ -7,6 +7,8 @@ import random
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +247,36 @@ def test_a_flush_that_fails_makes_no_view(node: Node) -> None:
     assert node.seen(UNIT) == CONTENT
 
 
+@contextmanager
+def at_rest(node: Node, consistency: str) -> Iterator[Any]:
+    """Stand for a command that has a file system write what it had in memory."""
+    node.put(b"from memory")
+    yield SimpleNamespace(consistency=consistency)
+
+
+@pytest.mark.parametrize("flush", [1, 2])
+def test_what_a_command_has_written_is_flushed_as_well(
+    node: Node, monkeypatch: pytest.MonkeyPatch, flush: int
+) -> None:
+    monkeypatch.setattr(node.disk, "around_view", lambda *_, **__: at_rest(node, "application"))
+    node.break_device(Fault(call="flush", first=flush))
+    with pytest.raises(MediumError):
+        node.make(quiet_s=0.0)
+    assert not node.disk.book.views
+    assert not list((node.folder / "snapshots").iterdir())
+
+
+def test_a_command_that_leaves_a_volume_at_rest_may_write(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quiet was waited for before; what is written now is what the command is for."""
+    monkeypatch.setattr(node.disk, "around_view", lambda *_, **__: at_rest(node, "application"))
+    node.clock.advance(10.0)
+    (state,) = states(node.make(quiet_s=3.0))
+    assert state.consistency == "application"
+    assert node.seen()[:11] == b"from memory"
+
+
 def test_a_view_of_a_volume_that_is_restored_is_refused(node: Node) -> None:
     node.offline()
     with pytest.raises(RefusedError, match="restoring"):
@@ -285,7 +317,7 @@ class _Slow:
 def test_a_write_under_way_is_waited_for(node: Node, quiet_s: float) -> None:
     """D4: neither is it cut in two, nor is it kept waiting."""
     slow = _Slow(node.disk.live[VOLUME].device)
-    node.disk.live[VOLUME].device = slow  # type: ignore[assignment]
+    node.disk.live[VOLUME].device = slow
     node.clock.advance(10.0)
     writer = threading.Thread(target=node.put, args=(b"under way",))
     writer.start()
@@ -445,7 +477,7 @@ def test_one_member_that_is_never_quiet_fails_all_for_good(pair: Node) -> None:
 
 def test_one_member_that_is_busy_releases_all(pair: Node) -> None:
     slow = _Slow(pair.disk.live[OTHER].device)
-    pair.disk.live[OTHER].device = slow  # type: ignore[assignment]
+    pair.disk.live[OTHER].device = slow
     writer = threading.Thread(
         target=pair.put, args=(b"under way",), kwargs={"volume": OTHER}, daemon=True
     )
