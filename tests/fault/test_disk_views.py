@@ -753,7 +753,8 @@ def test_d6_a_job_whose_snapshot_has_used_up_its_reserve_fails_and_says_so(
         cluster.up()
         job = cluster.wait_job(number)
         assert job["state"] == "failed", job
-        assert "reserve-used-up" in job["reason"], job["reason"]
+        assert "volume vol cannot be read" in job["reason"], job["reason"]
+        assert "is broken: reserve-used-up" in (cluster.state / "logs" / "disk.log").read_text()
         for at in range(0, client.size_bytes, len(newer)):
             assert client.read(at, len(newer)) == newer
     assert cluster.ctl("backup", "list")["backups"] == []
@@ -764,9 +765,9 @@ def test_d8_a_backup_goes_on_after_its_disk_node_was_killed_with_writes_under_wa
     new_cluster: Callable[..., LocalCluster],
 ) -> None:
     """
-    mover-1       --record 1..4--STOP................CONT--record 5..12-->
+    mover-1       --record 1..4--STOP..............CONT--record 5..12-->
     workstation      --write, write, write--| (its server is gone)
-    disk                                  KILL, start
+    disk                                  KILL  start
     """
     cluster = new_cluster()
     cluster.up(failpoints="mover.transfer:4=stop")
@@ -788,8 +789,8 @@ def test_d8_a_backup_goes_on_after_its_disk_node_was_killed_with_writes_under_wa
             writer.error = None
     finally:
         client.close()
-    cluster.up()
     cluster.send_signal("mover-1", signal.SIGCONT)
+    cluster.up()
     job = cluster.wait_job(number)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
     restored = cluster.wait_job(cluster.submit("restore", "vol/latest", "--new", "copy"))
