@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from controller.cli import render
@@ -102,5 +100,9 @@ def leg_table(document: Document) -> str:
     return render.table(columns, document["legs"], right=("IN SYNC",), empty="no mirror")
 
 
-def _share(leg: dict[str, Any]) -> str:
-    return f"{1 - leg['bytes_left'] / leg['bytes_total']:.1%}"
+def _share(leg: Document) -> str:
+    """Say how much of a leg is as it should be; all of it only when nothing is left."""
+    left, total = leg["bytes_left"], leg["bytes_total"]
+    if not left:
+        return "100%"
+    return f"{max(0, 1000 * (total - left) // max(total, 1)) / 10:.1f}%"

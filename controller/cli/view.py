@@ -44,7 +44,7 @@ def view() -> None:
     type=DURATION,
     default="10s",
     show_default=True,
-    help="How long to wait for that.",
+    help="How long to wait for that, at most 50s.",
 )
 @click.option(
     "--ttl",

@@ -28,6 +28,7 @@ from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
 from controller.core.chain import chain_of, needed_tags, parts_of, why_broken
 from controller.core.inactivity import in_force
+from controller.core.quiet_waits import writer_name
 from controller.core.registry import Registry
 
 _COLUMNS: Final = (
@@ -75,7 +76,7 @@ def volume_document(registry: Registry, row: VolumeRow) -> dict[str, Any]:
         "created": row.created,
         **in_force(registry.inactivity, [row]).plan(),
         "idle_s": state.idle_s if state is not None else -1.0,
-        "last_writer": state.last_writer if state is not None else "",
+        "last_writer": writer_name(state.last_writer) if state is not None else "",
         "connections": state.connections if state is not None else 0,
         "is_read_only": state.is_read_only if state is not None else False,
         "nbd": _nbd_uris(registry, row.node, row.name),

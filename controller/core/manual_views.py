@@ -1,15 +1,23 @@
 """Static views and mirrors by an operator's hand: no job owns them.
 
 A view made by hand has the job 0 and a time to live; its node releases it then, or an operator does.  A call is
-idempotent by its token, from which the view's identifier follows.
+idempotent by its token, from which the view's identifier follows.  One that was told to have failed leaves no view.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any, Final
 
-from backplane.errors import BusyError, NotFoundError, RefusedError
+from backplane.errors import (
+    BackupError,
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from backplane.ids import JobId, NodeName, ViewId
 from backplane.wire.messages import NodeReply, ViewCreate, VolumeMirror
 from controller.catalog.store import VolumeRow
@@ -23,9 +31,17 @@ from controller.core.views import ask_release_view
 
 NO_JOB: Final = JobId(0)
 
+SYNC_TIMEOUT_S_MAX: Final = 50.0
+"""How long a view made by hand may wait for quiet: the answer has to come within `CALL_TIMEOUT_S`."""
+
 
 def create_view(desk: Desk, call: Call) -> None:
     """Make a static view of a volume."""
+    if call.arguments["sync_timeout_s"] > SYNC_TIMEOUT_S_MAX:
+        raise UsageError(
+            f"a view made by hand waits for quiet at most {SYNC_TIMEOUT_S_MAX:.0f} s",
+            hint="a backup may wait longer",
+        )
     row = _present_volume(desk, call)
     desk.spawn(_create(desk, call, row), call=call.call)
 
@@ -33,7 +49,7 @@ def create_view(desk: Desk, call: Call) -> None:
 def _create(desk: Desk, call: Call, row: VolumeRow) -> Procedure:
     arguments = call.arguments
     view = _view_of_token(desk, arguments["token"])
-    reply = yield Ask(
+    ask = Ask(
         node=row.node,
         make=lambda request: ViewCreate(
             request=request,
@@ -47,9 +63,19 @@ def _create(desk: Desk, call: Call, row: VolumeRow) -> Procedure:
         ),
         what=f"make a static view of volume {row.name}",
     )
+    try:
+        reply = yield ask
+    except UnreachableError:
+        # The node may make it yet, and nobody would know of it while it refuses writers or fills the disk.
+        desk.spawn(_take_back(row.node, view))
+        raise
     made = view_of(reply, view, node=row.node)
-    desk.registry.nodes[row.node].views[view] = made
     desk.answer(call.call, documents.static_view_document(desk.registry, row.node, made))
+
+
+def _take_back(node: NodeName, view: ViewId) -> Procedure:
+    with contextlib.suppress(BackupError):  # Otherwise its time to live ends it.
+        yield ask_release_view(node, view)
 
 
 def release_view(desk: Desk, call: Call) -> None:

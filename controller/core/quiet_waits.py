@@ -47,7 +47,7 @@ def heard(desk: Desk, node: NodeName, message: ViewWaiting) -> None:
         member.quiet.heard_at = desk.now
         member.quiet.waited_s = _seconds(message.waited_s)
         member.quiet.idle_s = _seconds(message.idle_s) if message.idle_s >= 0 else -1.0
-        member.quiet.last_writer = _name(message.last_writer)
+        member.quiet.last_writer = writer_name(message.last_writer)
         member.update(reason=_reason(member))
 
 
@@ -70,7 +70,8 @@ def _seconds(value: float) -> float:
     return min(max(0.0, value), SECONDS_MAX)
 
 
-def _name(writer: str) -> str:
+def writer_name(writer: str) -> str:
+    """Return the name of a writer as it may be shown."""
     shown = "".join(character if character.isprintable() else "?" for character in writer)
     return shown[:WRITER_CHARACTERS_MAX]
 

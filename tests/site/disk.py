@@ -19,6 +19,7 @@ from backplane.errors import (
 from backplane.ids import JobId
 from backplane.scsi.designator import designator_of
 from backplane.wire.messages import (
+    LegState,
     NodeInventory,
     NodeReply,
     UnitFence,
@@ -33,6 +34,7 @@ from backplane.wire.messages import (
     VolumeAttach,
     VolumeCreate,
     VolumeDelete,
+    VolumeMirror,
     VolumeOffline,
     VolumePublish,
     VolumeState,
@@ -90,6 +92,7 @@ class DiskNode:
     """In which instant a view was made, for those who want to know whether two are of the same."""
     clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
+    nbd_addresses: tuple[str, ...] = ("tcp://127.0.0.1:10809",)
 
     def inventory(self) -> NodeInventory:
         """Say what is here."""
@@ -102,6 +105,7 @@ class DiskNode:
             views=tuple(self.views.values()),
             drives=(),
             cartridges=(),
+            nbd_addresses=self.nbd_addresses,
         )
 
     def state(self, volume: Volume) -> VolumeState:
@@ -164,6 +168,8 @@ class DiskNode:
                 return NodeReply(**reply, volumes=(self._offline(message),))
             case VolumePublish():
                 return NodeReply(**reply, volumes=(self._publish(message),))
+            case VolumeMirror():
+                return NodeReply(**reply, volumes=(self._mirror(message),))
             case ViewCreate():
                 waiting = self._wait(message)
                 return waiting or NodeReply(**reply, views=self._views(message))
@@ -243,6 +249,24 @@ class DiskNode:
         self.raise_floor(unit, message.epoch)
         volume.job = 0
         volume.row = replace(volume.row, state=message.state, epoch=message.epoch)
+        return self.state(volume)
+
+    def _mirror(self, message: VolumeMirror) -> VolumeState:
+        volume = self._volume(message.volume)
+        legs = {leg.name: leg for leg in volume.row.legs}
+        if message.action == "add":
+            size = volume.row.blocks * BLOCK
+            legs[message.leg] = LegState(
+                name=message.leg,
+                path=message.path or f"/x.{message.leg}",
+                state="resynchronising",
+                reason="",
+                bytes_left=size,
+                bytes_total=size,
+            )
+        elif legs.pop(message.leg, None) is None:
+            raise NotFoundError(f"volume {volume.row.name!r} has no leg {message.leg!r}")
+        volume.row = replace(volume.row, legs=tuple(legs.values()))
         return self.state(volume)
 
     def _members(self, message: ViewCreate) -> list[ViewMember]:

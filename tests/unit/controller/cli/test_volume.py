@@ -51,6 +51,57 @@ def test_show_as_a_page(controller: Any, ctl: Any, documents: Any) -> None:
     assert ctl("volume", "show", "vol1") == (0, PAGE, "")
 
 
+USED = """\
+  Created:       2026-01-11 10:40:00
+  Connections:   2
+  Last write:    12 s ago by 10.0.0.7
+  NBD:           nbd+unix:///vol1?socket=/run/nbd.sock
+  NBD:           nbd://10.0.0.5:10809/vol1
+  As a file:     nbdfuse mnt 'nbd+unix:///vol1?socket=/run/nbd.sock'
+  As a device:   nbdublk /dev/ublkb0 'nbd+unix:///vol1?socket=/run/nbd.sock'
+  Mirror leg:    leg1: in-sync
+  Mirror leg:    far: failed
+"""
+
+
+def test_show_tells_who_uses_a_volume_and_how_a_workstation_does(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    controller.answers["volume.show"] = documents["volume"] | {
+        "connections": 2,
+        "idle_s": 12.3,
+        "last_writer": "10.0.0.7",
+        "is_read_only": False,
+        "nbd": ["nbd+unix:///vol1?socket=/run/nbd.sock", "nbd://10.0.0.5:10809/vol1"],
+        "legs": [{"leg": "leg1", "state": "in-sync"}, {"leg": "far", "state": "failed"}],
+    }
+    code, out, _ = ctl("volume", "show", "vol1")
+    assert code == 0
+    assert out.endswith(USED)
+
+
+def test_a_volume_that_nobody_uses_says_nothing_of_it(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    controller.answers["volume.show"] = documents["volume"] | {
+        "connections": 0,
+        "idle_s": -1.0,
+        "last_writer": "10.0.0.7",  # Before the node was started; nobody knows when.
+        "is_read_only": False,
+        "nbd": [],
+        "legs": [],
+    }
+    assert ctl("volume", "show", "vol1") == (0, PAGE, "")
+
+
+def test_a_volume_whose_flush_has_failed_says_what_to_do(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    controller.answers["volume.show"] = documents["volume"] | {"is_read_only": True}
+    _, out, _ = ctl("volume", "show", "vol1")
+    assert "Read-only:     a flush has failed; look at the disk, restart the node\n" in out
+
+
 def test_create_an_empty_volume(controller: Any, ctl: Any, documents: Any) -> None:
     controller.answers["volume.create"] = documents["volume"]
     code, out, _ = ctl("volume", "create", "vol1", "--size", "4GiB", "--block-size", "4096")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from backplane.ids import NodeName
-from backplane.wire.messages import NodeInventory
+from backplane.ids import JobId, NodeName, ViewId
+from backplane.wire.messages import NodeInventory, ViewMember
 from controller.core import effects as core
 from tests.site.site import DATA, Site, backed_up, check_end, connected, restored
 from tests.site.tape import TapeNode
@@ -107,3 +107,49 @@ def test_an_inventory_of_a_node_that_is_at_work_does_not_ask_it_everything_again
     before = list(site.wire)
     tell(site, "disk", site.disk.inventory())
     assert site.wire == before
+
+
+# --- views that are left over ---------------------------------------------------------------------
+
+
+def test_a_view_made_by_hand_survives_the_inventories_of_its_node(site: Site) -> None:
+    site.make_volume("vol")
+    made = site.call(
+        "view.create",
+        token="T",
+        name="vol",
+        means="auto",
+        quiet_s=0.0,
+        sync_timeout_s=10.0,
+        ttl_s=60.0,
+    )
+    site.connect("disk")
+    site.restart_node("disk")
+    site.restart()
+    site.settle()
+    assert list(site.disk.views) == [made["view"]]
+
+
+def test_the_view_of_a_job_that_has_ended_is_released_when_its_node_is_back(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    while not site.machine.registry.nodes[NodeName("disk")].views:
+        site.deliver(*site.wire.pop(0))
+    assert [view.job for view in site.disk.views.values()] == [job]
+    site.disconnect("disk")
+    site.call("job.cancel", job=job)
+    site.run()
+    assert site.job(job).state == "cancelled"
+    assert site.disk.views, "nobody could reach it"
+    site.connect("disk")
+    site.settle()
+    assert not site.disk.views
+
+
+def test_the_view_of_a_job_that_nobody_knows_is_released(site: Site) -> None:
+    """An old copy of the catalog: the job was submitted after it."""
+    volume = site.make_volume("vol")
+    site.disk._make_view(ViewMember(view=ViewId("ab" * 16), volume=volume.row.volume), job=JobId(9))
+    site.connect("disk")
+    site.settle()
+    assert not site.disk.views

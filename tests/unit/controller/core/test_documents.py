@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from backplane.ids import BackupId, VolumeTag
+from backplane.ids import BackupId, JobId, NodeName, ViewId, VolumeId, VolumeTag
 from backplane.scsi.sense import Sense, SenseKey
+from backplane.wire.messages import LegState, ViewState
 from controller.core import documents
 from tests.site.site import DATA, Site, backed_up, ledger
 
@@ -154,6 +155,114 @@ def test_a_volume_is_as_its_node_says_or_away_or_missing(site: Site) -> None:
     del site.volumes[volume.row.volume]
     site.connect("disk")
     assert documents.volume_document(site.machine.registry, row)["state"] == "missing"
+
+
+def told_of(site: Site, **state: Any) -> dict[str, Any]:
+    """What operators see of a volume whose node says this of it."""
+    volume = site.make_volume("vol")
+    volume.row = replace(volume.row, **state)
+    site.connect("disk")
+    registry = site.machine.registry
+    return documents.volume_document(registry, registry.volume_by_name("vol"))
+
+
+def test_a_volume_says_who_uses_it(site: Site) -> None:
+    told = told_of(site, idle_s=2.5, last_writer="10.0.0.7", connections=3, is_read_only=True)
+    assert (told["idle_s"], told["last_writer"]) == (2.5, "10.0.0.7")
+    assert (told["connections"], told["is_read_only"]) == (3, True)
+    site.disconnect("disk")
+    registry = site.machine.registry
+    told = documents.volume_document(registry, registry.volume_by_name("vol"))
+    assert (told["idle_s"], told["last_writer"]) == (-1.0, "")
+    assert (told["connections"], told["is_read_only"]) == (0, False)
+    assert (told["nbd"], told["legs"]) == ([], []), "nobody reaches it there"
+
+
+def test_a_writers_name_cannot_write_to_the_operators_terminal(site: Site) -> None:
+    """It comes from a workstation."""
+    told = told_of(site, last_writer="\x1b[2Jx" + "y" * 100)
+    assert told["last_writer"] == "?[2Jx" + "y" * 59
+
+
+def test_a_volume_shows_the_legs_of_its_mirror(site: Site) -> None:
+    leg = LegState(
+        name="far",
+        path="/mnt/far",
+        state="failed",
+        reason="no space",
+        bytes_left=512,
+        bytes_total=4096,
+    )
+    assert told_of(site, legs=(leg,))["legs"] == [
+        {
+            "leg": "far",
+            "path": "/mnt/far",
+            "state": "failed",
+            "reason": "no space",
+            "bytes_left": 512,
+            "bytes_total": 4096,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "uri"),
+    [
+        ("tcp://10.0.0.5:10809", "vol", "nbd://10.0.0.5:10809/vol"),
+        ("tcp://[fe80::1]:10809", "vol", "nbd://[fe80::1]:10809/vol"),
+        ("unix:///run/nbd.sock", "vol", "nbd+unix:///vol?socket=/run/nbd.sock"),
+        ("unix:///run/a b&c", "vol", "nbd+unix:///vol?socket=/run/a%20b%26c"),
+        ("tcp://10.0.0.5:10809", "größe", "nbd://10.0.0.5:10809/gr%C3%B6%C3%9Fe"),
+    ],
+)
+def test_a_volume_says_where_it_is_reached_over_nbd(
+    site: Site, address: str, name: str, uri: str
+) -> None:
+    site.disk.nbd_addresses = (address,)
+    site.make_volume(name)
+    site.connect("disk")
+    registry = site.machine.registry
+    told = documents.volume_document(registry, registry.volume_by_name(name))
+    assert told["nbd"] == [uri]
+
+
+def test_a_static_view_is_told_with_where_it_is_read(site: Site) -> None:
+    volume = site.make_volume("vol")
+    site.disk.nbd_addresses = ("unix:///run/nbd.sock", "tcp://10.0.0.5:10809")
+    view = ViewState(
+        view=ViewId("ab" * 16),
+        volume=volume.row.volume,
+        job=JobId(0),
+        designator=volume.row.designator,
+        blocks=64,
+        block_bytes=512,
+        means="snapshot",
+        state="broken",
+        reason="no space",
+        used_bytes=4096,
+        created="2026-01-11T10:50:00Z",
+        consistency="file-system",
+    )
+    site.connect("disk")
+    registry = site.machine.registry
+    told = documents.static_view_document(registry, NodeName("disk"), view)
+    export = f"vol%40{view.view}"
+    assert told == {
+        "view": view.view,
+        "volume": "vol",
+        "node": "disk",
+        "job": 0,
+        "means": "snapshot",
+        "state": "broken",
+        "reason": "no space",
+        "used_bytes": 4096,
+        "created": "2026-01-11T10:50:00Z",
+        "consistency": "file-system",
+        "nbd": [f"nbd+unix:///{export}?socket=/run/nbd.sock", f"nbd://10.0.0.5:10809/{export}"],
+    }
+    stranger = replace(view, volume=VolumeId("cd" * 16))
+    told = documents.static_view_document(registry, NodeName("disk"), stranger)
+    assert (told["volume"], told["nbd"]) == ("", []), "its export has the volume's name"
 
 
 def test_a_cartridge_has_a_status_and_a_location(site: Site, job: Any) -> None:
