@@ -412,6 +412,25 @@ def test_a_volume_that_is_deleted_meanwhile_has_no_view(
     assert_nothing_is_left(pair)
 
 
+def test_a_view_that_another_request_makes_meanwhile_stays_that_ones(
+    pair: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = pair.disk.maker.prepare
+
+    def make_meanwhile(view: ViewId, *args: Any, **fields: Any) -> Any:
+        monkeypatch.undo()
+        states(pair.make("hold", view=OTHER_VIEW, volume=OTHER))
+        return prepare(view, *args, **fields)
+
+    monkeypatch.setattr(pair.disk.maker, "prepare", make_meanwhile)
+    with pytest.raises(BusyError, match="meanwhile"):
+        pair.make("hold", group=BOTH)
+    assert list(pair.disk.book.views) == list(pair.disk.view_data) == [OTHER_VIEW]
+    pair.put(b"the first is free")
+    with pytest.raises(DeviceError):
+        pair.put(b"the second is held", volume=OTHER)
+
+
 def test_a_wait_tells_who_wrote_last(node: Node) -> None:
     message, wait = _asked(node)
     told = node.views.waiting(message, wait)
