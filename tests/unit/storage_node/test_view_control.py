@@ -394,6 +394,58 @@ def test_writers_wait_only_for_the_instant(node: Node, monkeypatch: pytest.Monke
     assert node.seen()[:4] == b"free"
 
 
+@pytest.mark.parametrize("means", ["snapshot", "mirror"])
+def test_views_that_are_made_among_writers_show_whole_writes(node: Node, means: str) -> None:
+    """Each writer writes its part as a whole with one number: a view with two numbers has cut a write in two."""
+    parts = [(0, 200_000), (300_000, 130_000)]
+    if means == "mirror":
+        node.mirror("add")
+        wait_for_sync(node)
+    for start, count in parts:
+        node.put(bytes(count), start)
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def write(start: int, count: int) -> None:
+        number = 0
+        try:
+            while not stop.is_set():
+                number = (number + 1) % 256
+                node.put(bytes([number]) * count, start)
+                stop.wait(0.002)  # or there would never be a moment without a write
+        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=part) for part in parts]
+    for writer in writers:
+        writer.start()
+    shown: set[bytes] = set()
+    try:
+        for turn in range(8):
+            view = ViewId(f"{turn + 1:032x}")
+            for _ in range(2000):
+                made = node.make(means, view=view)
+                if not isinstance(made, AskAgain):
+                    break
+            (state,) = states(made)
+            first = node.seen(state.designator)
+            for start, count in parts:
+                assert len(set(first[start : start + count])) == 1
+            assert node.seen(state.designator) == first
+            assert node.disk.describe()[1][0].state == "active"
+            shown.add(first)
+            node.views.release(view)
+            if means == "mirror":
+                wait_for_sync(node)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join(WAIT_S)
+    assert not failed
+    assert len(shown) > 1
+    assert_nothing_is_left(node)
+
+
 def test_a_volume_that_is_deleted_meanwhile_has_no_view(
     pair: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
