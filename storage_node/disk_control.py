@@ -43,6 +43,7 @@ from storage_node.core.volume_state import (
     ViewRecord,
     VolumeBook,
     VolumeRecord,
+    whose,
 )
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.disk.device import DeviceError
@@ -429,7 +430,7 @@ class DiskControl:
                 (v for v in self.book.holders(message.volume) if v.leg == message.leg), None
             )
         if holder is not None:
-            raise BusyError(f"leg {message.leg} is the static view of job {holder.job}")
+            raise BusyError(f"leg {message.leg} is a static view {whose(holder.job)}")
         self.store.change_mirror(
             record,
             message.action,

@@ -13,7 +13,7 @@ from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import DURATION, Group, Settings
 from controller.cli.render import Screen
 
-VIEW_MEANS: Final = ("auto", "snapshot", "mirror", "hold")
+VIEW_MEANS: Final = ("auto", "snapshot", "clone", "mirror", "hold")
 LEVELS: Final = ("full", "differential", "incremental", "auto")
 
 

@@ -20,7 +20,7 @@ VIEW_TTL_S: Final = 24 * 3600.0
 """A view that nobody has released by then is released by its node."""
 
 
-MEANS: Final = ("auto", "snapshot", "mirror", "hold")
+MEANS: Final = ("auto", "snapshot", "clone", "mirror", "hold")
 """How a view may be asked for; with `auto` the node chooses."""
 
 

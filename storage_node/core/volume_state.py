@@ -452,9 +452,10 @@ class VolumeBook:
     def _refuse_if_held(self, record: VolumeRecord) -> None:
         holders = self.holders(record.volume)
         if holders:
+            job = holders[0].job
             raise BusyError(
-                f"volume {record.name!r} is held by a static view of job {holders[0].job}",
-                hint="wait for the backup to end",
+                f"volume {record.name!r} is held by a static view {whose(job)}",
+                hint="wait for the backup to end" if job else "ctl view list, ctl view release",
             )
 
     def check_invariants(self) -> None:
@@ -475,6 +476,11 @@ class VolumeBook:
 
 NO_JOB: Final = JobId(0)
 NO_EPOCH: Final = Epoch(0)
+
+
+def whose(job: JobId) -> str:
+    """Say in words whose a view is."""
+    return f"of job {job}" if job else "that was made by hand"
 
 
 def _check_id(uuid_hex: str) -> None:
