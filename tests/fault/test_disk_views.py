@@ -501,7 +501,7 @@ def test_d9_a_view_that_its_controller_does_not_know_is_in_the_inventory_and_its
     node: DiskProcess, filled: bytes
 ) -> None:
     del filled
-    node.view("a", VIEW, ttl_s=1.5, job=JobId(7))
+    node.view("a", VIEW, ttl_s=1.0, job=JobId(7))
     node.kill()
     [orphan] = node.start().views
     assert (orphan.view, orphan.job, orphan.state) == (VIEW, 7, "active")
@@ -532,7 +532,7 @@ def test_d10_views_that_come_and_go_with_crashes_between_leave_nothing(
         with node.nbd("a") as client:
             cycle(number := number + 1, client)
             before = descriptors()
-            for _ in range(50):
+            for _ in range(30):
                 cycle(number := number + 1, client)
             node.wait_until(lambda before=before: descriptors() <= before, what="closed files")  # type: ignore[misc]
         assert node.snapshot_files() == []
@@ -793,7 +793,7 @@ def test_d8_a_backup_goes_on_after_its_disk_node_was_killed_with_writes_under_wa
     cluster.up()
     job = cluster.wait_job(number)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
-    restored = cluster.wait_job(cluster.submit("restore", "vol/latest", "--new", "copy"))
+    restored = cluster.finish("restore", "vol/latest", "--new", "copy")
     assert restored["state"] == "completed", restored
     assert cluster.volume_file("copy").read_bytes() == image
     ledger.assert_in(cluster.volume_file("vol").read_bytes(), image)

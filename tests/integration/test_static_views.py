@@ -31,7 +31,7 @@ from backplane.testing.nbd_client import (
 )
 from backplane.units import KIB, MIB
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("static views")]  # one cluster
 
 PAGE = 4 * KIB
 PATIENCE_S = 5.0
@@ -93,7 +93,7 @@ def assert_nothing_is_left(cluster: LocalCluster) -> None:
 
 
 def restored(cluster: LocalCluster, backup: object, name: str) -> bytes:
-    job = cluster.wait_job(cluster.submit("restore", str(backup), "--new", name))
+    job = cluster.finish("restore", str(backup), "--new", name)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
     return cluster.volume_file(name).read_bytes()
 
@@ -267,6 +267,44 @@ def exports(cluster: LocalCluster) -> list[str]:
         return negotiation.list_exports()
 
 
+def test_a_backup_of_a_split_leg_has_its_instant_and_the_leg_catches_up(
+    cluster: LocalCluster,
+) -> None:
+    make(cluster, "twice", mib=4)
+    none = cluster.finish("backup", "twice", "--view", "mirror")
+    assert (none["state"], none["exit_code"]) == ("failed", 5), none
+    assert "has no backup mirror" in none["reason"]
+    with workstation(cluster, "twice") as client, ExitStack() as no_mover:
+        before = fill(client, 8)
+        cluster.ctl("volume", "mirror", "add", "twice")
+        wait_for_leg(cluster, "in-sync")
+        with Workstation(client, before, seed=8) as writer:
+            writer.wait_for_more()
+            arguments = ("twice", "--view", "mirror", "--inactivity", "0s")
+            with writer.paused() as at_the_instant:
+                number = no_mover.enter_context(held(cluster, *arguments))
+            with no_mover:
+                writer.wait_for_more()
+                assert leg(cluster)["state"] == "split"
+            job = cluster.wait_job(number)
+        assert job["state"] == "completed", (job["reason"], cluster.logs())
+        assert job["view"]["means"] == "mirror"
+        wait_for_leg(cluster, "in-sync")
+        path = Path(leg(cluster)["path"])
+        assert path.read_bytes() == whole(client) == writer.known
+    assert restored(cluster, job["result"]["backup"], "twice-copy") == at_the_instant
+    assert_nothing_is_left(cluster)
+
+
+def leg(cluster: LocalCluster) -> dict[str, Any]:
+    [found] = cluster.ctl("volume", "mirror", "status", "twice")["legs"]
+    return dict(found)
+
+
+def wait_for_leg(cluster: LocalCluster, state: str) -> None:
+    cluster.wait_until(lambda: leg(cluster)["state"] == state, what=f"the leg to be {state}")
+
+
 def test_a_group_is_viewed_in_one_instant_between_the_writes_to_its_volumes(
     cluster: LocalCluster,
 ) -> None:
@@ -286,15 +324,10 @@ def test_a_group_is_viewed_in_one_instant_between_the_writes_to_its_volumes(
     finally:
         for client in clients:
             client.close()
-    restores = [
-        cluster.submit("restore", str(job["result"]["backup"]), "--new", f"{name}-copy")
+    found = [
+        struct.unpack_from(">Q", restored(cluster, job["result"]["backup"], f"{name}-copy"))[0]
         for job, name in zip(done, names, strict=True)
     ]
-    found = []
-    for restore, name in zip(restores, names, strict=True):
-        assert cluster.wait_job(restore)["state"] == "completed"
-        data = cluster.volume_file(f"{name}-copy").read_bytes()
-        found.append(struct.unpack_from(">Q", data)[0])
     a, b, c = found
     assert a >= b >= c >= a - 1, found
     assert 0 < a < counter.number
@@ -381,7 +414,7 @@ def test_a_job_that_finds_no_quiet_ends_with_code_6_and_the_workstation_notices_
     assert cluster.ctl("backup", "list", "--volume", "restless")["backups"] == []
     assert cluster.ctl("volume", "quiet", "restless")["found"] == 0
     # Nothing is in the way of the next one.
-    assert cluster.wait_job(cluster.submit("backup", "calm"))["state"] == "completed"
+    assert cluster.finish("backup", "calm")["state"] == "completed"
 
 
 def test_a_job_that_finds_quiet_says_how_long_it_waited_and_who_wrote_last(
@@ -419,20 +452,20 @@ def test_a_volume_that_a_workstation_uses_is_neither_deleted_nor_restored_over(
     make(cluster, "used", mib=1)
     with workstation(cluster, "used") as client:
         data = fill(client, 4)
-        backup = cluster.wait_job(cluster.submit("backup", "used", "--inactivity", "0s"))
+        backup = cluster.finish("backup", "used", "--inactivity", "0s")
         number = str(backup["result"]["backup"])
         client.write(0, content(5, PAGE))
 
         deleted = cluster.run_ctl("volume", "delete", "used", "--force", "--yes")
         assert deleted.returncode == 5, deleted.stderr
-        job = cluster.wait_job(cluster.submit("restore", number, "--to", "used", "--force"))
+        job = cluster.finish("restore", number, "--to", "used", "--force")
         assert (job["state"], job["exit_code"]) == ("failed", 5), job
         for told in (deleted.stderr, job["reason"]):
             assert "used by 1 NBD connection" in told, told
         assert "disconnect the workstations first" in deleted.stderr
         assert client.read(0, 2 * PAGE) == content(5, PAGE) + data[PAGE : 2 * PAGE]
         client.write(PAGE, content(6, PAGE))
-    job = cluster.wait_job(cluster.submit("restore", number, "--to", "used", "--force"))
+    job = cluster.finish("restore", number, "--to", "used", "--force")
     assert job["state"] == "completed", job["reason"]
     assert cluster.volume_file("used").read_bytes() == data
     cluster.ctl("volume", "delete", "used", "--force", "--yes")
@@ -448,9 +481,7 @@ def test_a_chain_of_incrementals_copies_little_and_restores_every_instant(
     instants: dict[int, bytes] = {}
 
     def backed_up(client: NbdClient, level: str) -> dict[str, Any]:
-        job = cluster.wait_job(
-            cluster.submit("backup", "chain", "--level", level, "--inactivity", "0s")
-        )
+        job = cluster.finish("backup", "chain", "--level", level, "--inactivity", "0s")
         assert job["state"] == "completed", (job["reason"], cluster.logs())
         assert job["result"]["level"] == level, job
         instants[job["result"]["backup"]] = whole(client)
@@ -479,12 +510,6 @@ def test_a_chain_of_incrementals_copies_little_and_restores_every_instant(
     assert 10 * PAGE <= written["total_bytes"] <= 10 * 64 * KIB
     assert trimmed["total_bytes"] <= 64 * KIB, "what was trimmed is told, not copied"
     assert 2 * PAGE <= after["total_bytes"] <= 2 * 64 * KIB
-    restores = {
-        backup: cluster.submit("restore", str(backup), "--new", f"chain-{backup}")
-        for backup in instants
-    }
-    for backup, job in restores.items():
-        done = cluster.wait_job(job)
-        assert done["state"] == "completed", (done["reason"], cluster.logs())
-        assert cluster.volume_file(f"chain-{backup}").read_bytes() == instants[backup], backup
+    for backup, wanted in instants.items():
+        assert restored(cluster, backup, f"chain-{backup}") == wanted, backup
     assert_nothing_is_left(cluster)
