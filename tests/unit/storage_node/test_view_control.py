@@ -6,7 +6,7 @@ import errno
 import random
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -394,8 +394,23 @@ def test_writers_wait_only_for_the_instant(node: Node, monkeypatch: pytest.Monke
     assert node.seen()[:4] == b"free"
 
 
+def in_halves(device: Any) -> Callable[[int, memoryview], None]:
+    """Return a write that takes its time in the middle."""
+    write = device.write
+
+    def halves(byte_address: int, data: memoryview) -> None:
+        half = len(data) // 2
+        write(byte_address, data[:half])
+        threading.Event().wait(0.001)
+        write(byte_address + half, data[half:])
+
+    return halves
+
+
 @pytest.mark.parametrize("means", ["snapshot", "mirror"])
-def test_views_that_are_made_among_writers_show_whole_writes(node: Node, means: str) -> None:
+def test_views_that_are_made_among_writers_show_whole_writes(
+    node: Node, monkeypatch: pytest.MonkeyPatch, means: str
+) -> None:
     """Each writer writes its part as a whole with one number: a view with two numbers has cut a write in two."""
     parts = [(0, 200_000), (300_000, 130_000)]
     if means == "mirror":
@@ -403,6 +418,8 @@ def test_views_that_are_made_among_writers_show_whole_writes(node: Node, means: 
         wait_for_sync(node)
     for start, count in parts:
         node.put(bytes(count), start)
+    device = node.disk.live[VOLUME].device
+    monkeypatch.setattr(device, "write", in_halves(device))
     stop = threading.Event()
     failed: list[BaseException] = []
 
@@ -423,10 +440,11 @@ def test_views_that_are_made_among_writers_show_whole_writes(node: Node, means: 
     try:
         for turn in range(8):
             view = ViewId(f"{turn + 1:032x}")
-            for _ in range(2000):
+            for _ in range(20_000):
                 made = node.make(means, view=view)
                 if not isinstance(made, AskAgain):
                     break
+                threading.Event().wait(0.0003)
             (state,) = states(made)
             first = node.seen(state.designator)
             for start, count in parts:
