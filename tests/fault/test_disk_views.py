@@ -152,6 +152,12 @@ class Writer:
         if kind is None and self.error is not None:
             raise self.error
 
+    def loses_its_server(self) -> None:
+        """Wait for the error that the next write meets, which is as it should be."""
+        self._thread.join(WAIT_S)
+        assert isinstance(self.error, EOFError | OSError), self.error
+        self.error = None
+
     def stop(self) -> None:
         """Stop; twice is once."""
         self._stop.set()
@@ -427,9 +433,7 @@ def crash_while_writing(node: DiskProcess, writes: int) -> Ledger:
         with Writer(ledger.write) as writer:
             node.wait_until(lambda: writer.count >= writes, what="writes")
             node.kill()
-            writer.stop()
-            assert isinstance(writer.error, EOFError | OSError), writer.error
-            writer.error = None
+            writer.loses_its_server()
     finally:
         client.close()
     assert ledger.durable
@@ -784,9 +788,7 @@ def test_d8_a_backup_goes_on_after_its_disk_node_was_killed_with_writes_under_wa
         with Writer(ledger.write) as writer:
             cluster.wait_until(lambda: writer.count >= 300, what="writes")
             cluster.kill("disk")
-            writer.stop()
-            assert isinstance(writer.error, EOFError | OSError), writer.error
-            writer.error = None
+            writer.loses_its_server()
     finally:
         client.close()
     cluster.send_signal("mover-1", signal.SIGCONT)
