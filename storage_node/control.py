@@ -122,6 +122,8 @@ class Control:
         self._waits: dict[ViewId, _Wait] = {}
         self._known = _Views()
         self._views = ViewControl(disk) if disk is not None else None
+        if disk is not None:
+            disk.maker.on_broken = lambda: loop.post(self._changed)
         self._inventory_timer: Timer | None = None
         for view in self._views.views() if self._views is not None else ():
             self._remember_view(view.view, view.volume, view.ttl_s)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -263,6 +263,8 @@ class ViewMaker:
         self._boot_id = boot_id
         self._rules = rules
         self._hooks = folder / "hooks"
+        self.on_broken: Callable[[], None] = lambda: None
+        """Told in the thread of a write that a view is good no more: has to be quick."""
         for path in (self._folder, self._marks, self._hooks):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -312,7 +314,7 @@ class ViewMaker:
             reserve_bytes=self._reserve(volume),
             budget_s=self._rules.budget_s,
             boot_id=self._boot_id,
-            on_broken=lambda reason: _tell_broken(view, reason),
+            on_broken=lambda reason: self._tell_broken(view, reason),
             marks=self._marks,
         )
         return SnapshotView(volume, snapshot)
@@ -338,7 +340,7 @@ class ViewMaker:
                     folder,
                     live=volume.device,
                     boot_id=self._boot_id,
-                    on_broken=lambda reason: _tell_broken(record.view, reason),
+                    on_broken=lambda reason: self._tell_broken(record.view, reason),
                     budget_s=self._rules.budget_s,
                     marks=self._marks,
                 )
@@ -371,6 +373,11 @@ class ViewMaker:
         snapshot_files.remove(folder, marks=self._marks)
         _remove(folder)
 
+    def _tell_broken(self, view: ViewId, reason: str) -> None:
+        """Called by the thread of a write, which waits."""
+        log.warning("a snapshot is broken", extra={"view": view, "reason": reason})
+        self.on_broken()
+
     def _reserve(self, volume: LiveVolume) -> int:
         return max(RESERVE_BYTES_MIN, volume.size_bytes * self._rules.reserve_percent // 100)
 
@@ -398,10 +405,6 @@ def _leg_in_sync(mirror: MirroredDevice) -> str:
             return leg.name
     told = ", ".join(f"{leg.name} is {leg.state.value}" for leg in legs) or "it has no leg"
     raise RefusedError(f"no leg of the backup mirror can be split: {told}")
-
-
-def _tell_broken(view: ViewId, reason: str) -> None:
-    log.warning("a snapshot is broken", extra={"view": view, "reason": reason})
 
 
 def _remove(folder: Path) -> None:

@@ -40,7 +40,7 @@ from backplane.wire.messages import (
 from storage_node.access import Access
 from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission, Request
-from storage_node.disk.static_views import SnapshotRules, ViewMaker
+from storage_node.disk.static_views import SnapshotRules, SnapshotView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.tape.library import TapeLibrary
@@ -369,3 +369,21 @@ def test_too_many_requests_are_busy(node: Node, monkeypatch: pytest.MonkeyPatch)
     assert failure(node.answer(create())).error == "busy"
     assert failure(node.answer(view())).error == "busy"
     node.control.send_inventory()
+
+
+def test_a_view_that_breaks_is_told_at_once(node: Node) -> None:
+    node.answer(create())
+    node.answer(replace(view(20), means="snapshot"))
+    node.clock.advance(1.0)
+    node.pump(lambda: any(v.state == "active" for i in node.inventories for v in i.views))
+    live = node.disk.live[VOLUME]
+    data = node.disk.view_data[VIEW]
+    assert isinstance(data, SnapshotView)
+    data._snapshot.release()  # as good as broken
+    node.disk.maker._tell_broken(VIEW, "for the test")
+    live.write(0, memoryview(b"goes on"))
+    before = len(node.inventories)
+    node.loop.run_once(wait_s=0.01)
+    node.clock.advance(1.0)
+    node.pump(lambda: len(node.inventories) > before)
+    assert node.inventories[-1].views[0].state == "broken"
