@@ -757,7 +757,9 @@ def test_d6_a_job_whose_snapshot_has_used_up_its_reserve_fails_and_says_so(
         cluster.up()
         job = cluster.wait_job(number)
         assert job["state"] == "failed", job
-        assert "volume vol cannot be read" in job["reason"], job["reason"]
+        assert "static view of volume vol is broken: reserve-used-up" in job["reason"], job[
+            "reason"
+        ]
         assert "is broken: reserve-used-up" in (cluster.state / "logs" / "disk.log").read_text()
         for at in range(0, client.size_bytes, len(newer)):
             assert client.read(at, len(newer)) == newer

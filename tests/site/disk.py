@@ -92,6 +92,8 @@ class DiskNode:
     """In which instant a view was made, for those who want to know whether two are of the same."""
     clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
+    broken_because: str = ""
+    """What is told of a view that is asked for again."""
     nbd_addresses: tuple[str, ...] = ("tcp://127.0.0.1:10809",)
 
     def inventory(self) -> NodeInventory:
@@ -310,6 +312,10 @@ class DiskNode:
             for member in members:
                 self._make_view(member, job=message.job)
                 self.instants[member.view] = instant
+        elif self.broken_because:
+            self.views[message.view] = replace(
+                self.views[message.view], state="broken", reason=self.broken_because
+            )
         return tuple(self.views[member.view] for member in members if member.view in self.views)
 
     def _make_view(self, member: ViewMember, *, job: JobId) -> None:

@@ -137,6 +137,17 @@ def test_a_volume_that_its_node_has_lost_cannot_be_backed_up(site: Site) -> None
     assert site.job(job).reason == "storage node disk has lost volume vol"
 
 
+def test_a_view_that_broke_is_blamed_and_not_the_disk(site: Site) -> None:
+    site.disk.bad_lbas = {33}
+    site.disk.broken_because = "reserve-used-up"
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.run()
+    check_end(site, job, "failed")
+    assert site.job(job).reason == "the static view of volume vol is broken: reserve-used-up"
+    assert site.job(job).exit_code == 1
+
+
 def test_a_block_that_cannot_be_read_is_named(site: Site) -> None:
     site.disk.bad_lbas = {33}
     site.make_volume("vol", data=DATA)
