@@ -78,7 +78,13 @@ def engine() -> Iterator[Engine]:
     compose = find_compose()
     if shutil.which("docker") is None or compose is None:
         pytest.skip("no container engine: docker and docker-compose are not installed")
-    environment = {**os.environ, "BASE": BASE_IMAGE, "IMAGE": IMAGE, "CONTROLLER_PORT": "0"}
+    environment = {
+        **os.environ,
+        "BASE": BASE_IMAGE,
+        "IMAGE": IMAGE,
+        "CONTROLLER_PORT": "0",
+        "NBD_PORT": "0",
+    }
     if answers(environment):
         yield Engine(environment, compose)
         return

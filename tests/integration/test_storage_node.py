@@ -330,6 +330,7 @@ def hold(controller: Controller, **changes: Any) -> NodeReply | UnitFenced | Nod
         "quiet_s": 0.05,
         "timeout_s": 10.0,
         "ttl_s": 60.0,
+        "means": "hold",
     }
     return controller.ask(ViewCreate, **{**fields, **changes})
 
