@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from backplane.wire.messages import (
 )
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Request
+from storage_node.core.hook_rules import HookPair
 from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk.faulty import Fault, FaultyDevice
 from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
-from storage_node.disk_control import DiskControl
+from storage_node.disk_control import NO_HOOKS, DiskControl
 from storage_node.view_control import ViewControl
 
 VOLUME = VolumeId("11" * 16)
@@ -44,7 +45,9 @@ WRITE = Request(opcode=Opcode.WRITE, boot=boot_bits(bytes(range(16))))
 class Node:
     """The disk role over a folder; `restart` opens it anew."""
 
-    def __init__(self, bench: Any, *, kernel: str = "a" * 36) -> None:
+    def __init__(
+        self, bench: Any, *, kernel: str = "a" * 36, hooks: Mapping[str, HookPair] = NO_HOOKS
+    ) -> None:
         self.bench = bench
         self.kernel = kernel
         self.folder: Path = bench.folder
@@ -63,13 +66,18 @@ class Node:
         )
         maker = ViewMaker(self.folder, boot_id=self.kernel, rules=SnapshotRules())
         self.disk = DiskControl(
-            self.store, bench.access, clock=self.clock, maker=maker, on_fatal=bench.fatal.append
+            self.store,
+            bench.access,
+            clock=self.clock,
+            maker=maker,
+            hooks=hooks,
+            on_fatal=bench.fatal.append,
         )
         self.views = ViewControl(self.disk)
 
-    def restart(self, *, kernel: str = "") -> Node:
+    def restart(self, *, kernel: str = "", hooks: Mapping[str, HookPair] = NO_HOOKS) -> Node:
         self.close()
-        return Node(self.bench, kernel=kernel or self.kernel)
+        return Node(self.bench, kernel=kernel or self.kernel, hooks=hooks)
 
     def close(self) -> None:
         self.disk.close()
