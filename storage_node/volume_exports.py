@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from backplane.errors import BusyError, NotFoundError, RefusedError
+from backplane.errors import BusyError, NotFoundError
 from backplane.ids import ViewId
 from backplane.transport.stream import FileRange
 from backplane.units import KIB, MIB
@@ -30,9 +30,8 @@ VIEW_MARK: Final = "@"
 
 
 class VolumeExport:
-    """An online volume, for one connection."""
+    """An online volume, for one connection.  After a failed flush it is only read, to save what is there."""
 
-    is_read_only = False
     can_multi_conn = True
     preferred_bytes = PREFERRED_BYTES
     payload_bytes_max = PAYLOAD_BYTES_MAX
@@ -43,6 +42,7 @@ class VolumeExport:
         self.name = record.name
         self.size_bytes = live.size_bytes
         self.block_bytes = live.block_bytes
+        self.is_read_only = live.is_read_only
         self._volume = record.volume
         self._live = live
         self._disk = disk
@@ -152,7 +152,7 @@ class VolumeExports:
         return sorted(volumes) + sorted(views)
 
     def open(self, name: str, client: str) -> Export:
-        """Open an export for a client; raises `NotFoundError`, `BusyError` or `RefusedError`."""
+        """Open an export for a client; raises `NotFoundError` or `BusyError`."""
         volume_name, mark, view_name = name.partition(VIEW_MARK)
         with self._disk.step:
             record = self._record(volume_name)
@@ -161,11 +161,6 @@ class VolumeExports:
             if record.state is not State.ONLINE:
                 raise BusyError(f"volume {record.name} is {record.state.value}")
             live = self._disk.live[record.volume]
-            if live.is_read_only:
-                raise RefusedError(
-                    f"a flush of volume {record.name} has failed",
-                    hint="look at its disk, then start the storage node again",
-                )
             self._disk.connected(record.volume)
             return VolumeExport(record, live, self._disk, client=client)
 

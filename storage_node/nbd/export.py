@@ -197,7 +197,7 @@ def facts_of(export: Export) -> ExportFacts:
     """Return what clients are told of an export."""
     return ExportFacts(
         name=export.name,
-        description="static view, read-only" if export.is_read_only else "volume",
+        description="read-only" if export.is_read_only else "volume",
         size_bytes=export.size_bytes,
         block_bytes=export.block_bytes,
         preferred_bytes=export.preferred_bytes,
