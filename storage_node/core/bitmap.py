@@ -16,10 +16,10 @@ from typing import Final
 from backplane.errors import MediumError
 
 _PIECE_BYTES: Final = 256 * 1024
-"""What is looked at in one step: a fifth of a millisecond for equal bytes."""
+"""What is looked at in one step, during which no other thread runs."""
 _NO_BITS: Final = bytes(_PIECE_BYTES)
 _ZEROS: Final = re.compile(rb"\x00*")
-"""A regular expression because it goes through any buffer from any place, without a copy, at more than 1 GB/s."""
+"""A regular expression because it goes through any buffer from any place, without a copy, as fast as C."""
 _ONES: Final = re.compile(rb"\xff*")
 
 

@@ -12,7 +12,7 @@ The record is replaced by a rename, and names every file that counts.  A new bit
 named, an old one is removed after it is named no more, and a crash anywhere between leaves the one or the other.
 
 Not a mapped file: a full file system would be a SIGBUS there, and is an error here, which costs the history and not the
-write.  Only the first write of a granule in a generation pays (1 to 2 microseconds); the others look at one bit.
+write.  Only the first write of a granule in a generation pays for that; the others look at one bit.
 """
 
 from __future__ import annotations

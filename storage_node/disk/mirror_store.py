@@ -10,7 +10,7 @@
     4096   256 slots of 16 bytes: (start, end) of writes under way, one per region lock; empty if end <= start
     8192   one bit per granule
 
-A store into a mapped page outlives the process at once and costs a fraction of a microsecond, so state, slots and bits
+A store into a mapped page outlives the process at once and needs no system call, so state, slots and bits
 can be set *before* the write that they tell of.  It does not outlive the machine: under another boot id only a file
 that was closed counts, and its CRC32C must be right.  Opening it makes "not closed" durable before the first write.
 
