@@ -566,6 +566,95 @@ class ViewSample(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMap(Message):
+    """Map the blocks of a static view to files.  The same again is answered with the map that exists.
+
+    While the node works it tells `view.mapping`.  Answered with `map_header`; fails with kind `refused`, and the reason
+    names it, if there is a file system or a layer that cannot be read, with `medium` if there is one that is damaged,
+    with `not-found` if there is nothing that is known.
+    """
+
+    kind: ClassVar[str] = "view.map"
+    request: int
+    view: ViewId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMapping(Message):
+    """How the mapping stands.  Not answered."""
+
+    kind: ClassVar[str] = "view.mapping"
+    view: ViewId
+    files: int
+    bytes_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMapPage(Message):
+    """Ask for page `page`, from 0, of a view's map; the header says how many there are.  Answered with `map_page`."""
+
+    kind: ClassVar[str] = "view.map-page"
+    request: int
+    view: ViewId
+    page: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewNarrow(Message):
+    """Only `extents` of a view will still be read: the rest is no longer protected, and refused to readers.
+
+    Packed `>QQ` (LBA, blocks), ascending.  A view is only ever narrowed; the same again changes nothing.
+    """
+
+    kind: ClassVar[str] = "view.narrow"
+    request: int
+    view: ViewId
+    extents: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeAdmit(Message):
+    """Let a restore of files write `extents` of a volume that stays online, with grants of `epoch` or above.
+
+    Packed `>QQ` (LBA, blocks).  With `is_alone`, refused with `busy` while a workstation is connected, and none can
+    connect until the end.  Ends by `volume.dismiss`, or by itself after `ttl_s`.  The same again prolongs it.
+    """
+
+    kind: ClassVar[str] = "volume.admit"
+    request: int
+    volume: VolumeId
+    job: JobId
+    epoch: Epoch
+    extents: Blob
+    ttl_s: float
+    is_alone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeDismiss(Message):
+    """End an admission: raise the fence floor to `epoch` durably, flush.  Idempotent."""
+
+    kind: ClassVar[str] = "volume.dismiss"
+    request: int
+    volume: VolumeId
+    job: JobId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeSample(Message):
+    """Ask for the CRC32C of pieces of records of the loaded cartridge: packed `>QII` (object, first byte, bytes).
+
+    Each record is read whole and checked first.  Answered in `digests`; fails with kind `medium` at a damaged one.
+    """
+
+    kind: ClassVar[str] = "tape.sample"
+    request: int
+    drive: Name
+    ranges: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TapeLoad(Message):
     """Put a cartridge into a drive (unloading another), read its label and last trailer.
 
@@ -609,7 +698,8 @@ class NodeReply(Message):
 
     `volumes`, `views`, `drives`, `cartridges`: the objects concerned, after the change.
     `extents`: packed `>QQ` pairs (LBA, blocks) for view.extents; `next_lba` is where to go on, or the number of blocks.
-    `digests`: packed `>I` CRC32C values for tape.digest and view.sample; `next_object` is where to go on.
+    `digests`: packed `>I` CRC32C values for tape.digest, tape.sample and view.sample; `next_object` is where to go on.
+    `map_header`: the packed header of a file map for view.map; `map_page`: one of its pages for view.map-page.
     `end`, `durable_end`: end of data of the loaded cartridge, and up to where it is on the medium.
     For tape.load: `header` is the payload of the volume header (b"" if none).  Of the last committed part, if any:
     `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry
@@ -628,6 +718,8 @@ class NodeReply(Message):
     next_lba: int = 0
     digests: Blob = b""
     next_object: int = 0
+    map_header: Blob = b""
+    map_page: Blob = b""
     end: int = 0
     durable_end: int = 0
     header: Blob = b""
@@ -710,8 +802,15 @@ ALL: Final[tuple[type[Message], ...]] = (
     ViewRelease,
     ViewExtents,
     ViewSample,
+    ViewMap,
+    ViewMapping,
+    ViewMapPage,
+    ViewNarrow,
+    VolumeAdmit,
+    VolumeDismiss,
     TapeLoad,
     TapeDigest,
+    TapeSample,
     TapeAdd,
     NodeReply,
     NodeFailed,

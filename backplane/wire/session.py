@@ -49,6 +49,7 @@ SPOKEN: Final[dict[str, frozenset[type[Message]]]] = {
             messages.NodeFailed,
             messages.UnitFenced,
             messages.ViewWaiting,
+            messages.ViewMapping,
         }
     ),
     OPERATOR: frozenset({messages.OperatorCall}),
