@@ -1,35 +1,41 @@
 """The catalog in dictionaries, for tests and the simulator.
 
 It keeps what a database keeps: whole transactions, rows by key, the rules of the schema (a number fits 64 bits, an
-item has a job, parts and extents have a backup).  It can fail on purpose, before or after a commit took effect, and
-`reopen` is what a new process finds after a crash: everything that was committed and nothing else.
+item has a job, parts, extents and headers of maps have a backup).  It can fail on purpose, before or after a commit
+took effect, and `reopen` is what a new process finds after a crash: everything that was committed and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from backplane.errors import MediumError
+from backplane.file_map.paths import path_key
 from backplane.ids import BackupId, ItemId, JobId, VolumeId
 from controller.catalog.store import (
     ENDED_STATES,
     KEYS,
     BackupRow,
     CartridgeRow,
+    Change,
     CounterRow,
+    DropMap,
     EventRow,
     ExtentsRow,
     ItemRow,
     JobRow,
+    MapHeaderRow,
+    MapPageRow,
     NodeRow,
     PartRow,
     QuietWaitRow,
     Row,
     Snapshot,
     VolumeRow,
+    subtree_end,
 )
 
 _AnyRow = TypeVar("_AnyRow", bound=Row)
@@ -44,6 +50,7 @@ _OWNERS: Final[dict[type, tuple[str, type]]] = {
     ItemRow: ("job", JobRow),
     PartRow: ("backup", BackupRow),
     ExtentsRow: ("backup", BackupRow),
+    MapHeaderRow: ("backup", BackupRow),
 }
 """The field that names the row without which a row may not be, as in `schema`."""
 
@@ -84,7 +91,7 @@ class MemoryCatalog:
         """UUID of this catalog."""
         return self._store
 
-    def commit(self, rows: Sequence[Row]) -> None:
+    def commit(self, rows: Sequence[Change]) -> None:
         """Store the rows, all or none; after any failure the catalog is dead."""
         self._check_alive()
         if not rows:
@@ -118,6 +125,9 @@ class MemoryCatalog:
             backups=tuple(self._all(BackupRow)),
             parts=tuple(self._all(PartRow)),
             event_sequences=sequences,
+            partial_maps=tuple(
+                sorted({row.backup for row in self._all(MapPageRow)} - self._with_header())
+            ),
         )
 
     def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
@@ -157,6 +167,31 @@ class MemoryCatalog:
         row = self._get(ExtentsRow, backup)
         return None if row is None else row.packed
 
+    def map_header(self, backup: BackupId) -> bytes | None:
+        """Return the packed header of a backup's map."""
+        row = self._get(MapHeaderRow, backup)
+        return None if row is None else row.packed
+
+    def map_page(self, backup: BackupId, page: int) -> MapPageRow | None:
+        """Return one page of a map."""
+        return self._get(MapPageRow, (backup, page))
+
+    def map_pages(
+        self, backup: BackupId, *, first: int = 0, under: bytes = b""
+    ) -> Iterator[MapPageRow]:
+        """Yield the pages from `first` on, with `under` only those that may have something beneath it."""
+        key = path_key(under)
+        for row in self._all(MapPageRow):
+            if row.backup != backup or row.page < first:
+                continue
+            if not under or (
+                not row.is_run and row.last_path >= key and row.first_path < subtree_end(key)
+            ):
+                yield row
+
+    def _with_header(self) -> set[BackupId]:
+        return {row.backup for row in self._all(MapHeaderRow)}
+
     def close(self) -> None:
         """Make the object unusable; a second call does nothing."""
         self._is_open = False
@@ -166,18 +201,31 @@ class MemoryCatalog:
         if self._death:
             raise MediumError(f"catalog: not used any more: {self._death}", hint="reopen it")
 
-    def _store_all(self, rows: Sequence[Row]) -> None:
-        staged: dict[type, dict[Any, Row]] = {}
+    def _store_all(self, rows: Sequence[Change]) -> None:
+        staged: dict[type, dict[Any, Row | None]] = {}
         for row in rows:
+            if isinstance(row, DropMap):
+                self._stage_drop(row.backup, staged)
+                continue
             _check_values(row)
             staged.setdefault(type(row), {})[_KEY_OF[type(row)](row)] = row
         for row in rows:
-            self._check_owner(row, staged)
-        for kind, added in staged.items():
-            self._tables[kind].update(added)
+            if not isinstance(row, DropMap):
+                self._check_owner(row, staged)
+        for kind, changed in staged.items():
+            self._tables[kind].update(changed)
+            for key in [key for key, row in changed.items() if row is None]:
+                del self._tables[kind][key]
         self.commit_count += 1
 
-    def _check_owner(self, row: Row, staged: dict[type, dict[Any, Row]]) -> None:
+    def _stage_drop(self, backup: BackupId, staged: dict[type, dict[Any, Row | None]]) -> None:
+        headers, pages = staged.setdefault(MapHeaderRow, {}), staged.setdefault(MapPageRow, {})
+        headers[backup] = None
+        for key in [*self._tables[MapPageRow], *pages]:
+            if key[0] == backup:
+                pages[key] = None
+
+    def _check_owner(self, row: Row, staged: dict[type, dict[Any, Row | None]]) -> None:
         link = _OWNERS.get(type(row))
         if link is None:
             return

@@ -4,8 +4,9 @@ Columns have the names of the rows' fields.  Only types that both databases have
 boolean, text, bytes.  Nothing relies on a default of the database: every row is written whole.
 
 Foreign keys are few and are checked when a transaction commits, so that a commit may hold its rows in any order: an
-item has a job, parts and extents have a backup.  Other references (a backup's job, a cartridge's node) may precede
-or outlive what they name, for instance when a catalog is rebuilt from cartridges.
+item has a job, parts, extents and headers of maps have a backup.  Other references (a backup's job, a cartridge's node,
+the backup of a map's page) may precede or outlive what they name: a map is fetched before its backup is made, and a
+catalog may be rebuilt from cartridges.
 
 Every change here comes with a file in `migrations/versions`; a test compares the two.
 """
@@ -199,6 +200,9 @@ BACKUPS: Final = _table(
     _text("tracking"),
     _number("generation"),
     _column("samples", LargeBinary()),
+    _text("map_state"),
+    _number("files"),
+    _text("selection"),
 )
 
 PARTS: Final = _table(
@@ -223,6 +227,24 @@ PARTS: Final = _table(
 EXTENTS: Final = _table(
     "extents",
     _owned("backup", "backups.backup", is_key=True),
+    _column("packed", LargeBinary()),
+)
+
+MAP_HEADERS: Final = _table(
+    "map_headers",
+    _owned("backup", "backups.backup", is_key=True),
+    _column("packed", LargeBinary()),
+)
+
+MAP_PAGES: Final = _table(
+    "map_pages",
+    _key("backup"),
+    _key("page"),
+    _column("is_run", Boolean()),
+    _column("first_path", LargeBinary()),
+    _column("last_path", LargeBinary()),
+    _number("rows"),
+    # Last, so that a search by path need not read over it.
     _column("packed", LargeBinary()),
 )
 
@@ -258,6 +280,8 @@ TABLES: Final[dict[type, Table]] = {
     store.BackupRow: BACKUPS,
     store.PartRow: PARTS,
     store.ExtentsRow: EXTENTS,
+    store.MapHeaderRow: MAP_HEADERS,
+    store.MapPageRow: MAP_PAGES,
     store.EventRow: EVENTS,
     store.QuietWaitRow: QUIET_WAITS,
 }

@@ -13,45 +13,75 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, func, insert, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from backplane.errors import ConfigError, MediumError
+from backplane.file_map.paths import path_key
 from backplane.ids import BackupId, ItemId, JobId, VolumeId
 from controller.catalog import migrations, sqlite_file
-from controller.catalog.schema import EVENTS, EXTENTS, ITEMS, JOBS, META, QUIET_WAITS, TABLES
+from controller.catalog.schema import (
+    EVENTS,
+    EXTENTS,
+    ITEMS,
+    JOBS,
+    MAP_HEADERS,
+    MAP_PAGES,
+    META,
+    QUIET_WAITS,
+    TABLES,
+)
 from controller.catalog.store import (
     ENDED_STATES,
     KEYS,
     BackupRow,
     CartridgeRow,
+    Change,
     CounterRow,
+    DropMap,
     EventRow,
     ExtentsRow,
     ItemRow,
     JobRow,
+    MapHeaderRow,
+    MapPageRow,
     NodeRow,
     PartRow,
     QuietWaitRow,
     Row,
     Snapshot,
     VolumeRow,
+    subtree_end,
 )
 
 _AnyRow = TypeVar("_AnyRow", bound=Row)
 
 NUMBER_MAX: Final = (1 << 63) - 1
 """Numbers of queries are cut to this: people may ask for any job."""
+
+MAP_PAGES_AT_ONCE: Final = 8
+"""Pages of a map that are in memory at a time while it is read: 4 MiB at most."""
 
 _NAMES: Final = {kind: tuple(c.name for c in table.columns) for kind, table in TABLES.items()}
 _VALUES: Final = {kind: attrgetter(*names) for kind, names in _NAMES.items()}
@@ -117,7 +147,7 @@ class SqlCatalog:
         """UUID of this catalog."""
         return self._store
 
-    def commit(self, rows: Sequence[Row]) -> None:
+    def commit(self, rows: Sequence[Change]) -> None:
         """Make the rows durable, all or none; after any failure the catalog is dead."""
         if not rows:
             self._alive()
@@ -125,6 +155,9 @@ class SqlCatalog:
         with self._transaction() as connection:
             # Runs of one type in one go; never sorted by type, because a later row replaces an earlier one.
             for kind, run in groupby(rows, key=type):
+                if kind is DropMap:
+                    _drop_maps(connection, run)
+                    continue
                 names, values = _NAMES[kind], _VALUES[kind]
                 connection.execute(
                     self._upserts[kind],
@@ -179,6 +212,34 @@ class SqlCatalog:
         query = select(EXTENTS).where(EXTENTS.c.backup == _cut(backup))
         row = _only(self._find(ExtentsRow, query))
         return None if row is None else row.packed
+
+    def map_header(self, backup: BackupId) -> bytes | None:
+        """Return the packed header of a backup's map."""
+        query = select(MAP_HEADERS).where(MAP_HEADERS.c.backup == _cut(backup))
+        row = _only(self._find(MapHeaderRow, query))
+        return None if row is None else row.packed
+
+    def map_page(self, backup: BackupId, page: int) -> MapPageRow | None:
+        """Return one page of a map."""
+        key = (MAP_PAGES.c.backup == _cut(backup), MAP_PAGES.c.page == _cut(page))
+        return _only(self._find(MapPageRow, select(MAP_PAGES).where(*key)))
+
+    def map_pages(
+        self, backup: BackupId, *, first: int = 0, under: bytes = b""
+    ) -> Iterator[MapPageRow]:
+        """Yield the pages from `first` on, with `under` only those that may have something beneath it.
+
+        No transaction is open between two pages: whoever reads may do something else meanwhile, or never come back.
+        """
+        query = select(MAP_PAGES).where(MAP_PAGES.c.backup == _cut(backup))
+        if under:
+            key = path_key(under)
+            is_there = MAP_PAGES.c.last_path >= key, MAP_PAGES.c.first_path < subtree_end(key)
+            query = query.where(~MAP_PAGES.c.is_run, *is_there)
+        query = query.order_by(MAP_PAGES.c.page).limit(MAP_PAGES_AT_ONCE)
+        while found := self._find(MapPageRow, query.where(MAP_PAGES.c.page >= _cut(first))):
+            yield from found
+            first = found[-1].page + 1
 
     def close(self) -> None:
         """Close the database and release its lock; a second call does nothing."""
@@ -266,6 +327,8 @@ def _load(connection: Connection, store_id: str) -> Snapshot:
         query = select(table).where(table.c.job.in_(_NOT_ENDED)).order_by(*table.primary_key)
         return tuple(_rows(connection, kind, query))
 
+    headers = select(MAP_HEADERS.c.backup)
+    partial = select(MAP_PAGES.c.backup).where(MAP_PAGES.c.backup.not_in(headers)).distinct()
     last = select(EVENTS.c.job, func.max(EVENTS.c.sequence)).group_by(EVENTS.c.job)
     return Snapshot(
         store=store_id,
@@ -281,7 +344,17 @@ def _load(connection: Connection, store_id: str) -> Snapshot:
             JobId(job): sequence
             for job, sequence in connection.execute(last.where(EVENTS.c.job.in_(_NOT_ENDED)))
         },
+        partial_maps=tuple(
+            BackupId(backup)
+            for (backup,) in connection.execute(partial.order_by(MAP_PAGES.c.backup))
+        ),
     )
+
+
+def _drop_maps(connection: Connection, drops: Iterable[Change]) -> None:
+    backups = [each.backup for each in drops if isinstance(each, DropMap)]
+    for table in (MAP_HEADERS, MAP_PAGES):
+        connection.execute(delete(table).where(table.c.backup.in_(backups)))
 
 
 def _rows(connection: Connection, kind: type[_AnyRow], query: Select[Any]) -> list[_AnyRow]:

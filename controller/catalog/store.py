@@ -4,13 +4,17 @@ Rows are frozen dataclasses with plain fields; the core makes them, `commit` sto
 transaction: either every row is durable when it returns, or it raised and none is.  A row replaces the row with
 the same key (its fields marked in `KEYS`).  There is one writer: the controller process that holds the lock.
 
+File maps are what is large here: pages of packed rows, written one by one as they come from a node and read one after
+the other, never all at once.  The header is written last and makes them a map; pages without one are what is left of a
+mapping that did not end, and are dropped.  `DropMap` is the one change that takes rows away.
+
 Times are RFC 3339 UTC text.  Byte strings are stored as they are.  `detail` fields hold JSON objects for what is only
 shown, never searched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
@@ -177,6 +181,12 @@ class BackupRow:
     generation: int = 0
     samples: bytes = b""
     """Packed `>QII`: byte address, bytes, CRC32C of some ranges of the view, for a later incremental's doubt."""
+    map_state: str = "none"
+    """`complete`, `incomplete`, `raw` (nobody wanted a map) or `none` (nothing on the volume is known)."""
+    files: int = 0
+    """Regular files in the map."""
+    selection: str = ""
+    """JSON of the `Selection` whose files alone are in the backup, "" if all are: such a one nobody stands on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +219,39 @@ class ExtentsRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapHeaderRow:
+    """The header of a backup's file map, packed by `backplane.file_map.header`: with it the pages are a map."""
+
+    backup: BackupId
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapPageRow:
+    """A page of a file map, as its node packed it: rows of paths, or with `is_run` runs of what is allocated.
+
+    `first_path` and `last_path` are `path_key` of its paths, empty for runs.  It may be older than the row of its
+    backup, which comes with the header.
+    """
+
+    backup: BackupId
+    page: int
+    is_run: bool
+    first_path: bytes
+    last_path: bytes
+    rows: int
+    """Rows or runs in it; a row that goes on from the page before is none of them."""
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropMap:
+    """Not a row: take away the header and all pages of a backup's map, as far as they came before in the commit."""
+
+    backup: BackupId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRow:
     """A line of a job's log.  `level` is `info`, `warning` or `error`."""
 
@@ -229,9 +272,14 @@ Row: TypeAlias = (
     | BackupRow
     | PartRow
     | ExtentsRow
+    | MapHeaderRow
+    | MapPageRow
     | EventRow
     | QuietWaitRow
 )
+
+Change: TypeAlias = Row | DropMap
+"""What a commit is made of."""
 
 KEYS: Final[dict[type, tuple[str, ...]]] = {
     CounterRow: ("name",),
@@ -243,10 +291,18 @@ KEYS: Final[dict[type, tuple[str, ...]]] = {
     BackupRow: ("backup",),
     PartRow: ("backup", "part"),
     ExtentsRow: ("backup",),
+    MapHeaderRow: ("backup",),
+    MapPageRow: ("backup", "page"),
     EventRow: ("job", "sequence"),
     QuietWaitRow: ("wait",),
 }
 """The fields that identify a row of each table."""
+
+
+def subtree_end(key: bytes) -> bytes:
+    """Return the first key behind a path and all that is below it; of the root it means nothing."""
+    return key + b"\1"
+
 
 ENDED_STATES: Final = frozenset({"completed", "partial", "failed", "cancelled"})
 
@@ -265,6 +321,8 @@ class Snapshot:
     backups: tuple[BackupRow, ...] = ()
     parts: tuple[PartRow, ...] = ()
     event_sequences: dict[JobId, int] = field(default_factory=dict)
+    partial_maps: tuple[BackupId, ...] = ()
+    """Backups with pages of a map and no header: what is left of a mapping that a crash has ended."""
 
 
 class Catalog(Protocol):
@@ -274,7 +332,7 @@ class Catalog(Protocol):
     def store(self) -> str:
         """UUID of this catalog, 32 hex digits, made when it was created."""
 
-    def commit(self, rows: Sequence[Row]) -> None:
+    def commit(self, rows: Sequence[Change]) -> None:
         """Make the rows durable in one transaction, in order.  An empty sequence does nothing."""
 
     def load(self) -> Snapshot:
@@ -300,6 +358,21 @@ class Catalog(Protocol):
 
     def extents(self, backup: BackupId) -> bytes | None:
         """Return the packed extents of a backup."""
+
+    def map_header(self, backup: BackupId) -> bytes | None:
+        """Return the packed header of a backup's map, None if it has none."""
+
+    def map_page(self, backup: BackupId, page: int) -> MapPageRow | None:
+        """Return one page of a map."""
+
+    def map_pages(
+        self, backup: BackupId, *, first: int = 0, under: bytes = b""
+    ) -> Iterator[MapPageRow]:
+        """Yield the pages from `first` on, in order, a few at a time: a map need not fit into memory.
+
+        With `under`, a path, only those in which it or what is beneath it may be; no runs then.  A commit between two
+        pages may be seen or not.
+        """
 
     def quiet_waits(self, volume: VolumeId, *, limit: int) -> list[QuietWaitRow]:
         """Return the waits for quiet of a volume, newest first."""

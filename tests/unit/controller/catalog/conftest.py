@@ -20,6 +20,8 @@ from controller.catalog.store import (
     ExtentsRow,
     ItemRow,
     JobRow,
+    MapHeaderRow,
+    MapPageRow,
     NodeRow,
     PartRow,
     QuietWaitRow,
@@ -163,6 +165,21 @@ class Rows:
     def extents(self, backup: int = 1, packed: bytes = b"\x01packed\x00") -> ExtentsRow:
         return ExtentsRow(backup=backup, packed=packed)
 
+    def map_header(self, backup: int = 1, packed: bytes = b"\x01header\x00") -> MapHeaderRow:
+        return MapHeaderRow(backup=backup, packed=packed)
+
+    def map_page(self, page: int = 0, backup: int = 1, **changes: Any) -> MapPageRow:
+        row = MapPageRow(
+            backup=backup,
+            page=page,
+            is_run=False,
+            first_path=b"",
+            last_path=b"home\0\xff",
+            rows=1000,
+            packed=b"\x00page\xff",
+        )
+        return replace(row, **changes)
+
     def event(self, sequence: int = 1, job: int = 1, **changes: Any) -> EventRow:
         row = EventRow(job=job, sequence=sequence, time=TIME, level="info", text="started")
         return replace(row, **changes)
@@ -191,6 +208,8 @@ class Rows:
             self.backup(),
             self.part(),
             self.extents(),
+            self.map_header(),
+            self.map_page(),
             self.event(),
             self.quiet_wait(),
         ]

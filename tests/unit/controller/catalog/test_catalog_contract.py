@@ -22,6 +22,7 @@ def everything(catalog: Catalog) -> dict[str, Any]:
         "items": [catalog.items(job, first=0, limit=100) for job in (1, 2)],
         "events": [catalog.events(job, after=-1, limit=100) for job in (1, 2)],
         "extents": [catalog.extents(backup) for backup in (1, 2)],
+        "maps": [(catalog.map_header(n), list(catalog.map_pages(n))) for n in (1, 2)],
     }
 
 
@@ -50,6 +51,8 @@ def test_rows_of_every_type_come_back_as_they_were(place: Any, rows: Any) -> Non
             event_sequences={1: 1},
         )
         assert catalog.extents(1) == rows.extents().packed
+        assert catalog.map_header(1) == rows.map_header().packed
+        assert list(catalog.map_pages(1)) == [rows.map_page()]
         assert catalog.events(1, after=0, limit=9) == [rows.event()]
 
 
@@ -111,7 +114,7 @@ def test_an_empty_commit_does_nothing(catalog: Catalog) -> None:
     assert catalog.load() == Snapshot(store=catalog.store)
 
 
-@pytest.mark.parametrize("kind", ["item", "part", "extents"])
+@pytest.mark.parametrize("kind", ["item", "part", "extents", "map_header"])
 def test_a_row_without_its_owner_is_a_bug_and_nothing_of_the_commit_is_stored(
     place: Any, rows: Any, kind: str
 ) -> None:
@@ -148,6 +151,9 @@ def test_after_a_failed_commit_every_call_fails(place: Any, rows: Any) -> None:
         lambda: catalog.item_count(1),
         lambda: catalog.events(1, after=0, limit=1),
         lambda: catalog.extents(1),
+        lambda: catalog.map_header(1),
+        lambda: catalog.map_page(1, 0),
+        lambda: list(catalog.map_pages(1)),
     ]
     for call in calls:
         with pytest.raises(BackupError, match="not used any more"):

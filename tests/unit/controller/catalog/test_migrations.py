@@ -149,12 +149,28 @@ def test_the_folder_of_the_program_may_have_any_name(
         migrations.upgrade(connection, folder=future(odd))
 
 
+def test_every_version_but_the_newest_has_its_catalog_here() -> None:
+    """It is kept when the next version comes: then nobody can write one like it any more."""
+    names = sorted(path.name for path in (migrations.FOLDER / "versions").glob("v*.py"))
+    assert sorted(OF_VERSION) == [name[1:5] for name in names[:-1]]
+
+
 def test_versions_are_one_line_of_numbers() -> None:
     names = sorted(path.name for path in (migrations.FOLDER / "versions").glob("v*.py"))
     assert [name[:5] for name in names] == [f"v{n:04d}" for n in range(1, len(names) + 1)]
 
 
-@pytest.mark.parametrize("version", ["0001"])
+OF_VERSION: dict[str, dict[str, dict[str, Any]]] = {
+    "0001": {"volume": {}, "backup": {}},
+    "0002": {
+        "volume": {"quiet_s": 5.0},
+        "backup": {"tracking": "h1", "generation": 7, "samples": bytes(16)},
+    },
+}
+"""What the rows of a version's file say beside the defaults."""
+
+
+@pytest.mark.parametrize("version", OF_VERSION)
 def test_a_catalog_of_every_released_version_opens_with_its_rows(
     version: str, tmp_path: Path, rows: Any
 ) -> None:
@@ -168,14 +184,16 @@ def test_a_catalog_of_every_released_version_opens_with_its_rows(
         assert catalog.store == "0123456789abcdef0123456789abcdef"
         snapshot = catalog.load()
         assert snapshot.nodes == (rows.node(),)
-        assert snapshot.volumes == (rows.volume(),)
+        assert snapshot.volumes == (rows.volume(**OF_VERSION[version]["volume"]),)
         assert snapshot.cartridges == (rows.cartridge(),)
         assert snapshot.jobs == (rows.job(),)
         assert snapshot.items == (rows.item(),)
-        assert snapshot.backups == (rows.backup(),)
+        assert snapshot.backups == (rows.backup(**OF_VERSION[version]["backup"]),)
         assert snapshot.parts == (rows.part(),)
         assert snapshot.counters == {"epoch": 1}
         assert catalog.extents(1) == rows.extents().packed
         assert catalog.events(1, after=0, limit=9) == [rows.event()]
+        assert (snapshot.partial_maps, catalog.map_header(1)) == ((), None)
+        assert (snapshot.backups[0].map_state, snapshot.backups[0].selection) == ("none", "")
     finally:
         catalog.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from controller.catalog.memory import MemoryCatalog
 from controller.catalog.sql import SqlCatalog
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog
+from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropMap
 
 SMALL = st.integers(0, 3)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
@@ -25,10 +25,16 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     tuple[str, ...]: st.lists(TEXTS, max_size=3).map(tuple),
 }
 OF_NAME = {
-    **dict.fromkeys(("job", "item", "backup", "part", "sequence"), SMALL),
+    **dict.fromkeys(("job", "item", "backup", "part", "sequence", "page"), SMALL),
+    **dict.fromkeys(
+        ("first_path", "last_path"), st.sampled_from([b"", b"a", b"a\0b", b"a\1", b"b"])
+    ),
     **dict.fromkeys(("token", "name", "tag", "volume"), st.sampled_from(["", "a", "B", "ä", "z"])),
     "state": st.sampled_from(["queued", "copying", *sorted(ENDED_STATES)]),
 }
+
+
+UNDER = [(0, b""), (2, b""), (0, b"a"), (1, b"a/b"), (0, b"c")]
 
 
 def rows_of(kind: type) -> st.SearchStrategy[Any]:
@@ -38,7 +44,7 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{n: OF_NAME.get(n, OF_TYPE[hint]) for n, hint in plain.items()})
 
 
-ROWS = st.one_of([rows_of(kind) for kind in KEYS])
+ROWS = st.one_of([rows_of(kind) for kind in KEYS] + [st.builds(DropMap, backup=SMALL)])
 
 
 def everything(catalog: Catalog) -> list[Any]:
@@ -56,6 +62,9 @@ def everything(catalog: Catalog) -> list[Any]:
                 catalog.item_count(number),
                 catalog.events(number, after=0, limit=2),
                 catalog.extents(number),
+                catalog.map_header(number),
+                catalog.map_page(number, 1),
+                [list(catalog.map_pages(number, first=n, under=p)) for n, p in UNDER],
             )
             for number in range(4)
         ],
