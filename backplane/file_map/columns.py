@@ -23,9 +23,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from operator import add, sub
-from typing import Final
+from typing import Final, NamedTuple
 
 from backplane.file_map.damage import MapDamagedError
 
@@ -40,51 +40,56 @@ VALUE_MAX: Final = (1 << 127) - 1
 _PREFIX: Final = struct.Struct(">BBQ16s16s")
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _STORED_MAX: Final = VALUE_MAX - VALUE_MIN
+_NARROW: Final = 255
+"""Numbers of one byte need no better form: compression finds by itself what they have in common."""
 
 
 def write_column(values: Sequence[int], neighbour: Sequence[int] | None = None) -> bytes:
     """Return a column, in the form that needs least."""
     if not values:
         return _prefix(0, PLAIN, 1, 0, 0)
-    choices = [(PLAIN, 0, _squeezed(values))]
-    if choices[0][2][0]:
-        steps = [after - before for before, after in pairwise((values[0], *values))]
-        choices.append((RUNNING, values[0], _squeezed(steps)))
-        if neighbour is not None:
-            choices.append((BESIDE, 0, _squeezed(list(map(sub, values, neighbour)))))
+    plain = _squeezed(values)
+    if plain.most <= _NARROW:
+        return _column(PLAIN, 0, plain)
+    steps = list(map(sub, values, chain(values[:1], values)))
+    choices = [(PLAIN, 0, plain), (RUNNING, values[0], _squeezed(steps))]
+    if neighbour is not None:
+        choices.append((BESIDE, 0, _squeezed(list(map(sub, values, neighbour)))))
     return _column(*min(choices, key=lambda choice: _cost(choice[2])))
 
 
-Squeezed = tuple[int, int, list[int]]
-"""(factor, base, stored numbers); factor 0 if all values are equal."""
+class _Squeezed(NamedTuple):
+    """What is left of numbers when base and factor are taken out; `most` is the largest of what is left."""
+
+    factor: int
+    base: int
+    most: int
+    stored: Sequence[int]
 
 
-def _squeezed(values: Sequence[int]) -> Squeezed:
-    base = min(values)
-    rest = [value - base for value in values] if base else list(values)
-    factor = math.gcd(*rest)
-    if factor > FACTOR_MAX:
-        factor = 1
-    if factor > 1:
-        rest = [value // factor for value in rest]
-    return factor, base, rest
+def _squeezed(values: Sequence[int]) -> _Squeezed:
+    base, most = min(values), max(values)
+    if base == most:
+        return _Squeezed(1, base, 0, ())
+    if base:
+        values = [value - base for value in values]
+    factor = math.gcd(*values)
+    if not 1 < factor <= FACTOR_MAX:
+        return _Squeezed(1, base, most - base, values)
+    return _Squeezed(factor, base, (most - base) // factor, [value // factor for value in values])
 
 
-def _cost(squeezed: Squeezed) -> float:
+def _cost(squeezed: _Squeezed) -> float:
     """Tell roughly what is left after compression: few different numbers are cheap, narrow ones are."""
-    _, base, stored = squeezed
-    most = max(stored)
-    if most > _STORED_MAX or not VALUE_MIN <= base <= VALUE_MAX:
+    if squeezed.most > _STORED_MAX or not VALUE_MIN <= squeezed.base <= VALUE_MAX:
         return math.inf
-    return len(set(stored)) * most.bit_length()
+    return len(set(squeezed.stored)) * squeezed.most.bit_length()
 
 
-def _column(form: int, start: int, squeezed: Squeezed) -> bytes:
-    factor, base, stored = squeezed
-    if not factor:
-        return _prefix(0, form, 1, base, start)
-    width = (max(stored).bit_length() + 7) // 8
-    return _prefix(width, form, factor, base, start) + _planes(stored, width)
+def _column(form: int, start: int, squeezed: _Squeezed) -> bytes:
+    width = (squeezed.most.bit_length() + 7) // 8
+    prefix = _prefix(width, form, squeezed.factor, squeezed.base, start)
+    return prefix + _planes(squeezed.stored, width) if width else prefix
 
 
 def _prefix(width: int, form: int, factor: int, base: int, start: int) -> bytes:
@@ -97,7 +102,9 @@ def _prefix(width: int, form: int, factor: int, base: int, start: int) -> bytes:
     )
 
 
-def _planes(stored: list[int], width: int) -> bytes:
+def _planes(stored: Sequence[int], width: int) -> bytes:
+    if width == 1:
+        return bytes(stored)
     if width <= 8:
         whole = _whole_width(width)
         data = struct.pack(f">{len(stored)}{_CODES[whole]}", *stored)
@@ -124,6 +131,10 @@ class ColumnReader:
     ) -> Sequence[int]:
         """Return a column of `count` integers, all of them within the bounds."""
         width, form, factor, base, start = self._read_prefix()
+        if not width and form == PLAIN:
+            if count:
+                self._require(base, base, least, most)
+            return (base,) * count
         stored = _stored(self.take(width * count), width, count) if width else (0,) * count
         values = _values(stored, factor, base)
         if form == RUNNING:
@@ -132,9 +143,14 @@ class ColumnReader:
             if neighbour is None:
                 raise MapDamagedError("a column beside none in a page of a map")
             values = list(map(add, values, neighbour))
-        if values and not least <= min(values) <= max(values) <= most:
-            raise MapDamagedError(f"a number outside of {least} to {most} in a page of a map")
+        if values:
+            self._require(min(values), max(values), least, most)
         return values
+
+    @staticmethod
+    def _require(smallest: int, largest: int, least: int, most: int) -> None:
+        if not least <= smallest <= largest <= most:
+            raise MapDamagedError(f"a number outside of {least} to {most} in a page of a map")
 
     def _read_prefix(self) -> tuple[int, int, int, int, int]:
         width, form, factor, base, start = _PREFIX.unpack(self.take(_PREFIX.size))

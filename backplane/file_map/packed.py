@@ -23,7 +23,6 @@ from backplane.file_map.limits import (
     ROW_ENTRIES_MAX,
     ROW_EXTENTS_MAX,
     ROWS_MAX,
-    row_defect,
 )
 from backplane.file_map.model import ByteRun, FileExtent, FileRow
 from backplane.file_map.page import (
@@ -72,6 +71,7 @@ class _Piece(NamedTuple):
     """A row, or a part of one."""
 
     row: FileRow
+    weight: int
     goes_on_from_before: bool = False
     goes_on_in_next: bool = False
 
@@ -88,13 +88,12 @@ def row_pages(rows: Iterable[FileRow]) -> Iterator[bytes]:
     """Yield what `pack_rows` returns, as soon as a page is full."""
     batch: list[_Piece] = []
     weight = 0
-    for piece in _pieces(_checked(rows)):
-        more = _weight_of(piece.row)
-        if batch and (len(batch) == ROWS_MAX or weight + more > PAGE_WEIGHT):
+    for piece in _pieces(_sorted(rows)):
+        if batch and (len(batch) == ROWS_MAX or weight + piece.weight > PAGE_WEIGHT):
             yield from _sealed(batch)
             batch, weight = [], 0
         batch.append(piece)
-        weight += more
+        weight += piece.weight
         if piece.goes_on_in_next:
             yield from _sealed(batch)
             batch, weight = [], 0
@@ -102,12 +101,9 @@ def row_pages(rows: Iterable[FileRow]) -> Iterator[bytes]:
         yield from _sealed(batch)
 
 
-def _checked(rows: Iterable[FileRow]) -> Iterator[FileRow]:
+def _sorted(rows: Iterable[FileRow]) -> Iterator[FileRow]:
     before: bytes | None = None
     for row in rows:
-        defect = row_defect(row)
-        if defect:
-            raise ValueError(f"{row.path[:200]!r}: {defect}")
         key = path_key(row.path)
         if before is not None and before >= key:
             raise ValueError(f"{row.path[:200]!r} does not come behind the row before it")
@@ -117,23 +113,25 @@ def _checked(rows: Iterable[FileRow]) -> Iterator[FileRow]:
 
 def _weight_of(row: FileRow) -> int:
     weight = _WEIGHT + len(row.path) + len(row.target) + len(row.error)
-    weight += _PART_WEIGHT * (len(row.extents) + len(row.xattrs))
+    weight += _PART_WEIGHT * len(row.extents)
     if row.xattrs:
+        weight += _PART_WEIGHT * len(row.xattrs)
         weight += sum(len(name) + len(value) for name, value in row.xattrs)
     return weight
 
 
 def _pieces(rows: Iterable[FileRow]) -> Iterator[_Piece]:
     for row in rows:
-        if _weight_of(row) <= PIECE_WEIGHT:
-            yield _Piece(row)
+        weight = _weight_of(row)
+        if weight <= PIECE_WEIGHT:
+            yield _Piece(row, weight)
             continue
         parts = [
             *(row._replace(xattrs=xattrs, extents=()) for xattrs in _attribute_parts(row)),
             *(row._replace(xattrs=(), extents=extents) for extents in _extent_parts(row)),
         ] or [row]
         for at, part in enumerate(parts):
-            yield _Piece(part, at > 0, at < len(parts) - 1)
+            yield _Piece(part, _weight_of(part), at > 0, at < len(parts) - 1)
 
 
 def _attribute_parts(row: FileRow) -> Iterator[tuple[tuple[bytes, bytes], ...]]:

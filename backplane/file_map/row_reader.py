@@ -17,6 +17,7 @@ from backplane.file_map.limits import (
     ENTRIES_MAX,
     EXTENTS_MAX,
     FLAGS_MAX,
+    KIND_MAX,
     MODE_MAX,
     OWNER_MAX,
     OWNER_MIN,
@@ -38,7 +39,6 @@ from backplane.file_map.model import (
     FileExtent,
     FileRow,
     Identity,
-    Kind,
 )
 from backplane.file_map.paths import has_defect, path_key
 from backplane.file_map.row_writer import COUNTS
@@ -47,7 +47,7 @@ Numbers = Sequence[int]
 T = TypeVar("T")
 
 _SET_LIMITS: Final = (
-    (0, max(Kind)),
+    (0, KIND_MAX),
     (0, MODE_MAX),
     (OWNER_MIN, OWNER_MAX),
     (OWNER_MIN, OWNER_MAX),

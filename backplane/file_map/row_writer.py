@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Final, TypeVar
 
 from backplane.file_map.columns import write_column
-from backplane.file_map.limits import SECOND_NS
+from backplane.file_map.limits import SECOND_NS, are_plain, row_defect
 from backplane.file_map.model import NO_TIME, FileExtent, FileRow
 
 COUNTS: Final = struct.Struct(">5I")
@@ -26,11 +26,13 @@ T = TypeVar("T")
 
 
 def write_rows(rows: Sequence[FileRow]) -> bytes:
-    """Return the body of a page with these rows, which are sorted and without a defect."""
+    """Return the body of a page with these rows, which are sorted; `ValueError` for a row with a defect."""
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     paths, kinds, sizes, modes, uids, gids, *_ = columns
     links, identities, devices, targets, xattrs, of_rows, errors = columns[10:]
     extents = list(chain.from_iterable(of_rows))
+    if not are_plain(columns, extents):
+        _require_packable(rows)
     sets, set_of = _shared(zip(kinds, modes, uids, gids, strict=True))
     attributes, attributes_of = _shared(xattrs, ())
     texts, text_of = _shared(chain(errors, [extent.algorithm for extent in extents]), "")
@@ -55,6 +57,13 @@ def write_rows(rows: Sequence[FileRow]) -> bytes:
         spoken,
     )
     return b"".join(chain.from_iterable(parts))
+
+
+def _require_packable(rows: Sequence[FileRow]) -> None:
+    for row in rows:
+        defect = row_defect(row)
+        if defect:
+            raise ValueError(f"{row.path[:200]!r}: {defect}")
 
 
 def _written(*columns: Numbers) -> list[bytes]:
