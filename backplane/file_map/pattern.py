@@ -1,0 +1,163 @@
+"""Patterns that pick paths, in the way of .gitignore and rsync.
+
+    *.iso          the last component is called like this, in any directory: no slash, no place
+    home/**        everything below `home` at the top; `home` itself is not meant
+    home           anything called `home`, and, where patterns pick files, everything below it
+    /home          the one at the top
+    var/*/cache    `*` and `?` stay within a component, `**` goes over any number of them
+    a[0-9].txt     one of these characters; `[!0-9]` none of these
+    build/         only a directory
+    \\*             a backslash takes the meaning from what follows
+
+A pattern is text; a path is decoded as UTF-8, and each byte that is none counts as one character, which the same byte
+in a pattern matches (it came from a command line in the same way).
+
+A pattern becomes a regular expression that never goes back: for each star the first place where the rest up to the
+next star of its kind fits is as good as any later one.  So a hostile file name costs no more than its length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from backplane.errors import UsageError
+
+PATTERN_CHARACTERS_MAX: Final = 4096
+_ANY_COMPONENTS: Final = "**"
+
+
+class Pattern:
+    """A compiled pattern."""
+
+    __slots__ = ("_matches", "picking", "text")
+
+    def __init__(self, text: str) -> None:
+        """Compile; raises `UsageError` if the text means nothing."""
+        expression, is_directory_only = _expression(text)
+        self.text = text
+        self._matches = re.compile(
+            expression + (r"/\Z" if is_directory_only else r"/?\Z"), re.DOTALL
+        )
+        self.picking = expression + ("/" if is_directory_only else r"(?:/|\Z)")
+        """What `any_of` puts together."""
+
+    def matches(self, path: bytes, *, is_directory: bool = False) -> bool:
+        """Tell whether the pattern means exactly this path."""
+        return self._matches.match(_subject(path, is_directory)) is not None
+
+
+class AnyOf:
+    """Patterns as those who pick files understand them: with a directory, all that is in it."""
+
+    __slots__ = ("_picks",)
+
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        expression = "|".join(f"(?:{pattern.picking})" for pattern in patterns)
+        self._picks = re.compile(expression, re.DOTALL) if expression else None
+
+    def picks(self, path: bytes, *, is_directory: bool = False) -> bool:
+        """Tell whether a pattern means this path, or a directory above it."""
+        return self._picks is not None and bool(self._picks.match(_subject(path, is_directory)))
+
+
+def _subject(path: bytes, is_directory: bool) -> str:
+    text = path.decode("utf-8", "surrogateescape")
+    return text + "/" if is_directory else text
+
+
+def _expression(text: str) -> tuple[str, bool]:
+    """Return a regular expression for the beginning of a path, and whether a directory must follow."""
+    components = _components(text)
+    groups = _groups(components)
+    if len(groups) == 1:
+        return _group(groups[0]), text.endswith("/")
+    first, *middle, last = groups
+    expression = f"{_group(first)}/" if first else ""
+    for group in middle:
+        expression += f"(?>(?:[^/]+/)*?{_group(group)}/)"
+    expression += f"(?:[^/]+/)*?{_group(last)}" if last else ".+"
+    return expression, text.endswith("/")
+
+
+def _components(text: str) -> list[str]:
+    if not text or len(text) > PATTERN_CHARACTERS_MAX or "\0" in text:
+        raise UsageError(f"no pattern has {len(text)} characters or a zero byte: {text[:100]!r}")
+    components = [component for component in text.split("/") if component]
+    if not components:
+        raise UsageError(f"the pattern {text!r} names nothing", hint="`**` means everything")
+    if "." in components or ".." in components:
+        raise UsageError(f"the pattern {text!r} is relative", hint="paths begin at the top")
+    if "/" not in text.rstrip("/"):
+        components.insert(0, _ANY_COMPONENTS)
+    return components
+
+
+def _groups(components: list[str]) -> list[list[str]]:
+    """Return what stands before, between and behind the `**`; never two empty groups beside each other."""
+    groups: list[list[str]] = [[]]
+    for component in components:
+        if component != _ANY_COMPONENTS:
+            groups[-1].append(component)
+        elif len(groups) == 1 or groups[-1]:
+            groups.append([])
+    return groups
+
+
+def _group(components: list[str]) -> str:
+    return "/".join(map(_component, components))
+
+
+def _component(text: str) -> str:
+    """Return the expression of one component; what follows it must be a slash or the end."""
+    first, *more = _between_stars(text)
+    if not more:
+        return first
+    *middle, last = more
+    return first + "".join(f"(?>[^/]*?{part})" for part in middle if part) + f"[^/]*{last}"
+
+
+def _between_stars(text: str) -> list[str]:
+    parts = [""]
+    at = 0
+    while at < len(text):
+        character = text[at]
+        at += 1
+        if character == "*":
+            parts.append("")
+        elif character == "?":
+            parts[-1] += "[^/]"
+        elif character == "[" and (end := _class_end(text, at)):
+            parts[-1] += _class(text[at:end])
+            at = end + 1
+        elif character == "\\":
+            if at == len(text):
+                raise UsageError(f"the pattern {text!r} ends with a backslash")
+            parts[-1] += re.escape(text[at])
+            at += 1
+        else:
+            parts[-1] += re.escape(character)
+    return parts
+
+
+def _class_end(text: str, at: int) -> int:
+    """Return where the `]` is that ends a class, or 0: then the `[` is a bracket and nothing more."""
+    at += text[at : at + 1] in ("!", "^")
+    at += text[at : at + 1] == "]"
+    while at < len(text):
+        if text[at] == "]":
+            return at
+        at += 2 if text[at] == "\\" else 1
+    return 0
+
+
+def _class(text: str) -> str:
+    is_negated = text[0] in "!^"
+    members = re.findall(r"\\?(.)(?:(-)\\?(.))?", text[is_negated:], re.DOTALL)
+    parts = []
+    for first, dash, last in members:
+        if dash and first > last:
+            raise UsageError(f"the range {first}-{last} in a pattern is empty")
+        parts.append(re.escape(first) + (f"-{re.escape(last)}" if dash else ""))
+    return f"(?!/)[{'^' if is_negated else ''}{''.join(parts)}]"
