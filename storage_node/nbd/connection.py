@@ -7,6 +7,9 @@ answered without waiting.  Two rules follow from it:
     nothing is received while a reply waits in the buffer       so no client waits for what is here already
     a request is carried out wholly before the next is looked at so FLUSH covers everything that was answered before it
 
+A connection has a thread of its own (`serve`).  While its requests are small and quick it is with its export's crew,
+whose one thread calls `advance`.
+
 Large data do not pass through these buffers.  Reads lend the pages of the file to the socket (file -> pipe -> socket):
 the first half finds what cannot be read before any byte of the reply was promised, the second copies nothing.  Writes
 are received into a piece that stays in the cache until the device has it.
@@ -50,6 +53,7 @@ from storage_node.core.nbd_transmission import (
     Limits,
     NbdError,
 )
+from storage_node.nbd.crew import Crew
 from storage_node.nbd.export import Export
 
 SMALL_BYTES: Final = 64 * 1024
@@ -65,13 +69,24 @@ PIPE_BYTES: Final = 1024 * 1024
 DRAIN_BYTES_MAX: Final = 64 * 1024 * 1024
 """A refused write's payload is taken in up to here, so that its client hears why; one that is longer ends it all."""
 
+QUICK_S: Final = 50e-6
+"""Mean time of a request that is no matter for a thread of its own: more than a page cache takes, less than a disk."""
+QUICK_REQUESTS: Final = 256
+"""What the mean is taken over, so that one pause of the machine does not count."""
+REST_S: Final = 1.0
+"""How long a connection that was not quick keeps its own thread."""
+
 _PAGE_BYTES: Final = 4096
+_ROOM_BYTES: Final = SMALL_BYTES + 4096
+"""For any reply to a small request."""
 
 
 class Transmission:
-    """Serves one connection until it ends.  Belongs to one thread."""
+    """Serves one connection until it ends.  Belongs to one thread at a time."""
 
-    def __init__(self, sock: socket.socket, export: Export, ready: Ready) -> None:
+    def __init__(
+        self, sock: socket.socket, export: Export, ready: Ready, crew: Crew | None = None
+    ) -> None:
         self._sock = sock
         self._export = export
         self._is_structured = ready.is_structured
@@ -91,13 +106,20 @@ class Transmission:
         self._output_end = 0
         self._piece = memoryview(b"")
         self._pipe: Pipe | None = None
+        self._crew = crew
+        self._light = 0
+        self._own_until = 0.0
+        self._quick = 0
+        self._quick_s = 0.0
 
     def serve(self) -> None:
         """Answer requests until the client disconnects.  Raises `BackupError` if it ends in another way."""
         try:
             while True:
                 while self._end - self._start < REQUEST.size:
-                    if not self._receive():
+                    if self._is_for_crew():
+                        self._join_crew()
+                    elif not self._receive():
                         return
                 magic, flags, command, cookie, address, count = REQUEST.unpack_from(
                     self._input, self._start
@@ -124,6 +146,94 @@ class Transmission:
         finally:
             if self._pipe is not None:
                 self._pipe.close()
+
+    # Together with others.
+
+    def _is_for_crew(self) -> bool:
+        """Say whether the last requests were such that one thread can serve several connections."""
+        crew = self._crew
+        if crew is None or self._light < crew.light_requests:
+            return False
+        return crew.monotonic() >= self._own_until
+
+    def _join_crew(self) -> None:
+        """Be served by the crew, as long as it goes well."""
+        assert self._crew is not None
+        if self._output_end:
+            self._send()
+        self._quick, self._quick_s = 0, 0.0
+        self._crew.look_after(self)
+        self._light = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._sock.fileno()
+
+    def advance(self) -> bool:
+        """Serve the small requests that have arrived, without waiting.
+
+        False if the next step may take long: it has not begun, and whatever waits is in the buffers, as `serve` wants
+        it.  A request that is here in part stays in the buffer until the rest comes.
+        """
+        held = self._end - self._start
+        if self._start:
+            self._input[:held] = self._input[self._start : self._end]
+            self._start, self._end = 0, held
+        room = self._input[held : held + RECEIVE_BYTES]
+        try:
+            received = self._sock.recv_into(room, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        if not received:
+            return False
+        self._end += received
+        assert self._crew is not None
+        begin = self._crew.monotonic()
+        goes_on = self._serve_small()
+        now = self._crew.monotonic()
+        self._quick_s += now - begin
+        if self._quick_s > QUICK_S * max(self._quick, QUICK_REQUESTS):
+            self._own_until = now + REST_S
+            goes_on = False
+        return self._send_some() and goes_on
+
+    def _serve_small(self) -> bool:
+        """Serve what is in the buffer; False at a request that may take long."""
+        while self._end - self._start >= REQUEST.size:
+            magic, flags, command, cookie, address, count = REQUEST.unpack_from(
+                self._input, self._start
+            )
+            is_small = magic == REQUEST_MAGIC and 0 < count <= SMALL_BYTES
+            if not is_small or not self._limits.allows(command, flags, address, count):
+                return False
+            if self._output_end > BUFFER_BYTES - _ROOM_BYTES and not self._send_some():
+                return False
+            if command == READ:
+                self._start += REQUEST.size
+                self._read(flags, cookie, address, count)
+            elif command != WRITE or flags & FLAG_FUA:
+                return False
+            elif self._end - self._start < REQUEST.size + count:
+                return True
+            else:
+                self._start += REQUEST.size
+                self._write(flags, cookie, address, count)
+            self._quick += 1
+        return True
+
+    def _send_some(self) -> bool:
+        """Send of the replies what the client takes at once; False if some are left."""
+        if not self._output_end:
+            return True
+        try:
+            sent = self._sock.send(self._output[: self._output_end], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        left = self._output_end - sent
+        if left:
+            self._output[:left] = self._output[sent : self._output_end]
+        self._output_end = left
+        return not left
 
     # Bytes in and out.
 
@@ -207,8 +317,10 @@ class Transmission:
 
     def _read(self, flags: int, cookie: int, address: int, count: int) -> None:
         if count > SMALL_BYTES:
+            self._light = 0
             self._read_large(flags, cookie, address, count)
             return
+        self._light += 1
         if not count:
             self._put(nbd.encode_done(cookie)) if self._is_structured else self._done(cookie)
             return
@@ -307,8 +419,10 @@ class Transmission:
 
     def _write(self, flags: int, cookie: int, address: int, count: int) -> None:
         if count > SMALL_BYTES:
+            self._light = 0
             self._write_large(flags, cookie, address, count)
             return
+        self._light += 1
         while (missing := count - (self._end - self._start)) > 0:
             if not self._receive(max(missing, RECEIVE_BYTES)):
                 raise ConnectionClosedError("NBD: closed inside a payload", is_clean=False)
@@ -351,6 +465,7 @@ class Transmission:
     # Everything else is rare enough for one more call.
 
     def _other(self, command: int, flags: int, cookie: int, address: int, count: int) -> None:
+        self._light = 0
         try:
             if command == FLUSH:
                 self._export.flush()

@@ -30,6 +30,7 @@ from storage_node.core.nbd_handshake import (
     Ready,
 )
 from storage_node.nbd.connection import Transmission
+from storage_node.nbd.crew import LIGHT_REQUESTS, Crews
 from storage_node.nbd.export import Export, Exports, facts_of
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,14 @@ class NbdServer:
         handshake_s: float = HANDSHAKE_S,
         handshakes_max: int = HANDSHAKES_MAX,
         clock: Clock | None = None,
+        light_requests: int = LIGHT_REQUESTS,
     ) -> None:
         self._exports = exports
         self._connections_max = connections_max
         self._handshake_s = handshake_s
         self._handshakes_max = handshakes_max
         self._clock = clock or SystemClock()
+        self._crews = Crews(self._clock, light_requests=light_requests)
         self._flood_told = -math.inf
         self._lock = threading.Lock()
         self._listeners: list[socket.socket] = []
@@ -271,7 +274,8 @@ class NbdServer:
         try:
             # No timeouts: a client may rest for days.  One that is gone is found by the keepalives.
             stream.tune(sock, timeout_s=0.0)
-            Transmission(sock, export, ready).serve()
+            with self._crews.of(export.name) as crew:
+                Transmission(sock, export, ready, crew).serve()
         except ConnectionClosedError as error:
             log.info("%s, %s: %s", client, export.name, error)
         except (BackupError, OSError) as error:
