@@ -163,6 +163,31 @@ def start(
     return child
 
 
+def start_with(
+    command: Sequence[str],
+    *,
+    name: str,
+    descriptors: Sequence[int],
+    environment: Mapping[str, str],
+) -> Child:
+    """Start a process in a session of its own with these open descriptors, this environment, and nothing else of ours.
+
+    Only what it says on standard error comes with ours.  Raises `StartError` if it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StartError(f"cannot start {name}: {error.strerror}: {command[0]}") from error
+    return Child(name, process, Path(os.devnull), 0)
+
+
 def _wait_until_ready(
     child: Child, is_ready: Callable[[], bool] | Path | None, timeout_s: float
 ) -> None:

@@ -1,0 +1,143 @@
+"""Sorting more than fits into memory: sorted runs in one file that has no name, merged when all have come.
+
+    add ... add | full: sort, write | add ... add | sort, write | merge
+    file        [run 0: block block block][run 1: block block ..]
+
+The file is given as a descriptor, so that who sorts needs no rights to any folder; whatever becomes of the process,
+nothing is left of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from storage_node.mapping.limits import SORT_BYTES, SPACE_RESERVE_BYTES
+
+BLOCK_ELEMENTS: Final = 512
+"""Elements that are written and read together.  A merge holds one block of every run."""
+
+T = TypeVar("T")
+
+
+class NoRoomError(Exception):
+    """There is no space for what has to be put aside."""
+
+
+class Spool:
+    """A file that only grows."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        bytes_max: int,
+        reserve_bytes: int = SPACE_RESERVE_BYTES,
+    ) -> None:
+        self._descriptor = descriptor
+        self._bytes_max = bytes_max
+        self._reserve_bytes = reserve_bytes
+        self._end = 0
+        self._looked_at = -SORT_BYTES
+
+    def write(self, data: bytes) -> tuple[int, int]:
+        """Append; return where it is: (first byte, byte count)."""
+        begin = self._end
+        if begin + len(data) > self._bytes_max:
+            raise NoRoomError(f"more than {self._bytes_max} bytes to sort")
+        if begin - self._looked_at >= SORT_BYTES // 4:
+            self._looked_at = begin
+            require_room(self._descriptor, self._reserve_bytes)
+        write_all(self._descriptor, data, begin)
+        self._end += len(data)
+        return begin, len(data)
+
+    def read(self, place: tuple[int, int]) -> bytes:
+        """Return what was written there."""
+        begin, count = place
+        data = os.pread(self._descriptor, count, begin)
+        if len(data) != count:
+            raise NoRoomError("the file for sorting has become shorter")
+        return data
+
+
+def write_all(descriptor: int, data: bytes, at: int) -> None:
+    """Write all of it at a place, or raise `NoRoomError`."""
+    view = memoryview(data)
+    try:
+        while view:
+            count = os.pwrite(descriptor, view, at)
+            at += count
+            view = view[count:]
+    except OSError as error:
+        raise NoRoomError(f"cannot write: {error.strerror}") from error
+
+
+def require_room(descriptor: int, reserve_bytes: int = SPACE_RESERVE_BYTES) -> None:
+    """Raise `NoRoomError` if there is less space left on a file's file system than what others need."""
+    found = os.fstatvfs(descriptor)
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes < reserve_bytes:
+        raise NoRoomError(f"only {free_bytes} bytes are free; {reserve_bytes} are kept free")
+
+
+class Sorter(Generic[T]):
+    """Takes elements in any order and gives them back in order; equal ones in the order of their coming."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        key: Callable[[T], Any],
+        write: Callable[[Sequence[T]], bytes],
+        read: Callable[[bytes], Sequence[T]],
+        weight_max: int = SORT_BYTES,
+    ) -> None:
+        self._spool = spool
+        self._key = key
+        self._write = write
+        self._read = read
+        self._weight_max = weight_max
+        self._elements: list[T] = []
+        self._weight = 0
+        self._runs: list[list[tuple[int, int]]] = []
+
+    def add(self, elements: Iterable[T], *, weight: int) -> None:
+        """Take some; `weight` is roughly the memory of them all."""
+        self._elements += elements
+        self._weight += weight
+        if self._weight >= self._weight_max:
+            self._put_aside()
+
+    def _put_aside(self) -> None:
+        elements = self._elements
+        elements.sort(key=self._key)
+        self._runs.append(
+            [
+                self._spool.write(self._write(elements[at : at + BLOCK_ELEMENTS]))
+                for at in range(0, len(elements), BLOCK_ELEMENTS)
+            ]
+        )
+        self._elements = []
+        self._weight = 0
+
+    def in_order(self) -> Iterator[T]:
+        """Yield everything, in order, once."""
+        if self._runs and self._elements:
+            self._put_aside()
+        elements, self._elements = self._elements, []
+        if not self._runs:
+            elements.sort(key=self._key)
+            # From behind, so that what was taken is free at once.
+            elements.reverse()
+            while elements:
+                yield elements.pop()
+            return
+        runs = [self._run(places) for places in self._runs]
+        yield from heapq.merge(*runs, key=self._key)
+
+    def _run(self, places: list[tuple[int, int]]) -> Iterator[T]:
+        for place in places:
+            yield from self._read(self._spool.read(place))
