@@ -51,8 +51,9 @@ def write_column(values: Sequence[int], neighbour: Sequence[int] | None = None) 
     plain = _squeezed(values)
     if plain.most <= _NARROW:
         return _column(PLAIN, 0, plain)
-    steps = list(map(sub, values, chain(values[:1], values)))
-    choices = [(PLAIN, 0, plain), (RUNNING, values[0], _squeezed(steps))]
+    start = max(VALUE_MIN, min(2 * values[0] - values[1], VALUE_MAX))  # the first step is the second
+    steps = list(map(sub, values, chain((start,), values)))
+    choices = [(PLAIN, 0, plain), (RUNNING, start, _squeezed(steps))]
     if neighbour is not None:
         choices.append((BESIDE, 0, _squeezed(list(map(sub, values, neighbour)))))
     return _column(*min(choices, key=lambda choice: _cost(choice[2])))
