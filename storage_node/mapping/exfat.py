@@ -23,7 +23,6 @@ from backplane.file_map.model import (
     FileRow,
     FileSystem,
     Identity,
-    Kind,
 )
 from storage_node.mapping.exfat_entries import (
     BITMAP,
@@ -37,15 +36,17 @@ from storage_node.mapping.exfat_entries import (
 from storage_node.mapping.fat_bits import FIRST_CLUSTER, ClusterSet
 from storage_node.mapping.fat_heap import Heap
 from storage_node.mapping.fat_rows import (
+    DIRECTORY_KIND,
     DIRECTORY_MODE,
     EMPTY_FILE,
+    FILE_KIND,
     FILE_MODE,
     Problems,
     another_name,
     root_row,
     shown,
 )
-from storage_node.mapping.fat_table import Chain, FatTable
+from storage_node.mapping.fat_table import TWO_OWNERS, Chain, FatTable
 from storage_node.mapping.fat_times import AS_UTC
 from storage_node.mapping.reader import DamagedError, Source, UnsupportedError
 
@@ -303,7 +304,9 @@ class _Walk:
         at = 0
         for place, count in self._heap.pieces(one.runs, size, PIECE_BYTES):
             for entry in sets.feed(self._source.read(place, count)):
-                yield from self._row(one, entry, names)
+                row = self._row(one, entry, names)
+                if row is not None:
+                    yield row
             at += count
             if sets.has_ended:
                 break
@@ -313,28 +316,28 @@ class _Walk:
         for defect in sets.defects:
             self._problems.add(f"directory {shown(one.path)}: {defect}")
 
-    def _row(self, one: _Pending, entry: Entry, names: set[bytes]) -> Iterator[FileRow]:
-        if entry.name in names:
-            entry = entry._replace(
-                name=another_name(entry.name, names),
-                error=entry.error or "its name is there twice",
-            )
-        names.add(entry.name)
-        path = one.path + b"/" + entry.name if one.path else entry.name
+    def _row(self, one: _Pending, entry: Entry, names: set[bytes]) -> FileRow | None:
+        """Return the row of an entry; a directory becomes pending."""
+        name = entry.name
+        if name in names:
+            name = another_name(name, names)
+            entry = entry._replace(error=entry.error or "its name is there twice")
+        names.add(name)
+        path = one.path + b"/" + name if one.path else name
         if len(path) > PATH_BYTES_MAX:
             self._problems.add(f"a path is longer than {PATH_BYTES_MAX} bytes")
-            return
-        chain, error = self._clusters(entry)
-        identity = chain.runs[0][0] if chain.runs else EMPTY_FILE + self._place(one, entry.at)
-        extents = self._heap.extents(chain.runs, entry.size, entry.valid)
-        is_directory = bool(entry.attributes & DIRECTORY)
-        if is_directory and entry.valid != entry.size:
-            error = error or "a directory whose end is not valid"
-        yield FileRow(
+            return None
+        runs, error = self._clusters(entry)
+        if entry.attributes & DIRECTORY:
+            kind, mode = DIRECTORY_KIND, DIRECTORY_MODE
+            error = self._directory(path, entry, runs, error)
+        else:
+            kind, mode = FILE_KIND, FILE_MODE
+        return FileRow(
             path,
-            Kind.DIRECTORY if is_directory else Kind.FILE,
+            kind,
             entry.size,
-            DIRECTORY_MODE if is_directory else FILE_MODE,
+            mode,
             -1,
             -1,
             entry.written_ns,
@@ -342,49 +345,58 @@ class _Walk:
             NO_TIME,
             entry.created_ns,
             1,
-            Identity(0, identity, 0),
+            Identity(0, runs[0][0] if runs else EMPTY_FILE + self._place(one, entry.at), 0),
             0,
             b"",
             (),
-            extents,
+            self._heap.extents(runs, entry.size, entry.valid) if runs else (),
             error,
         )
-        if not is_directory:
-            return
+
+    def _directory(self, path: bytes, entry: Entry, runs: list[tuple[int, int]], error: str) -> str:
+        """Let a directory wait for its turn; return what is wrong with it."""
+        if entry.valid != entry.size:
+            error = error or "a directory whose end is not valid"
         if error:
             # Whatever is in it cannot be reached, or not all of it.
             self._problems.add(f"directory {shown(path)}: {error}")
-        if chain.runs and not entry.error:
-            self._pending.append(_Pending(path, chain.runs, entry.size))
+        if runs and not entry.error:
+            self._pending.append(_Pending(path, runs, entry.size))
+        return error
 
-    def _clusters(self, entry: Entry) -> tuple[Chain, str]:
-        """Return the clusters of a file, and why they are not to be trusted, or ""."""
-        nothing = Chain([], 0, "")
+    def _clusters(self, entry: Entry) -> tuple[list[tuple[int, int]], str]:
+        """Return the clusters of a file in runs, and why they are not to be trusted, or ""."""
+        size, first = entry.size, entry.first
         if entry.error:
-            return nothing, entry.error
-        if not entry.size:
-            return nothing, "it has a cluster and no size" if entry.first else ""
-        needed = self._heap.clusters_of(entry.size)
-        if not self._heap.has(entry.first, needed if entry.flags & NO_FAT_CHAIN else 1):
-            return nothing, "its clusters are not all on the volume"
-        if entry.flags & NO_FAT_CHAIN:
-            free = self._claimed.claim(entry.first, needed)
-            defect = "" if free == needed else f"cluster {entry.first + free} has two owners"
-            chain = Chain([(entry.first, free)] if free else [], free, defect)
-        else:
-            chain = self._table.chain(entry.first, self._claimed)
-        return chain, self._defect_of(chain, entry, needed)
+            return [], entry.error
+        if not size:
+            return [], "it has a cluster and no size" if first else ""
+        needed = self._heap.clusters_of(size)
+        if not self._heap.has(first, needed if entry.flags & NO_FAT_CHAIN else 1):
+            return [], "its clusters are not all on the volume"
+        if not entry.flags & NO_FAT_CHAIN:
+            chain = self._table.chain(first, self._claimed)
+            error = chain.defect
+            if not error and chain.clusters != needed:
+                error = f"it has {chain.clusters} clusters instead of {needed}"
+            return chain.runs, self._checked(chain.runs, entry, error)
+        free = self._claimed.claim(first, needed)
+        if free < needed:
+            error = f"cluster {first + free} {TWO_OWNERS}"
+            return [(first, free)] if free else [], self._checked([], entry, error)
+        runs = [(first, needed)]
+        return runs, self._checked(runs, entry, "")
 
-    def _defect_of(self, chain: Chain, entry: Entry, needed: int) -> str:
-        if chain.defect:
-            if "two owners" in chain.defect:
-                self._problems.add(chain.defect)
-            return chain.defect
-        if chain.clusters != needed:
-            return f"it has {chain.clusters} clusters instead of {needed}"
+    def _checked(self, runs: list[tuple[int, int]], entry: Entry, error: str) -> str:
+        """Return what is wrong with clusters that were found to be there."""
+        if error:
+            if TWO_OWNERS in error:
+                # The other owner may be the wrong one, and its row is long gone.
+                self._problems.add(error)
+            return error
         if entry.valid > entry.size:
             return "it has more valid bytes than bytes"
-        for first, count in chain.runs:
+        for first, count in runs:
             if self._bitmap.held(first, count) < count:
                 return "some of its clusters are free in the bitmap"
         return ""

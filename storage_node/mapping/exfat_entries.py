@@ -9,10 +9,11 @@ sets of the same length are taken together, one lane of a large number for each.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from storage_node.mapping.fat_entries import name_of, safe_name
+from storage_node.mapping.fat_entries import safe_name
 from storage_node.mapping.fat_times import zoned_ns
 
 ENTRY_BYTES: Final = 32
@@ -29,8 +30,8 @@ _SECONDARY: Final = 0x40
 _BENIGN: Final = 0x20
 _SECONDARIES: Final = range(2, 19)
 _NAME_CHARACTERS: Final = 15
-_FILE: Final = struct.Struct("<BBHH2xIIIBBBBB7x")
-_STREAM: Final = struct.Struct("<BBxBH2xQ4xIQ")
+_SET: Final = struct.Struct("<2xHH2xIIIBBBBB7xxBxB4xQ4xIQ")
+_NAMES_AT: Final = 2 * ENTRY_BYTES + 2
 _LANE_BYTES: Final = 4
 _LANES_MIN: Final = 16
 _LANES_MAX: Final = 1024
@@ -97,7 +98,7 @@ class Sets:
                 self._other(kind, data[at : at + ENTRY_BYTES], base + at)
             at += ENTRY_BYTES
         self._left = b"" if self.has_ended else data[at:]
-        return [_entry(place, raw, wrong=wrong) for place, raw, wrong in _checked(found)]
+        return _entries(found)
 
     def end(self) -> None:
         """The directory has no more bytes."""
@@ -113,6 +114,7 @@ class Sets:
             self.defects.append(f"an entry of the unknown type {kind:#x}")
 
 
+@lru_cache(maxsize=1024)
 def _is_set(kinds: bytes) -> bool:
     """Stream, names, then only entries that may be ignored."""
     names = len(kinds) - 2 - len(kinds[2:].lstrip(bytes([NAME])))
@@ -153,29 +155,31 @@ def set_checksums(sets: Sequence[bytes]) -> list[int]:
     return list(struct.unpack(f"<{count}I", lanes))
 
 
-def _checked(found: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield (place, set, whether its checksum is wrong)."""
+def _entries(found: Sequence[tuple[int, bytes]]) -> list[Entry]:
+    """Return what these sets say, those of one length after those of another."""
     by_size: dict[int, list[tuple[int, bytes]]] = {}
-    for place, raw in found:
-        by_size.setdefault(len(raw), []).append((place, raw))
+    for one in found:
+        by_size.setdefault(len(one[1]), []).append(one)
+    entries: list[Entry] = []
     for alike in by_size.values():
         for start in range(0, len(alike), _LANES_MAX):
             some = alike[start : start + _LANES_MAX]
             sets = [raw for _, raw in some]
             few = len(sets) < _LANES_MIN
             sums = [set_checksum(raw) for raw in sets] if few else set_checksums(sets)
-            for (place, raw), value in zip(some, sums, strict=True):
-                yield place, raw, raw[2] | raw[3] << 8 != value
+            entries += [
+                _entry(place, raw, checksum)
+                for (place, raw), checksum in zip(some, sums, strict=True)
+            ]
+    return entries
 
 
 # --- entries ---------------------------------------------------------------------------------------
 
 
-def _entry(place: int, raw: bytes, *, wrong: bool) -> Entry:
+def _entry(place: int, raw: bytes, checksum: int) -> Entry:
     (
-        _,
-        _,
-        _,
+        told,
         attributes,
         created,
         written,
@@ -185,24 +189,17 @@ def _entry(place: int, raw: bytes, *, wrong: bool) -> Entry:
         created_zone,
         written_zone,
         accessed_zone,
-    ) = _FILE.unpack_from(raw)
-    _, flags, characters, _, valid, first, size = _STREAM.unpack_from(raw, ENTRY_BYTES)
-    name = b""
-    for at in range(2 * ENTRY_BYTES, len(raw), ENTRY_BYTES):
-        if raw[at] == NAME:
-            name += raw[at + 2 : at + ENTRY_BYTES]
-    parts = len(name) // (2 * _NAME_CHARACTERS)
-    decoded = name_of(name[: 2 * characters])
-    error = ""
-    if wrong:
+        flags,
+        characters,
+        valid,
+        first,
+        size,
+    ) = _SET.unpack_from(raw)
+    name, error = _name(raw, characters)
+    if told != checksum:
         error = "the checksum of its directory entries is wrong"
-    elif parts != -(-characters // _NAME_CHARACTERS):
-        error = "its name has another length than it says"
-    if not decoded or b"/" in decoded or b"\0" in decoded or decoded in (b".", b".."):
-        error = error or "its name cannot be one"
-        decoded = safe_name(decoded)
     return Entry(
-        decoded,
+        name,
         attributes,
         flags,
         first,
@@ -214,3 +211,20 @@ def _entry(place: int, raw: bytes, *, wrong: bool) -> Entry:
         place,
         error,
     )
+
+
+def _name(raw: bytes, characters: int) -> tuple[bytes, str]:
+    """Return the name, as it can be part of a path, and what is wrong with it."""
+    units = raw[_NAMES_AT : _NAMES_AT + 30]
+    parts = 1
+    for at in range(_NAMES_AT + ENTRY_BYTES, len(raw), ENTRY_BYTES):
+        if raw[at - 2] == NAME:
+            units += raw[at : at + 30]
+            parts += 1
+    name = units[: 2 * characters].decode("utf-16-le", "surrogatepass")
+    encoded = name.encode("utf-8", "surrogatepass")
+    if parts != -(-characters // _NAME_CHARACTERS):
+        return safe_name(encoded), "its name has another length than it says"
+    if "/" in name or "\0" in name or name in (".", ".."):
+        return safe_name(encoded), "its name cannot be one"
+    return encoded, ""

@@ -24,7 +24,6 @@ from backplane.file_map.model import (
     FileRow,
     FileSystem,
     Identity,
-    Kind,
 )
 from storage_node.mapping.fat_bits import FIRST_CLUSTER, ClusterSet
 from storage_node.mapping.fat_entries import (
@@ -39,15 +38,17 @@ from storage_node.mapping.fat_entries import (
 )
 from storage_node.mapping.fat_heap import Heap
 from storage_node.mapping.fat_rows import (
+    DIRECTORY_KIND,
     DIRECTORY_MODE,
     EMPTY_FILE,
+    FILE_KIND,
     FILE_MODE,
     Problems,
     another_name,
     root_row,
     shown,
 )
-from storage_node.mapping.fat_table import FatTable
+from storage_node.mapping.fat_table import TWO_OWNERS, FatTable
 from storage_node.mapping.fat_times import AS_UTC
 from storage_node.mapping.reader import READ_BYTES_MAX, DamagedError, Source, UnsupportedError
 
@@ -329,7 +330,7 @@ class _Walk:
         if one.entry is None:
             yield root_row(first, size, extents, error)
         else:
-            yield _row(one.path, one.entry, Kind.DIRECTORY, size, first, extents, error)
+            yield _row(one.path, one.entry, DIRECTORY_KIND, size, first, extents, error)
         if error:
             self._problems.add(f"directory {shown(one.path)}: {error}")
         if is_readable:
@@ -385,17 +386,18 @@ class _Walk:
         by_place = EMPTY_FILE + _place(places, entry.position * ENTRY_BYTES)
         if not first:
             error = entry.error or ("it has a size and no clusters" if size else "")
-            return _row(path, entry, Kind.FILE, size, by_place, (), error)
+            return _row(path, entry, FILE_KIND, size, by_place, (), error)
         chain = self._table.chain(first, self._claimed)
         error = entry.error or chain.defect
         if chain.clusters * self._heap.cluster_bytes < size:
             error = error or f"its {chain.clusters} clusters are too few for its size"
-        if " two owners" in error:
+        if TWO_OWNERS in error:
+            # The other owner may be the wrong one, and its row is long gone.
             self._problems.add(f"{shown(path)}: {error}")
         extents = self._heap.extents(chain.runs, size, size)
         # A file that lost its first cluster to another owner is not that other owner.
         inode = first if chain.runs else by_place
-        return _row(path, entry, Kind.FILE, size, inode, extents, error)
+        return _row(path, entry, FILE_KIND, size, inode, extents, error)
 
 
 _WRONG_PARENT: Final = "the directory names another parent"
@@ -412,7 +414,7 @@ def _place(places: list[tuple[int, int]], inside: int) -> int:
 def _row(
     path: bytes,
     entry: Entry,
-    kind: Kind,
+    kind: int,
     size: int,
     inode: int,
     extents: tuple[FileExtent, ...],
@@ -422,7 +424,7 @@ def _row(
         path,
         kind,
         size,
-        DIRECTORY_MODE if kind == Kind.DIRECTORY else FILE_MODE,
+        DIRECTORY_MODE if kind == DIRECTORY_KIND else FILE_MODE,
         -1,
         -1,
         entry.written_ns,

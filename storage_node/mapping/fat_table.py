@@ -30,6 +30,8 @@ RUNS_MAX: Final = 1_000_000
 DIFFERING_MAX: Final = 65536
 """Most entries that are remembered because the tables differ there."""
 
+TWO_OWNERS: Final = "has two owners"
+
 
 class Chain(NamedTuple):
     """Runs of clusters (first, count), and why they are not the whole chain, or ""."""
@@ -80,7 +82,7 @@ class FatTable:
                 runs.append((cluster, free))
                 clusters += free
             if free < count:
-                return Chain(runs, clusters, f"cluster {cluster + free} has two owners")
+                return Chain(runs, clusters, f"cluster {cluster + free} {TWO_OWNERS}")
             if self._is_doubtful(cluster, count):
                 return Chain(runs, clusters, "its chain is not the same in both tables")
             if following >= self._last:

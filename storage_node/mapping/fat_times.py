@@ -41,6 +41,7 @@ def time_ns(date: int, time: int = 0, steps: int = 0) -> int:
     return day + seconds * _SECOND_NS + min(steps, _STEPS_MAX) * _STEP_NS
 
 
+@lru_cache(maxsize=65536)
 def zoned_ns(stamp: int, steps: int, offset: int) -> int:
     """Return nanoseconds of a time of exFAT: date and time in one word, and an offset if its top bit is set."""
     moment = time_ns(stamp >> 16, stamp & 0xFFFF, steps)
