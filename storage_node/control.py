@@ -30,10 +30,12 @@ from backplane.wire.messages import (
     TapeAdd,
     TapeDigest,
     TapeLoad,
+    TapeSample,
     UnitFence,
     UnitFenced,
     ViewCreate,
     ViewExtents,
+    ViewNarrow,
     ViewRelease,
     ViewSample,
     ViewState,
@@ -44,7 +46,9 @@ from backplane.wire.messages import (
     VolumeMirror,
     VolumeOffline,
     VolumePublish,
+    VolumeReserve,
     VolumeState,
+    VolumeUnreserve,
 )
 from storage_node.access import Access
 from storage_node.core.write_inactivity import AskAgain, QuietWait
@@ -187,6 +191,12 @@ class Control:
                 self._create_view(message)
             case ViewRelease():
                 self._release_view(message)
+            case VolumeReserve():
+                self._volume(message, lambda disk: disk.reserve(message))
+            case VolumeUnreserve():
+                self._volume(message, lambda disk: disk.unreserve(message))
+            case ViewNarrow():
+                self._run(message.view, message.request, lambda: self._narrow(message))
             case ViewExtents():
                 self._run(
                     self._key(message.designator), message.request, lambda: self._extents(message)
@@ -203,6 +213,12 @@ class Control:
                     message.request,
                     lambda: _digest(self._tape_role(), message),
                 )
+            case TapeSample():
+                self._run(
+                    ("tape", message.drive),
+                    message.request,
+                    lambda: _tape_sample(self._tape_role(), message),
+                )
             case TapeAdd():
                 self._tape_request(message.tag, message.request, lambda tape: _add(tape, message))
             case _:
@@ -217,6 +233,8 @@ class Control:
             | VolumeOffline
             | VolumePublish
             | VolumeMirror
+            | VolumeReserve
+            | VolumeUnreserve
         ),
         work: Callable[[DiskControl], VolumeState | None],
     ) -> None:
@@ -254,6 +272,10 @@ class Control:
     def _sample(self, message: ViewSample) -> NodeReply:
         digests = self._view_role().sample(message)
         return NodeReply(request=message.request, boot_id=b"", digests=digests)
+
+    def _narrow(self, message: ViewNarrow) -> NodeReply:
+        view = self._view_role().narrow(message)
+        return NodeReply(request=message.request, boot_id=b"", views=(view,))
 
     def _disk_role(self) -> DiskControl:
         if self._disk is None:
@@ -428,6 +450,11 @@ def _failed(request: int, error: BackupError) -> NodeFailed:
 def _digest(tape: TapeControl, message: TapeDigest) -> NodeReply:
     digests, following = tape.digest(message.drive, message.start, message.end)
     return NodeReply(request=message.request, boot_id=b"", digests=digests, next_object=following)
+
+
+def _tape_sample(tape: TapeControl, message: TapeSample) -> NodeReply:
+    digests = tape.sample(message.drive, message.ranges)
+    return NodeReply(request=message.request, boot_id=b"", digests=digests)
 
 
 def _add(tape: TapeControl, message: TapeAdd) -> NodeReply:

@@ -27,11 +27,14 @@ from backplane.wire.messages import (
     VolumeMirror,
     VolumeOffline,
     VolumePublish,
+    VolumeReserve,
     VolumeState,
+    VolumeUnreserve,
 )
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Unit, UnitKind, WriteGate
 from storage_node.core.hook_rules import HookPair, hook_environment
+from storage_node.core.reservations import Reservations
 from storage_node.core.volume_state import (
     NO_JOB,
     DiscardData,
@@ -88,6 +91,7 @@ class DiskControl:
         self.view_data: dict[ViewId, StaticView] = {}
         self.connections: dict[VolumeId, int] = {}
         """Workstations that are connected; kept by the NBD exports, under `step`."""
+        self._reservations = Reservations()
         volumes, views = store.load()
         self.book = VolumeBook(volumes=volumes, views=views)
         now = clock.monotonic()
@@ -403,8 +407,38 @@ class DiskControl:
         with self._noting:
             self.change(lambda _: self.book.written(volume))
 
+    def reserve(self, message: VolumeReserve) -> VolumeState:
+        """Keep workstations away from a volume for a job."""
+        with self.step:
+            record = self.book.volume(message.volume)
+            if record.state is not State.ONLINE:
+                raise BusyError(f"volume {record.name} is {record.state.value}")
+            self._reservations.reserve(
+                message.volume,
+                message.job,
+                ttl_s=message.ttl_s,
+                connections=self.connections.get(message.volume, 0),
+                has_writer=self._has_writer(record),
+                now=self.clock.monotonic(),
+            )
+            return self._volume_state(record)
+
+    def unreserve(self, message: VolumeUnreserve) -> None:
+        """Let workstations use the volume again."""
+        with self.step:
+            self._reservations.unreserve(message.volume, message.job)
+
+    def _has_writer(self, record: VolumeRecord) -> bool:
+        with self.access.locked():
+            return self.access.has_writer(record.designator)
+
     def connected(self, volume: VolumeId) -> None:
-        """A workstation has opened the volume; called within a step."""
+        """A workstation opens the volume; called within a step.  Raises `BusyError` while a job has it."""
+        self._reservations.check(
+            volume,
+            has_writer=self._has_writer(self.book.volume(volume)),
+            now=self.clock.monotonic(),
+        )
         self.connections[volume] = self.connections.get(volume, 0) + 1
 
     def disconnected(self, volume: VolumeId) -> None:

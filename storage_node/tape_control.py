@@ -25,6 +25,7 @@ from storage_node.core.admission import Unit, UnitKind
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
 from storage_node.tape.library import CartridgeFacts, TapeLibrary
+from storage_node.tape.record_sampler import sample_records, unpack_pieces
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import LabelState, find_last_trailer, read_label
 from storage_node.tape_unit import TapeUnit
@@ -114,6 +115,15 @@ class TapeControl:
         stop = min(end, start + DIGESTS_MAX)
         with unit.mutex:
             return drive.stored_crcs(start, stop), stop
+
+    def sample(self, drive_name: str, ranges: bytes) -> bytes:
+        """Return the CRC32C of pieces of records, read by a head of its own: nobody's position changes."""
+        pieces = unpack_pieces(ranges)
+        _, unit, drive = self._drive(drive_name)
+        with unit.mutex:
+            if drive.cartridge is None:
+                raise NotFoundError(f"drive {drive_name} is empty")
+            return sample_records(drive.side_view(), pieces)
 
     def add(self, message: TapeAdd) -> CartridgeState:
         """Add a blank cartridge; the same one again is found."""

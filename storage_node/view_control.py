@@ -24,6 +24,7 @@ from backplane.wire.messages import (
     ViewCreate,
     ViewExtents,
     ViewMember,
+    ViewNarrow,
     ViewSample,
     ViewState,
     ViewWaiting,
@@ -297,6 +298,21 @@ class ViewControl:
                 disk.set_gate(rules, known.volume)
         return known is not None
 
+    def narrow(self, message: ViewNarrow) -> ViewState:
+        """Protect only what will still be read of a view."""
+        with self._disk.step:
+            view = self._disk.book.views.get(message.view)
+            if view is None:
+                raise NotFoundError(f"no view {message.view} on this node")
+            data = self._disk.view_data[message.view]
+            block_bytes = self._block_bytes(view.volume)
+        data.narrow(_byte_runs(message.extents, block_bytes) or [])
+        with self._disk.step:
+            known = self._disk.book.views.get(message.view)
+            if known is None:
+                raise NotFoundError(f"view {message.view} was released meanwhile")
+            return self._disk.view_state(known)
+
     # --- what is in a view -----------------------------------------------------------------------
 
     def extents(self, message: ViewExtents) -> tuple[bytes, int]:
@@ -370,7 +386,7 @@ def _byte_runs(packed: bytes, block_bytes: int) -> list[tuple[int, int]] | None:
     if not packed:
         return None
     if len(packed) % EXTENT.size:
-        raise UsageError("protected: no whole number of pairs")
+        raise UsageError("extents: no whole number of pairs")
     return sorted(
         (lba * block_bytes, (lba + blocks) * block_bytes)
         for lba, blocks in EXTENT.iter_unpack(packed)

@@ -601,7 +601,7 @@ class ViewMapPage(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewNarrow(Message):
-    """Only `extents` of a view will still be read: the rest is no longer protected, and refused to readers.
+    """Only `extents` of a view will still be read: the rest is no longer protected, and may be refused to readers.
 
     Packed `>QQ` (LBA, blocks), ascending.  A view is only ever narrowed; the same again changes nothing.
     """
@@ -613,32 +613,28 @@ class ViewNarrow(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeAdmit(Message):
-    """Let a restore of files write `extents` of a volume that stays online, with grants of `epoch` or above.
+class VolumeReserve(Message):
+    """Keep workstations away from a volume that stays online, while a job puts files back onto it.
 
-    Packed `>QQ` (LBA, blocks).  With `is_alone`, refused with `busy` while a workstation is connected, and none can
-    connect until the end.  Ends by `volume.dismiss`, or by itself after `ttl_s`.  The same again prolongs it.
+    Refused with `busy` while one is connected, or if another job has it.  Ends by `volume.unreserve`, by itself after
+    `ttl_s`, and with the node's process.  The same again prolongs it.
     """
 
-    kind: ClassVar[str] = "volume.admit"
+    kind: ClassVar[str] = "volume.reserve"
     request: int
     volume: VolumeId
     job: JobId
-    epoch: Epoch
-    extents: Blob
     ttl_s: float
-    is_alone: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeDismiss(Message):
-    """End an admission: raise the fence floor to `epoch` durably, flush.  Idempotent."""
+class VolumeUnreserve(Message):
+    """End a reservation.  Idempotent."""
 
-    kind: ClassVar[str] = "volume.dismiss"
+    kind: ClassVar[str] = "volume.unreserve"
     request: int
     volume: VolumeId
     job: JobId
-    epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -806,8 +802,8 @@ ALL: Final[tuple[type[Message], ...]] = (
     ViewMapping,
     ViewMapPage,
     ViewNarrow,
-    VolumeAdmit,
-    VolumeDismiss,
+    VolumeReserve,
+    VolumeUnreserve,
     TapeLoad,
     TapeDigest,
     TapeSample,

@@ -11,7 +11,8 @@ snapshot is the whole algorithm:
     ZEROS    | zeros, a hole perhaps        | goes on               | zeros
 
 A granule only goes from PENDING to STORED or ZEROS, once, and only after the journal has it.  That is why reads need no
-lock: what is PENDING *after* the volume was read was PENDING all the time, so what was read is old.
+lock: what is PENDING *after* the volume was read was PENDING all the time, so what was read is old.  When a snapshot is
+narrowed, what nobody will read any more goes from PENDING to OPEN, also once and also only after the journal has it.
 
 Slots are handed out in order, so the neighbours that one write saved lie together in the store.
 
@@ -165,6 +166,20 @@ class GranuleMap:
         self.next_slot = slot + count
         self.states[first:end] = bytes((STORED,)) * count
 
+    def uncover(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Promise runs (first, count) that are all PENDING no longer."""
+        for first, count in runs:
+            assert self.states.count(PENDING, first, first + count) == count
+            self.states[first : first + count] = bytes(count)
+
+    def outside(self, kept: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Yield the runs that are PENDING and in no run (first, count) of ascending `kept`."""
+        position = 0
+        for first, count in kept:
+            yield from self.pending(position, first)
+            position = first + count
+        yield from self.pending(position, self.count)
+
     def plan(self, start: int, end: int) -> list[Run]:
         """Say where the bytes [start, end) of the snapshot are to be read now."""
         if start >= end:
@@ -306,6 +321,10 @@ class JournalWriter:
             for run in saved
         )
 
+    def narrowing(self, runs: Iterable[tuple[int, int]]) -> bytes:
+        """Return the entries for runs (first, count) that are promised no longer."""
+        return b"".join(self._entry(b"OPEN", first, count, 0) for first, count in runs)
+
     def _entry(self, kind: bytes, first: int, count: int, slot: int) -> bytes:
         body = _ENTRY.pack(kind, self._sequence, first, count, slot)
         self._sequence += 1
@@ -394,9 +413,12 @@ def _read_entries(data: bytes, salt: int) -> Iterator[tuple[bytes, int, int, int
 
 def _replay(granules: GranuleMap, kind: bytes, saved: Saved) -> None:
     first, count, slot = saved
-    is_known = kind in (b"SAVE", b"ZERO") and 0 < count <= granules.count - first
+    is_known = kind in (b"SAVE", b"ZERO", b"OPEN") and 0 < count <= granules.count - first
     if not is_known or granules.states.count(PENDING, first, first + count) != count:
         raise DamagedJournalError(f"the journal saves granules {first} + {count} against its rules")
+    if kind == b"OPEN":
+        granules.uncover([(first, count)])
+        return
     if slot not in (None, granules.next_slot):
         raise DamagedJournalError(f"the journal names slot {slot} instead of {granules.next_slot}")
     granules.record(saved)

@@ -30,7 +30,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import BackupError
+from backplane.errors import BackupError, BusyError, MediumError
 from backplane.ids import ViewId
 from storage_node.core.copy_on_write import (
     ENTRY_BYTES,
@@ -68,6 +68,8 @@ _COPY_GRANULES: Final = 16
 """Granules that are copied by one read and one write: 1 MiB."""
 
 _REQUESTS_AT_ONCE: Final = 64
+_NARROW_S: Final = 30.0
+"""How long `narrow` waits; should it happen later, nothing is lost."""
 _RELEASE_S: Final = 5.0
 """How long `release` waits for its own clean-up, which goes on behind it when the store hangs."""
 
@@ -97,6 +99,17 @@ class _Request:
         self.last = last
         self.done = threading.Lock()
         self.done.acquire()
+
+
+class _Narrowing:
+    """What one caller of `narrow` waits for: only the runs (first, count) in `kept` are promised any more."""
+
+    __slots__ = ("done", "error", "kept")
+
+    def __init__(self, kept: list[tuple[int, int]]) -> None:
+        self.kept = kept
+        self.error: BackupError | None = None
+        self.done = threading.Event()
 
 
 def _nothing_pending(_state: int, _first: int, _last: int) -> int:
@@ -132,7 +145,7 @@ class Snapshot:
         self._lock = threading.Lock()
         self._state = State.ACTIVE
         self._reason: BreakReason | None = None
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Request | _Narrowing | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._readers = 0
         self._is_stopping = False
@@ -291,7 +304,23 @@ class Snapshot:
             log.error("snapshot %s: that it is broken could not be noted in time", self.view)
             self._let_writers_go()
 
-    def _ask(self, request: _Request) -> bool:
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """Promise only byte runs (start, end) any more; what was saved of the rest stays.
+
+        A write of the rest goes on without being saved, but only when the journal knows why.  Raises `DeviceError` if
+        the snapshot is broken, `MediumError` if the journal cannot be written, `BusyError` if the store hangs.
+        """
+        narrowing = _Narrowing(granules_of(kept, size_bytes=self._granules.size_bytes))
+        self.check()
+        if not self._ask(narrowing):
+            self.check()
+            raise MediumError(f"snapshot {self.view} is closed")
+        if not narrowing.done.wait(_NARROW_S):
+            raise BusyError(f"the store of snapshot {self.view} does not answer")
+        if narrowing.error is not None:
+            raise narrowing.error
+
+    def _ask(self, request: _Request | _Narrowing) -> bool:
         try:
             with self._lock:
                 if self._state is State.BROKEN:
@@ -318,12 +347,16 @@ class Snapshot:
     def _work(self) -> None:
         buffer = bytearray(_COPY_GRANULES << GRANULE_SHIFT)
         while (request := self._queue.get()) is not None:
+            if isinstance(request, _Narrowing):
+                self._narrow(request)
+                continue
             requests = [request]
             is_last = False
+            following: _Request | _Narrowing | None = request
             while len(requests) < _REQUESTS_AT_ONCE and not self._queue.empty():
                 following = self._queue.get()
-                if following is None:
-                    is_last = True
+                is_last = following is None
+                if not isinstance(following, _Request):
                     break
                 requests.append(following)
             try:
@@ -336,9 +369,31 @@ class Snapshot:
                 self._break(BreakReason.STORE_ERROR)
             for answered in requests:
                 answered.done.release()
+            if isinstance(following, _Narrowing):
+                self._narrow(following)
             if is_last:
                 break
         self._end()
+
+    def _narrow(self, narrowing: _Narrowing) -> None:
+        try:
+            self.check()
+            opened = list(self._granules.outside(narrowing.kept))
+            room = self.reserve_bytes - self.used_bytes
+            if len(opened) * ENTRY_BYTES > room:
+                raise MediumError(
+                    f"snapshot {self.view}: its reserve has no room for {len(opened)} entries"
+                )
+            self._files.append_journal(self._writer.narrowing(opened))
+            self._granules.uncover(opened)
+        except BackupError as error:
+            narrowing.error = error
+        except OSError as error:
+            # Half an entry may be in the journal: nothing can be appended behind it.
+            self._break(BreakReason.STORE_ERROR)
+            narrowing.error = MediumError(f"snapshot {self.view} cannot be narrowed: {error}")
+        finally:
+            narrowing.done.set()
 
     def _save_all(self, ranges: Sequence[tuple[int, int]], buffer: bytearray) -> None:
         saved: list[Saved] = []

@@ -61,6 +61,9 @@ class StaticView(Protocol):
     def install(self) -> None:
         """Begin, in the instant; raises `BackupError` if the view cannot be."""
 
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """Only these byte runs (start, end) will be read any more; what the rest costs may be saved."""
+
     def release(self) -> None:
         """End it and give its space back; twice is once.  Also what ends a view that was only prepared."""
 
@@ -89,6 +92,9 @@ class HeldView:
 
     def install(self) -> None:
         """The gate of the rules does it."""
+
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """A hold costs the same, whatever is read."""
 
     def release(self) -> None:
         """The gate of the rules does it."""
@@ -122,6 +128,10 @@ class SnapshotView:
     def install(self) -> None:
         """From the next write on, what is there is saved."""
         self._volume.attach(self._snapshot)
+
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """Save only what will be read."""
+        self._snapshot.narrow(kept)
 
     def release(self) -> None:
         """Save no more, and give the space back."""
@@ -171,6 +181,9 @@ class ClonedView:
         self._device = FileDevice(
             self._folder / CLONE_NAME, block_bytes=self._volume.block_bytes, is_shared=True
         )
+
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """A clone costs the same, whatever is read."""
 
     def release(self) -> None:
         """Remove the clone."""
@@ -222,6 +235,9 @@ class MirrorView:
         self._device = self._mirror.view(self.leg)
         self._is_split = True
 
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """A split leg costs the same, whatever is read."""
+
     def release(self) -> None:
         """Let the leg catch up in the background."""
         if self._is_split:
@@ -245,6 +261,9 @@ class LostView:
 
     def install(self) -> None:
         """There is nothing to begin."""
+
+    def narrow(self, kept: Sequence[tuple[int, int]]) -> None:
+        """There is nothing to protect."""
 
     def release(self) -> None:
         """There is nothing to end; the sweep at the next start takes what may be left."""

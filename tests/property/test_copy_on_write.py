@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,8 @@ class Kept:
     granules: set[int]
     has_plenty: bool
     is_broken: bool = False
+    doubtful: set[int] = field(default_factory=set)
+    """Promised once and not any more: what was saved by then is still there, the rest is refused."""
 
 
 class Files(SnapshotFiles):
@@ -154,11 +156,15 @@ class Story(RuleBasedStateMachine):
         reader = kept.snapshot.reader()
         try:
             wanted = set(range(start // GRANULE_BYTES, -(-(start + count) // GRANULE_BYTES)))
-            if kept.is_broken or not wanted <= kept.granules:
+            if kept.is_broken or not wanted <= kept.granules | kept.doubtful:
                 with pytest.raises(DeviceError):
                     reader.read_into(start, memoryview(buffer))
                 return
-            reader.read_into(start, memoryview(buffer))
+            try:
+                reader.read_into(start, memoryview(buffer))
+            except DeviceError:
+                assert not wanted <= kept.granules
+                return
             assert buffer == kept.content[start : start + count]
             found = reader.file_range(start, count)
             assert found is None or os.pread(found.descriptor, count, found.offset) == buffer
@@ -182,6 +188,22 @@ class Story(RuleBasedStateMachine):
             last = high
         reader.close()
         assert not any(left[start:end])
+
+    @rule(kept=kept, runs=st.lists(st.tuples(ADDRESSES, COUNTS), max_size=3))
+    def narrow(self, kept: Kept, runs: list[tuple[int, int]]) -> None:
+        if kept not in self.all:
+            return
+        left = [(start, min(SIZE, start + count)) for start, count in runs]
+        if kept.is_broken:
+            with pytest.raises(DeviceError):
+                kept.snapshot.narrow(left)
+            return
+        kept.snapshot.narrow(left)
+        promised = {
+            g for a, b in left for g in range(a // GRANULE_BYTES, -(-b // GRANULE_BYTES))
+        } & kept.granules
+        kept.doubtful |= kept.granules - promised
+        kept.granules = promised
 
     @rule(kept=consumes(kept))
     def release(self, kept: Kept) -> None:

@@ -24,11 +24,13 @@ from backplane.wire.messages import (
     TapeAdd,
     TapeDigest,
     TapeLoad,
+    TapeSample,
     UnitFence,
     UnitFenced,
     ViewCreate,
     ViewExtents,
     ViewMember,
+    ViewNarrow,
     ViewRelease,
     ViewWaiting,
     VolumeAttach,
@@ -36,6 +38,8 @@ from backplane.wire.messages import (
     VolumeDelete,
     VolumeOffline,
     VolumePublish,
+    VolumeReserve,
+    VolumeUnreserve,
 )
 from storage_node.access import Access
 from storage_node.control import Control, NodeIdentity
@@ -195,11 +199,24 @@ def test_tape_requests_are_answered_as_well(node: Node) -> None:
     loaded = reply(node.answer(TapeLoad(request=2, drive="drive-0", tag=tag, epoch=Epoch(3))))
     digest = TapeDigest(request=3, drive="drive-0", start=0, end=0)
     assert reply(node.answer(digest)).digests == b""
+    sample = TapeSample(request=5, drive="drive-0", ranges=b"")
+    assert reply(node.answer(sample)).digests == b""
     fenced = node.answer(
         UnitFence(request=4, designator=loaded.drives[0].designator, epoch=Epoch(9))
     )
     assert isinstance(fenced, UnitFenced)
     assert fenced.epoch == 9
+
+
+def test_a_volume_is_reserved_and_a_view_narrowed(node: Node) -> None:
+    node.answer(create())
+    reserve = VolumeReserve(request=2, volume=VOLUME, job=JobId(7), ttl_s=60.0)
+    assert reply(node.answer(reserve)).volumes[0].volume == VOLUME
+    unreserve = VolumeUnreserve(request=3, volume=VOLUME, job=JobId(7))
+    assert reply(node.answer(unreserve)).volumes == ()
+    assert reply(node.answer(view(4))).views[0].view == VIEW
+    narrowed = reply(node.answer(ViewNarrow(request=5, view=VIEW, extents=b"")))
+    assert narrowed.views[0].state == "active"
 
 
 def test_failures_carry_kind_reason_and_hint(node: Node) -> None:

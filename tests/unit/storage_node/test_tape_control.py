@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,20 @@ def test_digests_come_in_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(NotFoundError):
         node.tape.digest("drive-0", 4, 9)
     assert len(hashlib.sha256(packed).digest()) == 32
+
+
+def test_pieces_of_records_are_summed_without_moving_the_tape(node: Node) -> None:
+    node.add()
+    with pytest.raises(NotFoundError, match="empty"):
+        node.tape.sample("drive-0", b"")
+    node.load(epoch=5)
+    node.append(b"first", b"second")
+    drive = node.library.drives[0]
+    before = drive.read_position().position
+    packed = struct.pack(">QII", 1, 0, 6) + struct.pack(">QII", 0, 1, 3)
+    expected = crc32c(b"second").to_bytes(4, "big") + crc32c(b"irs").to_bytes(4, "big")
+    assert node.tape.sample("drive-0", packed) == expected
+    assert drive.read_position().position == before
 
 
 def test_drives_keep_their_names_over_restarts(bench: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from backplane.ids import Designator, ViewId, VolumeId
 from backplane.scsi.designator import designator_of
 from backplane.units import KIB, MIB
 from backplane.wire.grants import Rights
-from backplane.wire.messages import ViewSample, ViewState
+from backplane.wire.messages import ViewNarrow, ViewSample, ViewState
 from storage_node import view_control
 from storage_node.core import volume_state
 from storage_node.core.write_inactivity import AskAgain
@@ -835,6 +835,38 @@ def test_changes_are_asked_of_views(node: Node) -> None:
         node.extents(VIEW_UNIT, most=0)
     with pytest.raises(NotFoundError):
         node.extents(OTHER_VIEW_UNIT)
+
+
+# --- narrowing -----------------------------------------------------------------------------------
+
+
+def narrow(node: Node, *pairs: tuple[int, int], view: ViewId = VIEW) -> ViewState:
+    packed = b"".join(struct.pack(">QQ", *pair) for pair in pairs)
+    return node.views.narrow(ViewNarrow(request=1, view=view, extents=packed))
+
+
+def test_a_narrowed_view_keeps_what_it_was_narrowed_to(node: Node) -> None:
+    node.make()
+    state = narrow(node, (256, 8), (1024, 1))
+    assert (state.view, state.state) == (VIEW, "active")
+    node.put(b"\xff" * BIG)
+    assert sample(node, (256, 8)) == struct.pack(">I", crc32c(CONTENT[256 * 512 : 264 * 512]))
+    with pytest.raises(BackupError, match="does not protect"):
+        sample(node, (0, 1))
+
+
+def test_a_view_of_other_means_is_narrowed_in_name_only(node: Node) -> None:
+    node.make(means="hold")
+    narrow(node, (256, 8))
+    assert sample(node, (0, 1)) == struct.pack(">I", crc32c(CONTENT[:512]))
+
+
+def test_only_a_view_that_is_there_is_narrowed(node: Node) -> None:
+    with pytest.raises(NotFoundError, match="no view"):
+        narrow(node)
+    node.make()
+    with pytest.raises(UsageError, match="pairs"):
+        node.views.narrow(ViewNarrow(request=1, view=VIEW, extents=b"x"))
 
 
 # --- samples -------------------------------------------------------------------------------------

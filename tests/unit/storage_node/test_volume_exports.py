@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError, BusyError, MediumError, NotFoundError
-from backplane.ids import ViewId, VolumeId
+from backplane.ids import JobId, ViewId, VolumeId
 from backplane.units import KIB, MIB
+from backplane.wire.messages import VolumeReserve, VolumeUnreserve
 from storage_node.disk.device import DeviceError
 from storage_node.disk.faulty import Fault
 from storage_node.nbd.export import Export
@@ -142,6 +143,31 @@ def test_connections_keep_others_from_the_volume(node: Node, exports: VolumeExpo
     second.close()
     assert used_by(node) == 0
     assert node.offline().state == "restoring"
+
+
+def test_a_volume_that_files_are_put_back_onto_is_nobody_elses(
+    node: Node, exports: VolumeExports
+) -> None:
+    reserve = VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0)
+    export = exports.open("vol", CLIENT)
+    with pytest.raises(BusyError, match="1 workstation is connected"):
+        node.disk.reserve(reserve)
+    export.close()
+    node.disk.reserve(reserve)
+    with pytest.raises(BusyError, match="job 7"):
+        exports.open("vol", CLIENT)
+    assert used_by(node) == 0
+    node.write(b"restored", at=0)
+    node.disk.unreserve(VolumeUnreserve(request=2, volume=VOLUME, job=JobId(7)))
+    export = exports.open("vol", CLIENT)
+    assert read(export, 0, 8) == b"restored"
+    export.close()
+
+
+def test_a_volume_that_is_not_online_is_not_reserved(node: Node) -> None:
+    node.offline()
+    with pytest.raises(BusyError, match="restoring"):
+        node.disk.reserve(VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0))
 
 
 def test_restores_and_imports_have_a_volume_for_themselves(

@@ -166,6 +166,27 @@ def test_entries_of_another_journal_or_place_do_not_fit() -> None:
             read_journal(wrong)
 
 
+def test_what_is_promised_no_longer_is_read_back() -> None:
+    data = a_journal(Saved(1, 1, 0), protected=[(1, 3), (7, 4)])
+    journal = read_journal(data)
+    opened = list(journal.granules.outside([(2, 1), (8, 1)]))
+    assert opened == [(3, 1), (7, 1), (9, 2)]
+    again = read_journal(data + journal.writer.narrowing(opened))
+    expected = [OPEN, STORED, PENDING, OPEN, OPEN, OPEN, OPEN, OPEN, PENDING, OPEN, OPEN]
+    assert list(again.granules.states) == expected
+    journal.granules.uncover(opened)
+    assert list(journal.granules.states) == expected
+    assert list(again.granules.outside([])) == [(2, 1), (8, 1)]
+
+
+@pytest.mark.parametrize("run", [(0, 1), (1, 1), (10, 2), (1 << 60, 1), (2, 0)])
+def test_only_what_is_promised_can_be_promised_no_longer(run: tuple[int, int]) -> None:
+    data = a_journal(Saved(1, 1, 0), protected=[(1, 10)])
+    writer = read_journal(data).writer
+    with pytest.raises(DamagedJournalError):
+        read_journal(data + writer.narrowing([run]))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

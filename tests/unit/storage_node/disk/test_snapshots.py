@@ -713,3 +713,93 @@ def test_the_snapshot_is_a_block_device(bench: Bench) -> None:
     reader: BlockDevice = bench.make().reader()
     assert (reader.size_bytes, reader.block_bytes) == (SIZE, 512)
     reader.close()
+
+
+# --- narrowing -----------------------------------------------------------------------------------
+
+
+def stored_bytes(bench: Bench, name: str = "s1") -> int:
+    return (bench.folder / name / "store").stat().st_size
+
+
+def test_what_nobody_will_read_is_not_saved_any_more(bench: Bench) -> None:
+    snapshot = bench.make()
+    bench.write(0, b"x" * G, snapshot)
+    snapshot.narrow([(4 * G + 5, 6 * G)])
+    bench.write(10 * G, b"x" * G, snapshot)
+    assert stored_bytes(bench) == G
+    bench.write(5 * G, b"x" * G, snapshot)
+    assert stored_bytes(bench) == 2 * G
+    reader = snapshot.reader()
+    assert read(reader, 4 * G, 2 * G) == bench.old[4 * G : 6 * G]
+    assert read(reader, 0, G) == bench.old[:G]
+    for address in (10 * G, 20 * G):
+        with pytest.raises(DeviceError, match="does not protect"):
+            read(reader, address, 512)
+    reader.close()
+    assert snapshot.state is State.ACTIVE
+
+
+def test_a_narrowed_snapshot_is_found_narrowed(bench: Bench) -> None:
+    snapshot = bench.make()
+    snapshot.narrow([(4 * G, 6 * G)])
+    snapshot.narrow([(4 * G, 6 * G)])
+    bench.write(10 * G, b"x" * G, snapshot)
+    snapshot.close()
+    again = bench.reopen()
+    assert again.state is State.ACTIVE
+    reader = again.reader()
+    assert read(reader, 4 * G, 2 * G) == bench.old[4 * G : 6 * G]
+    with pytest.raises(DeviceError, match="does not protect"):
+        read(reader, 10 * G, 512)
+    reader.close()
+
+
+def test_a_snapshot_that_is_no_good_is_not_narrowed(bench: Bench) -> None:
+    snapshot = bench.make(reserve_bytes=1)
+    bench.write(0, b"x", snapshot)
+    with pytest.raises(DeviceError, match="broken"):
+        snapshot.narrow([])
+    closed = bench.make("s2")
+    closed.close()
+    with pytest.raises(BackupError):
+        closed.narrow([])
+
+
+def test_a_snapshot_without_room_for_the_news_stays_as_it_was(bench: Bench) -> None:
+    snapshot = bench.make(reserve_bytes=600)
+    with pytest.raises(BackupError, match="no room"):
+        snapshot.narrow([(index * 2 * G, index * 2 * G + 1) for index in range(GRANULES // 2)])
+    assert snapshot.state is State.ACTIVE
+    assert content(snapshot) == bench.old
+
+
+def test_a_journal_that_cannot_be_written_breaks_the_snapshot_and_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = bench.make()
+
+    def fail(_self: SnapshotFiles, _entries: bytes) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(SnapshotFiles, "append_journal", fail)
+    with pytest.raises(BackupError, match="cannot be narrowed"):
+        snapshot.narrow([(0, G)])
+    breaks(snapshot, BreakReason.STORE_ERROR)
+
+
+def test_writers_and_narrowing_at_once_lose_nothing_that_is_kept(bench: Bench) -> None:
+    snapshot = bench.make()
+    kept = (8 * G, 12 * G)
+
+    def write_all() -> None:
+        for granule in range(GRANULES):
+            bench.write(granule * G, b"z" * G, snapshot)
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    snapshot.narrow([kept])
+    writer.join()
+    reader = snapshot.reader()
+    assert read(reader, kept[0], kept[1] - kept[0]) == bench.old[kept[0] : kept[1]]
+    reader.close()

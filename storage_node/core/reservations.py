@@ -1,0 +1,74 @@
+"""Volumes that belong to one job for a while, and to no workstation.
+
+    free --reserve (nobody is connected)--> reserved by a job --unreserve, or time is over and nobody writes--> free
+
+A reservation keeps workstations away from a volume that stays online, while files are put back onto it.  What may be
+written is a matter of grants and fences, as always.  Nothing of it is kept over a restart of the node: then no grant
+holds any more either, and whoever wants to go on reserves again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from backplane.errors import BusyError, UsageError
+from backplane.ids import JobId, VolumeId
+
+RESERVED_S_MAX: Final = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reservation:
+    job: JobId
+    until_s: float
+
+
+class Reservations:
+    """Who has which volume.  Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._held: dict[VolumeId, _Reservation] = {}
+
+    def reserve(
+        self,
+        volume: VolumeId,
+        job: JobId,
+        *,
+        ttl_s: float,
+        connections: int,
+        has_writer: bool,
+        now: float,
+    ) -> None:
+        """Reserve a volume, or prolong that; raises `BusyError` if it is used or reserved by another job."""
+        if not 0 < ttl_s <= RESERVED_S_MAX:
+            raise UsageError(
+                f"a reservation lasts longer than 0 and at most {RESERVED_S_MAX:.0f} s"
+            )
+        self.check(volume, has_writer=has_writer, now=now, job=job)
+        if connections:
+            raise BusyError(
+                f"{connections} workstation{'s are' if connections > 1 else ' is'} connected",
+                hint="unmount the volume and disconnect, or restore to another place",
+            )
+        self._held[volume] = _Reservation(job, now + ttl_s)
+
+    def unreserve(self, volume: VolumeId, job: JobId) -> None:
+        """Give a volume back; what another job has, or nobody, is left as it is."""
+        held = self._held.get(volume)
+        if held is not None and held.job == job:
+            del self._held[volume]
+
+    def check(
+        self, volume: VolumeId, *, has_writer: bool, now: float, job: JobId | None = None
+    ) -> None:
+        """Raise `BusyError` if somebody else has the volume; `has_writer`: a mover may still write it."""
+        held = self._held.get(volume)
+        if held is None or held.job == job:
+            return
+        if now >= held.until_s and not has_writer:
+            del self._held[volume]
+            return
+        raise BusyError(
+            f"job {held.job} puts files back onto the volume", hint="wait until it has ended"
+        )
