@@ -41,7 +41,7 @@ class Pattern:
             expression + (r"/\Z" if is_directory_only else r"/?\Z"), re.DOTALL
         )
         self.picking = expression + ("/" if is_directory_only else r"(?:/|\Z)")
-        """What `any_of` puts together."""
+        """What `AnyOf` puts together."""
 
     def matches(self, path: bytes, *, is_directory: bool = False) -> bool:
         """Tell whether the pattern means exactly this path."""
@@ -64,7 +64,7 @@ class AnyOf:
 
 def _subject(path: bytes, is_directory: bool) -> str:
     text = path.decode("utf-8", "surrogateescape")
-    return text + "/" if is_directory else text
+    return text + "/" if is_directory and text else text
 
 
 def _expression(text: str) -> tuple[str, bool]:
@@ -115,6 +115,7 @@ def _component(text: str) -> str:
     if not more:
         return first
     *middle, last = more
+    first = first or "(?=[^/])"  # a star may stand for nothing, a component may not
     return first + "".join(f"(?>[^/]*?{part})" for part in middle if part) + f"[^/]*{last}"
 
 
