@@ -11,7 +11,9 @@ compared with the claims, and once to be packed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import chain, islice
+from operator import itemgetter, ne
 from typing import Final
 
 from backplane.file_map.header import (
@@ -22,9 +24,9 @@ from backplane.file_map.header import (
     MapHeader,
     short_reasons,
 )
-from backplane.file_map.model import ByteRun, FileRow, FileSystem, Kind
+from backplane.file_map.model import ByteRun, FileExtent, FileRow, FileSystem, Kind
 from backplane.file_map.packed import row_pages, run_pages
-from backplane.file_map.paths import parent_of, path_key
+from backplane.file_map.paths import path_key
 from storage_node.mapping.checks import Faults, RowChecks
 from storage_node.mapping.claims import (
     CLAIM_WEIGHT,
@@ -140,8 +142,7 @@ class MapBuilder:
         found = self._compared()
         # Where what is allocated is not known for certain, a file outside of it proves nothing against the file.
         blamed = [found.claimed_twice, *([found.strays] if is_complete else [])]
-        rows = self._without_blame(self._in_tree(self._rows.in_order()), blamed)
-        for page in row_pages(self._counted(rows)):
+        for page in row_pages(self._rows_in_order(blamed)):
             pages.add(page)
         row_count = pages.page_count
         for page in run_pages(self._allocated()):
@@ -167,7 +168,7 @@ class MapBuilder:
 
     def _compared(self) -> Contested:
         try:
-            return contested(self._claims.in_order(), self._allocated())
+            return contested(self._claims.blocks(), self._allocated())
         except TooManyError as error:
             raise UnbelievableError(
                 f"more than {CONTESTED_MAX} places belong to several files, or to no allocated run"
@@ -177,34 +178,37 @@ class MapBuilder:
         for place in self._runs:
             yield from decode_runs(self._spool.read(place))
 
-    def _in_tree(self, rows: Iterable[FileRow]) -> Iterator[FileRow]:
-        """Yield each path once, and say where a directory is missing above one."""
-        above = _Above({fs.prefix.encode() for fs in self._file_systems})
-        before: FileRow | None = None
-        for row in rows:
-            if before is not None:
-                if row.path == before.path:
-                    before = self._marked(before, "its path occurs twice")
-                    continue
-                yield before
-            before = row if above.has(row) else self._marked(row, "its directory is not in the map")
-        if before is not None:
-            yield before
+    def _rows_in_order(self, blamed: list[Places]) -> Iterator[FileRow]:
+        """Yield every path once, in order, with an error where something does not fit."""
+        above = _Above({system.prefix.encode() for system in self._file_systems})
+        before: list[FileRow] = []
+        for block in self._rows.blocks():
+            rows = self._each_path_once([*before, *block])
+            before = [rows.pop()]  # its double may come next
+            yield from self._finished(rows, above, blamed)
+        yield from self._finished(before, above, blamed)
 
-    def _without_blame(self, rows: Iterable[FileRow], blamed: list[Places]) -> Iterator[FileRow]:
-        if not any(blamed):
-            yield from rows
-            return
-        for row in rows:
-            if any(
-                places.meet(e.volume_byte, e.volume_byte + (e.stored_bytes or e.byte_count))
-                for places in blamed
-                for e in row.extents
-                if e.volume_byte >= 0
-            ):
-                yield self._marked(row, "its blocks belong to another file, or are not allocated")
+    def _each_path_once(self, rows: list[FileRow]) -> list[FileRow]:
+        if all(map(ne, map(_PATH, rows), islice(map(_PATH, rows), 1, None))):
+            return rows
+        found = rows[:1]
+        for row in rows[1:]:
+            if row.path == found[-1].path:
+                found[-1] = self._marked(found[-1], "its path occurs twice")
             else:
-                yield row
+                found.append(row)
+        return found
+
+    def _finished(self, rows: list[FileRow], above: _Above, blamed: list[Places]) -> list[FileRow]:
+        has = above.has
+        rows = [row if has(row) else self._marked(row, _ORPHAN) for row in rows]
+        if any(blamed):
+            rows = [self._marked(row, _BLAMED) if _is_in(row, blamed) else row for row in rows]
+        self._row_count += len(rows)
+        sizes = [row.size for row in rows if row.kind == Kind.FILE and row.links <= 1]
+        self._files += len(sizes)
+        self._file_bytes += sum(sizes)
+        return rows
 
     def _marked(self, row: FileRow, fault: str) -> FileRow:
         if fault in row.error:
@@ -212,23 +216,31 @@ class MapBuilder:
         self._faults.add(fault, row.path)
         return row._replace(error=f"{row.error[:500]}; {fault}" if row.error else fault)
 
-    def _counted(self, rows: Iterable[FileRow]) -> Iterator[FileRow]:
-        count = files = file_bytes = 0
-        for row in rows:
-            count += 1
-            if row.kind == Kind.FILE and row.links <= 1:
-                files += 1
-                file_bytes += row.size
-            yield row
-        self._row_count, self._files, self._file_bytes = count, files, file_bytes
-
     def _count_linked(self) -> None:
         before = b""
-        for record in self._linked.in_order():
+        for record in chain.from_iterable(self._linked.blocks()):
             if record[:16] != before:
                 before = record[:16]
                 self._files += 1
                 self._file_bytes += LINKED.unpack(record)[2]
+
+
+_PATH: Final = itemgetter(0)
+_ORPHAN: Final = "its directory is not in the map"
+_BLAMED: Final = "its blocks belong to another file, or are not allocated"
+
+
+def _is_in(row: FileRow, blamed: list[Places]) -> bool:
+    return any(
+        places.meet(extent.volume_byte, extent.volume_byte + _length(extent))
+        for places in blamed
+        for extent in row.extents
+        if extent.volume_byte >= 0
+    )
+
+
+def _length(extent: FileExtent) -> int:
+    return extent.stored_bytes or extent.byte_count
 
 
 class _Above:
@@ -237,18 +249,20 @@ class _Above:
     def __init__(self, prefixes: set[bytes]) -> None:
         self._prefixes = prefixes
         self._open: list[bytes] = []
+        """Every one with a slash behind it."""
 
     def has(self, row: FileRow) -> bool:
         """Say whether a row's directory came before it."""
-        path = row.path
-        parent = parent_of(path) + b"/"
+        path, kind, *_ = row
+        name_at = path.rfind(b"/") + 1
+        parent = path[:name_at]
         while self._open and not parent.startswith(self._open[-1]):
             self._open.pop()
-        if parent == b"/":
-            is_known = b"" in self._prefixes or path in self._prefixes
-        else:
+        if name_at:
             is_known = bool(self._open) and self._open[-1] == parent
-        if row.kind == Kind.DIRECTORY and path:
+        else:
+            is_known = b"" in self._prefixes or path in self._prefixes
+        if kind == Kind.DIRECTORY and path:
             self._open.append(path + b"/")
         return is_known
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import le
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow
@@ -27,6 +29,9 @@ _CLAIM: Final = struct.Struct(">QQBQQ")
 CLAIM_BYTES: Final = _CLAIM.size
 CLAIM_WEIGHT: Final = 33 + CLAIM_BYTES + 15
 """A claim in memory: an object of Python, and its place in a list."""
+
+Claim = tuple[int, ...]
+"""The same as a tuple."""
 
 OWNED: Final = 0
 SHARED: Final = 1
@@ -107,29 +112,51 @@ class Contested(NamedTuple):
     strays: Places
 
 
-def contested(records: Iterable[bytes], allocated: Iterable[ByteRun]) -> Contested:
+def contested(blocks: Iterable[Sequence[bytes]], allocated: Iterable[ByteRun]) -> Contested:
     """Compare sorted claims with each other and with the ascending allocated runs."""
-    found = Contested(Places(), Places())
-    everybody, owners = _Reach(), _Reach()
-    runs = _joined(allocated)
-    run_begin, run_end = next(runs, _NOTHING)
-    unpack = _CLAIM.unpack
-    for record in records:
-        begin, end, how, *owner = unpack(record)
-        while run_end <= begin:
-            run_begin, run_end = next(runs, _NOTHING)
-        if begin < run_begin or end > run_end:
-            found.strays.add(begin, end)
+    comparison = _Comparison(allocated)
+    for records in blocks:
+        comparison.add(list(_CLAIM.iter_unpack(b"".join(records))))
+    return comparison.found
+
+
+class _Comparison:
+    """One pass over all claims."""
+
+    def __init__(self, allocated: Iterable[ByteRun]) -> None:
+        self.found = Contested(Places(), Places())
+        self._runs = _joined(allocated)
+        self._run_begin, self._run_end = next(self._runs, _NOTHING)
+        self._everybody, self._owners = _Reach(), _Reach()
+
+    def add(self, claims: list[Claim]) -> None:
+        """Take the next claims."""
+        begins, ends, *_ = zip(*claims, strict=True)
+        # In most volumes most claims follow each other, and nobody has to be asked who owns what.
+        is_apart = self._everybody.end <= begins[0] and all(map(le, ends, islice(begins, 1, None)))
+        if is_apart:
+            self._compare(claims[-1])  # what reaches farthest
+        else:
+            for claim in claims:
+                self._compare(claim)
+        for begin, end in zip(begins, ends, strict=True):
+            while self._run_end <= begin:
+                self._run_begin, self._run_end = next(self._runs, _NOTHING)
+            if begin < self._run_begin or end > self._run_end:
+                self.found.strays.add(begin, end)
+
+    def _compare(self, claim: Claim) -> None:
+        begin, end, how, *_ = claim
         if how == INSIDE_METADATA:
-            continue
+            return
+        owner = claim[3:]
         # Who shares may meet others who share; who owns may meet nobody.
-        other = (owners if how == SHARED else everybody).end_of_others(owner)
+        other = (self._owners if how == SHARED else self._everybody).end_of_others(owner)
         if begin < other:
-            found.claimed_twice.add(begin, min(end, other))
-        everybody.add(owner, end)
+            self.found.claimed_twice.add(begin, min(end, other))
+        self._everybody.add(owner, end)
         if how == OWNED:
-            owners.add(owner, end)
-    return found
+            self._owners.add(owner, end)
 
 
 _NOTHING: Final = (1 << 64, 1 << 64)
@@ -152,17 +179,17 @@ class _Reach:
     """How far claims have reached: the farthest, and the farthest of anybody else."""
 
     def __init__(self) -> None:
-        self._owner: list[int] = []
-        self._end = -1
+        self._owner: tuple[int, ...] = ()
+        self.end = -1
         self._others_end = -1
 
-    def add(self, owner: list[int], end: int) -> None:
+    def add(self, owner: tuple[int, ...], end: int) -> None:
         if owner == self._owner:
-            self._end = max(self._end, end)
-        elif end >= self._end:
-            self._owner, self._others_end, self._end = owner, self._end, end
+            self.end = max(self.end, end)
+        elif end >= self.end:
+            self._owner, self._others_end, self.end = owner, self.end, end
         else:
             self._others_end = max(self._others_end, end)
 
-    def end_of_others(self, owner: list[int]) -> int:
-        return self._others_end if owner == self._owner else self._end
+    def end_of_others(self, owner: tuple[int, ...]) -> int:
+        return self._others_end if owner == self._owner else self.end

@@ -9,8 +9,8 @@ nothing is left of it.
 
 from __future__ import annotations
 
-import heapq
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -123,8 +123,8 @@ class Sorter(Generic[T]):
         self._elements = []
         self._weight = 0
 
-    def in_order(self) -> Iterator[T]:
-        """Yield everything, in order, once."""
+    def blocks(self) -> Iterator[Sequence[T]]:
+        """Yield everything, in order, once, in lists of some hundreds."""
         if self._runs and self._elements:
             self._put_aside()
         elements, self._elements = self._elements, []
@@ -133,11 +133,46 @@ class Sorter(Generic[T]):
             # From behind, so that what was taken is free at once.
             elements.reverse()
             while elements:
-                yield elements.pop()
+                yield elements[: -BLOCK_ELEMENTS - 1 : -1]
+                del elements[-BLOCK_ELEMENTS:]
             return
-        runs = [self._run(places) for places in self._runs]
-        yield from heapq.merge(*runs, key=self._key)
+        yield from self._merged([_Run(places, self._block) for places in self._runs])
 
-    def _run(self, places: list[tuple[int, int]]) -> Iterator[T]:
-        for place in places:
-            yield from self._read(self._spool.read(place))
+    def _block(self, place: tuple[int, int]) -> Sequence[T]:
+        return self._read(self._spool.read(place))
+
+    def _merged(self, runs: list[_Run[T]]) -> Iterator[list[T]]:
+        """Take from all runs what is below the lowest end of a block: nothing lower can come any more.
+
+        A sort of what is sorted in pieces is a merge, and this one is done in C.
+        """
+        key = self._key
+        while runs := [run for run in runs if run.fill()]:
+            bound = min(key(run.block[-1]) for run in runs)
+            ready: list[T] = []
+            for run in runs:
+                ready += run.take(bound, key)
+            ready.sort(key=key)
+            yield ready
+
+
+class _Run(Generic[T]):
+    """A sorted run that is being read."""
+
+    def __init__(
+        self, places: Iterable[tuple[int, int]], read: Callable[[tuple[int, int]], Sequence[T]]
+    ) -> None:
+        self._blocks = map(read, places)
+        self.block: Sequence[T] = ()
+
+    def fill(self) -> bool:
+        """Have something in the block; say whether there is anything."""
+        if not self.block:
+            self.block = next(self._blocks, ())
+        return bool(self.block)
+
+    def take(self, bound: Any, key: Callable[[T], Any]) -> Sequence[T]:
+        """Return and forget what is not above the bound."""
+        count = bisect_right(self.block, bound, key=key)
+        taken, self.block = self.block[:count], self.block[count:]
+        return taken
