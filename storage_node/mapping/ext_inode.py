@@ -87,7 +87,8 @@ class Inode(NamedTuple):
     @property
     def device(self) -> int:
         """Major << 32 | minor, from either of the two forms that there are."""
-        old, new = struct.unpack_from("<II", self.content)
+        old = int.from_bytes(self.content[:4], "little")
+        new = int.from_bytes(self.content[4:8], "little")
         if old:
             return (old >> 8 & 0xFF) << 32 | old & 0xFF
         return (new >> 8 & 0xFFF) << 32 | new & 0xFF | new >> 12 & 0xFFF00

@@ -86,13 +86,14 @@ class InodeTable:
         first = chunk - chunk % step
         begin = first * self._chunk_inodes
         end = min(begin + step * self._chunk_inodes, self._groups.used_inodes(group))
-        if end <= begin:
-            return b""
         at = self._groups[group].inode_table * self._superblock.block_bytes
         size = self._inode_bytes
-        data = self._source.read(at + begin * size, (end - begin) * size)
+        data = b""
+        if begin < end:
+            data = self._source.read(at + begin * size, (end - begin) * size)
         chunk_bytes = self._chunk_inodes * size
-        for index in range(-(-len(data) // chunk_bytes)):
+        # What was never in use is remembered as well, or each name that leads there would cost a read.
+        for index in range(min(step, self._group_chunks - first)):
             piece = data[index * chunk_bytes : (index + 1) * chunk_bytes]
             self._keep(key - chunk + first + index, piece)
         return data[(chunk - first) * chunk_bytes : (chunk - first + 1) * chunk_bytes]
