@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from backplane.file_map import packed
 from backplane.file_map.damage import MapDamagedError
-from backplane.file_map.model import FileExtent, FileRow, Kind
+from backplane.file_map.model import (
+    NO_TIME,
+    ExtentFlag,
+    FileExtent,
+    FileRow,
+    Identity,
+    Kind,
+)
 from backplane.file_map.packed import (
     join_rows,
     join_runs,
@@ -262,3 +270,33 @@ def test_a_page_of_runs_that_contradicts_itself_is_damage(page: bytes) -> None:
 def test_a_page_of_rows_is_no_page_of_runs() -> None:
     with pytest.raises(MapDamagedError, match="contradicts"):
         unpack_runs(PLAIN[0])
+
+
+# --- what is on cartridges -------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parents[3] / "golden"
+ON_TAPE = [
+    make_row(b"", Kind.DIRECTORY, identity=Identity(0, 2, 7), links=3),
+    make_file(
+        b"home/a",
+        FileExtent(0, 40960, 8192),
+        FileExtent(16384, 4096, 100, int(ExtentFlag.COMPRESSED), 50, 131072, 9, "zstd"),
+        identity=Identity(5, 12, 8),
+        mtime_ns=-999_999_995,
+        atime_ns=NO_TIME,
+        xattrs=((b"user.x", b"1"), (b"user.y", b"22")),
+    ),
+    make_row(b"home/ab\xff", Kind.SYMLINK, target=b"a", error="seen twice", uid=-1, device=8 << 32),
+]
+RUNS_ON_TAPE = [(0, 8192), (8192, 12288), (40960, 49152)]
+
+
+def test_pages_of_version_1_are_read_for_ever(is_rewriting: bool) -> None:
+    """Cartridges have them.  What is written may change with the library that compresses; what is read may not."""
+    path = GOLDEN / "file_map_1.hex"
+    if is_rewriting:
+        pages = [*pack_rows(ON_TAPE), *pack_runs(RUNS_ON_TAPE)]
+        path.write_text("".join(f"{page.hex()}\n" for page in pages), encoding="ascii")
+    rows, runs = map(bytes.fromhex, path.read_text(encoding="ascii").split())
+    assert unpack_rows(rows) == ON_TAPE
+    assert unpack_runs(runs) == RUNS_ON_TAPE
