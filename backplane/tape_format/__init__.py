@@ -7,7 +7,7 @@ Pure: the controller composes labels, headers and trailers with it, the tape nod
            2   VH     its copy
            3   FM     synchronous: the label is there
 
-    each part: PH record(s), FM, data records, FM, PT record(s), FM (synchronous: the part is committed)
+    each part: PH record(s), map records (part 1), FM, data records, FM, PT record(s), FM (synchronous: committed)
 """
 
 from backplane.tape_format.content import (
@@ -18,6 +18,7 @@ from backplane.tape_format.content import (
     VolumeHeader,
 )
 from backplane.tape_format.label import VOL1_BYTES, Vol1, decode_vol1, encode_vol1
+from backplane.tape_format.map_stream import MapLayout, items_from
 from backplane.tape_format.record import (
     METADATA_RECORD_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
@@ -48,6 +49,7 @@ __all__ = [
     "VOL1_BYTES",
     "VOLUME_HEADER_OBJECTS",
     "DirectoryEntry",
+    "MapLayout",
     "MetadataRecord",
     "PartHeader",
     "PartTrailer",
@@ -63,6 +65,7 @@ __all__ = [
     "encode_part_trailer",
     "encode_records",
     "encode_vol1",
+    "items_from",
     "join_records",
     "record_digest_root",
 ]

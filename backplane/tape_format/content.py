@@ -6,6 +6,10 @@ Object numbers are those of this cartridge; `stream` bytes count along the whole
 A backup of level `differential` or `incremental` stands on another one, its parent.  Every block has one of three
 fates: it is in the stream (`extents`), it is zero although the parent may say otherwise (`zero_extents`, in part 1 for
 the whole backup), or it is as in the parent.  So a chain can be laid over each other from its cartridges alone.
+
+The map of a volume's files follows the part header of part 1, in `map_records` records of its own (`map_stream`);
+`map_digest` is the SHA-256 of its pages.  A backup of chosen files says in `selection` which: what else its blocks
+belong to is not in it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ LABEL_OBJECTS: Final = 4
 LEVELS: Final = ("full", "differential", "incremental")
 SINCE_2: Final = {"since": 2}
 """Fields that records of version 1 do not have: everything was a full backup."""
+SINCE_3: Final = {"since": 3}
+"""Fields that records before version 3 do not have: no backup had a file map, and each was of a whole volume."""
+MAP_STATES: Final = ("none", "raw", "complete", "incomplete")
+"""Nobody could make a map; nobody wanted one; there is one; there is one that lacks what its reasons say."""
+SELECTION_CHARACTERS_MAX: Final = 1 << 20
 
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -54,6 +63,12 @@ def _require_zeros(zero_extents: Extents, *, level: str, part: int) -> None:
     _require_extents(zero_extents)
     is_possible = level != "full" and part == 1
     _require(is_possible or not zero_extents, "zero extents where none belong")
+
+
+def _require_selection(map_state: str, selection: str) -> None:
+    _require(map_state in MAP_STATES, f"no map is {map_state!r}")
+    _require(len(selection) <= SELECTION_CHARACTERS_MAX, "the selection is too long")
+    _require(not selection or map_state == "complete", "a selection without a complete map")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +148,10 @@ class PartHeader:
     zero_extents: Extents = field(default=(), metadata=SINCE_2)
     tracking: str = field(default="", metadata=SINCE_2)
     generation: int = field(default=0, metadata=SINCE_2)
+    map_state: str = field(default="none", metadata=SINCE_3)
+    map_records: int = field(default=0, metadata=SINCE_3)
+    map_digest: str = field(default="", metadata=SINCE_3)
+    selection: str = field(default="", metadata=SINCE_3)
 
     TYPE_NAME: ClassVar[str] = "part header"
 
@@ -146,6 +165,14 @@ class PartHeader:
         _require(min(numbers) >= 0, "a negative number")
         _require_level(self.level, self.parent_uuid)
         _require_zeros(self.zero_extents, level=self.level, part=self.part)
+        _require_selection(self.map_state, self.selection)
+        _require(
+            self.map_records >= 0 and bool(self.map_records) == bool(self.map_digest),
+            "a file map has records and a digest, or neither",
+        )
+        _require(self.part == 1 or not self.map_records, "a file map stands in the first part")
+        is_digest = not self.map_digest or bool(_SHA256.fullmatch(self.map_digest))
+        _require(is_digest, "the digest of the map is no SHA-256")
         _require(self.object >= LABEL_OBJECTS, "a part header inside the label")
         _require(0 <= self.previous_trailer < self.object, "a previous trailer behind the header")
         _require_record_bytes(self.record_bytes)
@@ -221,6 +248,8 @@ class PartTrailer:
     zero_extents: Extents = field(default=(), metadata=SINCE_2)
     tracking: str = field(default="", metadata=SINCE_2)
     generation: int = field(default=0, metadata=SINCE_2)
+    map_state: str = field(default="none", metadata=SINCE_3)
+    selection: str = field(default="", metadata=SINCE_3)
 
     TYPE_NAME: ClassVar[str] = "part trailer"
 
@@ -231,6 +260,7 @@ class PartTrailer:
         numbers = (self.backup, self.stream_bytes, self.stream_start, self.generation)
         _require(min(numbers) >= 0, "a negative number")
         _require_level(self.level, self.parent_uuid)
+        _require_selection(self.map_state, self.selection)
         _require_zeros(self.zero_extents, level=self.level, part=self.part)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require_record_bytes(self.record_bytes)

@@ -2,8 +2,8 @@
 
     offset  size  field
     0       8     magic        "SDVMETA" and 00h
-    8       2     type         1 volume header, 2 part header, 3 part trailer
-    10      2     version      1; part headers and trailers 2
+    8       2     type         1 volume header, 2 part header, 3 part trailer, 4 file map
+    10      2     version      1; part headers and trailers 3
     12      4     flags        0
     16      16    volume UUID
     32      8     own object number
@@ -15,7 +15,8 @@
     56      8     not yet assigned, 0
 
 A dump tool can walk a tape with this prefix alone.  Together the payloads of n records with consecutive object
-numbers are one JSON text.  Decoding is total: any bytes give a value or a `VolumeError`.
+numbers are one JSON text; those of a file map are a stream (`map_stream`).  Decoding is total: any bytes give a value
+or a `VolumeError`.
 
 Every version that was ever written is read; what is written is the newest of its type.
 """
@@ -41,7 +42,9 @@ PAYLOAD_BYTES_MAX: Final = 128 * MIB
 
 _PREFIX: Final = struct.Struct(">8sHHI16sQIHHII8s")
 PREFIX_BYTES: Final = _PREFIX.size
-_RECORDS_MAX: Final = 0xFFFF
+RECORDS_MAX: Final = 0xFFFF
+"""Records of one set."""
+
 _CRC_AT: Final = slice(52, 56)
 
 assert PREFIX_BYTES == 64
@@ -53,14 +56,17 @@ class RecordType(IntEnum):
     VOLUME_HEADER = 1
     PART_HEADER = 2
     PART_TRAILER = 3
+    FILE_MAP = 4
 
 
 RECORD_VERSIONS: Final = {
     RecordType.VOLUME_HEADER: 1,
-    RecordType.PART_HEADER: 2,
-    RecordType.PART_TRAILER: 2,
+    RecordType.PART_HEADER: 3,
+    RecordType.PART_TRAILER: 3,
+    RecordType.FILE_MAP: 1,
 }
-"""The version that is written.  2 added what an incremental backup stands on, and what it declares zero."""
+"""The version that is written.  2 added what an incremental backup stands on and what it declares zero, 3 file maps
+and backups of chosen files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,27 +101,48 @@ def encode_records(
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise VolumeError(f"metadata of {len(payload)} bytes, at most {PAYLOAD_BYTES_MAX}")
     pieces = [payload[at : at + piece_bytes] for at in range(0, len(payload), piece_bytes)] or [b""]
-    if len(pieces) > _RECORDS_MAX:
-        raise VolumeError(f"metadata in {len(pieces)} records, at most {_RECORDS_MAX}")
-    records = []
-    for index, piece in enumerate(pieces):
-        prefix = _PREFIX.pack(
-            MAGIC,
+    if len(pieces) > RECORDS_MAX:
+        raise VolumeError(f"metadata in {len(pieces)} records, at most {RECORDS_MAX}")
+    return [
+        encode_record(
             record_type,
-            RECORD_VERSIONS[record_type],
-            0,
-            bytes.fromhex(volume_uuid),
-            first_object + index,
-            len(piece),
-            index + 1,
-            len(pieces),
-            crc32c(piece),
-            0,
-            bytes(8),
+            piece,
+            volume_uuid=volume_uuid,
+            object_number=first_object + index,
+            number=index + 1,
+            count=len(pieces),
         )
-        crc = _prefix_crc(prefix).to_bytes(4, "big")
-        records.append(prefix[: _CRC_AT.start] + crc + prefix[_CRC_AT.stop :] + piece)
-    return records
+        for index, piece in enumerate(pieces)
+    ]
+
+
+def encode_record(
+    record_type: RecordType,
+    payload: bytes,
+    *,
+    volume_uuid: str,
+    object_number: int,
+    number: int,
+    count: int,
+) -> bytes:
+    """Return record `number` (from 1) of `count`, which becomes object `object_number`."""
+    assert 1 <= number <= count <= RECORDS_MAX
+    prefix = _PREFIX.pack(
+        MAGIC,
+        record_type,
+        RECORD_VERSIONS[record_type],
+        0,
+        bytes.fromhex(volume_uuid),
+        object_number,
+        len(payload),
+        number,
+        count,
+        crc32c(payload),
+        0,
+        bytes(8),
+    )
+    crc = _prefix_crc(prefix).to_bytes(4, "big")
+    return prefix[: _CRC_AT.start] + crc + prefix[_CRC_AT.stop :] + payload
 
 
 def decode_record(data: bytes | memoryview) -> MetadataRecord:

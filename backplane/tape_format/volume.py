@@ -84,6 +84,8 @@ def decode_metadata(records: Sequence[MetadataRecord]) -> Content:
     """Decode a complete set of records; raises `VolumeError`, also if they are not where they say they are."""
     payload = join_records(records)
     first = records[0]
+    if first.type not in _CLASSES:
+        raise VolumeError("a file map, and neither a header nor a trailer")
     content = decode_payload(payload, _CLASSES[first.type], version=first.version)
     if content.cartridge != first.volume_uuid:
         raise VolumeError(f"the {content.TYPE_NAME} belongs to another cartridge")

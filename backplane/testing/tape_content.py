@@ -6,6 +6,7 @@ anywhere between two of them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -14,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from backplane.crc import crc32c
 from backplane.tape_format import (
     FIRST_PART_OBJECT,
+    MapLayout,
     PartHeader,
     PartTrailer,
     VolumeFacts,
@@ -67,8 +69,9 @@ def part_objects(
     previous: PartTrailer | None = None,
     cartridge: str = CARTRIDGE,
     record_bytes_max: int = 1 << 18,
+    map_items: Sequence[bytes] = (),
 ) -> tuple[list[Object], PartTrailer]:
-    """Return the objects of one part, and its trailer."""
+    """Return the objects of one part, and its trailer; `map_items` are the header and the pages of a file map."""
     sequence = 1 if previous is None else previous.sequence + 1
     header = PartHeader(
         cartridge=cartridge,
@@ -90,7 +93,20 @@ def part_objects(
         extents=((0, len(data) or 1),),
         created=MOMENT,
     )
+    layout = MapLayout([len(item) for item in map_items])
+    if map_items:
+        digest = hashlib.sha256(b"".join(map_items[1:])).hexdigest()
+        header = replace(
+            header, map_state="complete", map_records=layout.records, map_digest=digest
+        )
     header_records = encode_part_header(header, record_bytes_max=record_bytes_max)
+    first_record = first_object + len(header_records)
+    header_records += [
+        layout.encode(
+            number, map_items.__getitem__, volume_uuid=cartridge, first_object=first_record
+        )
+        for number in range(layout.records)
+    ]
     crcs = tuple(crc32c(record) for record in data)
     trailer = PartTrailer(
         cartridge=cartridge,

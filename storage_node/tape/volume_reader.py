@@ -293,8 +293,8 @@ def _agrees(reader: _Reader, trailer: PartTrailer) -> bool:
         # A header that has gone bad does not take back the commit; its damage is found by who needs it.
         return True
     return (
-        behind == trailer.data_object - 1
-        and isinstance(header, PartHeader)
+        isinstance(header, PartHeader)
+        and behind + header.map_records == trailer.data_object - 1
         and header.cartridge == trailer.cartridge
         and (header.backup_uuid, header.part) == (trailer.backup_uuid, trailer.part)
         and header.sequence == trailer.sequence

@@ -143,28 +143,34 @@ def test_what_a_backup_stands_on_and_declares_zero_is_read_back() -> None:
     assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
 
 
-NEW_FIELDS = ("level", "parent_uuid", "zero_extents", "tracking", "generation")
+FIELDS_OF = {
+    2: ("level", "parent_uuid", "zero_extents", "tracking", "generation"),
+    3: ("map_state", "map_records", "map_digest", "selection"),
+}
 
 
-def of_version_1(raw: bytes) -> bytes:
-    """Take out of a payload what came with version 2."""
+def of_version(raw: bytes, version: int) -> bytes:
+    """Take out of a payload what came later."""
     value = json.loads(raw)
     for each in [value, *value.get("directory", ())]:
-        for name in NEW_FIELDS:
-            each.pop(name, None)
+        for since, names in FIELDS_OF.items():
+            for name in names:
+                if since > version:
+                    each.pop(name, None)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("value", [PART, TRAILER], ids=lambda value: value.TYPE_NAME)
-def test_a_cartridge_of_the_first_version_is_read_as_full_backups(
-    monkeypatch: pytest.MonkeyPatch, value: Any
+def test_a_cartridge_of_an_earlier_version_is_read_as_full_backups_without_maps(
+    monkeypatch: pytest.MonkeyPatch, value: Any, version: int
 ) -> None:
     is_header = isinstance(value, PartHeader)
     kind = RecordType.PART_HEADER if is_header else RecordType.PART_TRAILER
     place = value.object if is_header else value.trailer_object
-    old = of_version_1(encode_payload(value))
+    old = of_version(encode_payload(value), version)
     with monkeypatch.context() as patch:
-        patch.setitem(RECORD_VERSIONS, kind, 1)
+        patch.setitem(RECORD_VERSIONS, kind, version)
         records = encode_records(kind, old, volume_uuid=CARTRIDGE, first_object=place)
     assert decode_metadata(decoded(records)) == value
     # What a version says is there has to be there, and nothing else.
@@ -173,7 +179,7 @@ def test_a_cartridge_of_the_first_version_is_read_as_full_backups(
             decoded(encode_records(kind, old, volume_uuid=CARTRIDGE, first_object=place))
         )
     with monkeypatch.context() as patch:
-        patch.setitem(RECORD_VERSIONS, kind, 1)
+        patch.setitem(RECORD_VERSIONS, kind, version)
         records = encode_records(
             kind, encode_payload(value), volume_uuid=CARTRIDGE, first_object=place
         )

@@ -162,6 +162,27 @@ def test_the_last_trailer_is_found_and_the_tape_stands_at_end_of_data(drive: Vir
     assert drive.flush(expected_position=end).is_good
 
 
+def test_the_trailer_of_a_part_with_a_file_map_is_found(drive: VirtualDrive) -> None:
+    write_objects(drive, label_objects(HEADER))
+    pages = [b"header", *(bytes([number]) * 200_000 for number in range(5))]
+    objects, trailer = part_objects([b"x" * 512], map_items=pages)
+    write_objects(drive, objects)
+    found = find_last_trailer(drive, HEADER)
+    assert found.trailer == trailer
+    header, behind = read_metadata(drive, trailer.header_object)
+    assert isinstance(header, PartHeader)
+    assert (header.map_state, header.map_records) == ("complete", 4)
+    assert behind + header.map_records + 1 == trailer.data_object
+
+
+def test_a_map_of_another_length_than_the_header_says_is_no_commit(drive: VirtualDrive) -> None:
+    write_objects(drive, label_objects(HEADER))
+    objects, _ = part_objects([b"x" * 512], map_items=[b"header", bytes(600_000)])
+    del objects[1]
+    write_objects(drive, objects)
+    assert find_last_trailer(drive, HEADER).trailer is None
+
+
 def test_a_trailer_of_many_records_is_found(drive: VirtualDrive) -> None:
     objects, trailer = part_objects(DATA, record_bytes_max=200)
     write_objects(drive, [*LABEL, *objects])
