@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from backplane.runtime.config import Between
+from backplane.runtime.config import Between, Duration, Size
+from backplane.units import GIB, MIB
 from storage_node.core.hook_rules import Consistency, Hook, HookPair
 from storage_node.data_server import CONNECTIONS_MAX
+from storage_node.mapping.limits import MappingRules
 from storage_node.nbd.server import CONNECTIONS_MAX as NBD_CONNECTIONS_MAX
+
+RULES: Final = MappingRules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,9 @@ class StorageNodeConfig:
     nbd_connections_max: Annotated[int, Between(1, 4096)] = NBD_CONNECTIONS_MAX
     snapshot_reserve_percent: Annotated[int, Between(1, 400)] = 20
     snapshot_budget_ms: Annotated[int, Between(1, 60_000)] = 200
+    mappings_max: Annotated[int, Between(1, 16)] = 2
+    mapping_seconds_max: Annotated[float, Duration(1.0, 86400.0)] = RULES.seconds_max
+    mapping_memory_max: Annotated[int, Size(64 * MIB, 64 * GIB)] = RULES.memory_bytes_max
     hooks: tuple[VolumeHooks, ...] = ()
     ready_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -35,6 +35,8 @@ from backplane.wire.messages import (
     UnitFenced,
     ViewCreate,
     ViewExtents,
+    ViewMap,
+    ViewMapPage,
     ViewNarrow,
     ViewRelease,
     ViewSample,
@@ -53,6 +55,8 @@ from backplane.wire.messages import (
 from storage_node.access import Access
 from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk_control import DiskControl
+from storage_node.map_control import MapControl
+from storage_node.mapping.mapper import Mapper
 from storage_node.tape_control import TapeControl
 from storage_node.view_control import ViewControl
 from storage_node.workers import KeyedWorkers
@@ -114,6 +118,8 @@ class Control:
         identity: NodeIdentity,
         disk: DiskControl | None,
         tape: TapeControl | None,
+        mapper: Mapper | None = None,
+        mappings_max: int = 1,
         send: Callable[[Message], None],
     ) -> None:
         self._loop = loop
@@ -126,6 +132,17 @@ class Control:
         self._waits: dict[ViewId, _Wait] = {}
         self._known = _Views()
         self._views = ViewControl(disk) if disk is not None else None
+        self._maps: MapControl | None = None
+        if disk is not None and mapper is not None:
+            self._maps = MapControl(
+                loop=loop,
+                workers=workers,
+                disk=disk,
+                mapper=mapper,
+                mappings_max=mappings_max,
+                boot_id=identity.boot_id,
+                send=send,
+            )
         if disk is not None:
             disk.maker.on_broken = lambda: loop.post(self._changed)
         self._inventory_timer: Timer | None = None
@@ -205,6 +222,8 @@ class Control:
                 self._run(
                     self._key(message.designator), message.request, lambda: self._sample(message)
                 )
+            case ViewMap() | ViewMapPage():
+                self._map(message)
             case TapeLoad():
                 self._tape_request(message.drive, message.request, lambda tape: tape.load(message))
             case TapeDigest():
@@ -286,6 +305,14 @@ class Control:
         if self._views is None:
             raise NotFoundError("this node has no disk role")
         return self._views
+
+    def _map(self, message: ViewMap | ViewMapPage) -> None:
+        if self._maps is None:
+            self._send(_failed(message.request, NotFoundError("this node maps no volumes")))
+        elif isinstance(message, ViewMap):
+            self._maps.map(message)
+        else:
+            self._maps.page(message)
 
     def _tape_role(self) -> TapeControl:
         if self._tape is None:
@@ -378,12 +405,28 @@ class Control:
         if expiry is not None:
             expiry.cancel()
 
+        forget_map = None if self._maps is None else self._maps.releasing(view)
+
         def run() -> NodeReply:
-            self._view_role().release(view)
+            try:
+                if forget_map is not None:
+                    forget_map()
+                self._view_role().release(view)
+            finally:
+                self._loop.post(lambda: self._released(view))
             return NodeReply(request=request or 0, boot_id=b"")
 
         key = view if volume is None else _volume_key(volume)
         self._run(key, request, run, is_change=True)
+
+    def _released(self, view: ViewId) -> None:
+        if self._maps is not None:
+            self._maps.released(view)
+
+    def close(self) -> None:
+        """End what would go on for long.  The loop does not run any more."""
+        if self._maps is not None:
+            self._maps.close()
 
     def _remember_view(self, view: ViewId, volume: VolumeId, ttl_s: float) -> None:
         def expire() -> None:

@@ -35,6 +35,8 @@ from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.floor_store import FloorStore
+from storage_node.mapping.limits import MappingRules
+from storage_node.mapping.mapper import Mapper
 from storage_node.nbd.server import NbdServer
 from storage_node.state_file import StateError, write_file
 from storage_node.tape.library import TapeLibrary
@@ -111,8 +113,11 @@ class StorageNode:
             ),
             disk=self._disk,
             tape=self._tape,
+            mapper=self._open_mapper(clock) if self._disk is not None else None,
+            mappings_max=config.mappings_max,
             send=self._peer.send,
         )
+        stack.callback(self._control.close)
         self._server = server
         told = {"addresses": addresses, "roles": config.roles, "nbd": nbd_addresses}
         log.info("serving", extra=told)
@@ -155,6 +160,13 @@ class StorageNode:
         )
         stack.callback(disk.close)
         return disk
+
+    def _open_mapper(self, clock: Clock) -> Mapper:
+        config = self._config
+        rules = MappingRules(
+            seconds_max=config.mapping_seconds_max, memory_bytes_max=config.mapping_memory_max
+        )
+        return Mapper(config.state_folder / "maps", rules=rules, clock=clock)
 
     def _open_nbd(self, stack: ExitStack) -> tuple[str, ...]:
         """Let workstations in, last of all: everything that a write needs is there."""

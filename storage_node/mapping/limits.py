@@ -61,6 +61,8 @@ ROWS_MAX: Final = 200_000_000
 
 EXTENTS_PER_ROW_MAX: Final = 1_000_000
 XATTRS_PER_ROW_MAX: Final = 4096
+XATTR_VALUE_BYTES_MAX: Final = 64 * KIB
+"""What Linux has (XATTR_SIZE_MAX)."""
 XATTR_BYTES_PER_ROW_MAX: Final = 256 * KIB
 RAW_BYTES_MAX: Final = 2 * MIB
 """A compressed unit, uncompressed: 128 KiB in btrfs, 16 clusters in NTFS."""
