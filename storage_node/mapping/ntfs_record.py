@@ -1,0 +1,176 @@
+"""Records of $MFT: fixups taken out, attributes found, every number compared with the record that it lies in.
+
+A record is written in sectors, and a power cut may write some of them only.  So the last two bytes of each 512 bytes
+on the volume are an update sequence number, the same in all of them, and the bytes that belong there are kept in the
+update sequence array at the head of the record:
+
+    record on the volume   FILE .. [n|a b|c d] ..... | n | ............. | n |
+    record as it is meant  FILE .. [n|a b|c d] ..... |a b| ............. |c d|
+
+A number that differs is a torn record: nothing in it can be believed.  NTFS has no other checksum.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from storage_node.mapping.reader import DamagedError
+
+STRIDE_BYTES: Final = 512
+"""A fixup for each 512 bytes, whatever the sectors of the device are."""
+
+STANDARD_INFORMATION: Final = 0x10
+ATTRIBUTE_LIST: Final = 0x20
+FILE_NAME: Final = 0x30
+OBJECT_ID: Final = 0x40
+SECURITY_DESCRIPTOR: Final = 0x50
+VOLUME_NAME: Final = 0x60
+VOLUME_INFORMATION: Final = 0x70
+DATA: Final = 0x80
+INDEX_ALLOCATION: Final = 0xA0
+BITMAP: Final = 0xB0
+REPARSE_POINT: Final = 0xC0
+EXTENDED_ATTRIBUTES: Final = 0xE0
+_LAST_TYPE: Final = 0x100
+_END: Final = 0xFFFFFFFF
+
+IN_USE: Final = 1
+IS_DIRECTORY: Final = 2
+
+_HEADER: Final = struct.Struct("<4sHHQHHHHIIQHHI")
+"""Magic, update sequence array (place, words), log number, sequence, links, place of the attributes, flags, bytes used,
+bytes allocated, base record, next instance, nothing, own number."""
+_NUMBER_AT: Final = 0x2C
+_ATTRIBUTE: Final = struct.Struct("<IIBBHHH")
+"""Type, length, is not resident, characters and place of the name, flags, instance."""
+_RESIDENT: Final = struct.Struct("<IH")
+_PIECE: Final = struct.Struct("<QQHB5xqqq")
+"""At 10h: lowest and highest VCN, place of the runs, compression unit, sizes: allocated, data, initialized."""
+_PIECE_SHORT: Final = struct.Struct("<QQHB")
+"""The sizes are true in the first piece only; later ones need not have them."""
+_FREE: Final = (1 << 64) - 1
+
+RECORD_MASK: Final = (1 << 48) - 1
+"""A reference is the number of a record (48 bits) and the sequence number it had (16 bits)."""
+
+
+class Piece(NamedTuple):
+    """The clusters from `first_vcn` up to `end_vcn` of an attribute that does not lie in its record."""
+
+    first_vcn: int
+    end_vcn: int
+    unit_shift: int
+    allocated: int
+    size: int
+    initialized: int
+    runs: bytes
+
+
+class Attribute(NamedTuple):
+    """An attribute, or a piece of one.  `value` is None if it is not in the record; then there is a `piece`."""
+
+    type: int
+    name: bytes
+    """In UTF-16, empty for most."""
+    flags: int
+    instance: int
+    record: int
+    usa_at: int
+    value: bytes | None
+    value_at: int
+    piece: Piece | None
+
+
+class Record(NamedTuple):
+    """A record that is in use, whole and consistent in itself."""
+
+    number: int
+    sequence: int
+    flags: int
+    links: int
+    base: int
+    """The reference of the record that this one extends, or 0."""
+    attributes: list[Attribute]
+
+
+def without_fixups(raw: bytes, usa_at: int, words: int) -> bytes:
+    """Put back what the update sequence number has replaced; `DamagedError` if the record is torn."""
+    strides = len(raw) // STRIDE_BYTES
+    if words != strides + 1 or usa_at & 1 or usa_at + 2 * words > STRIDE_BYTES - 2:
+        raise DamagedError("its update sequence array is damaged")
+    number = raw[usa_at : usa_at + 2]
+    pieces = []
+    for stride in range(strides):
+        end = (stride + 1) * STRIDE_BYTES
+        if raw[end - 2 : end] != number:
+            raise DamagedError("it is torn: not all of its sectors were written at one time")
+        kept = usa_at + 2 + 2 * stride
+        pieces.append(raw[end - STRIDE_BYTES : end - 2])
+        pieces.append(raw[kept : kept + 2])
+    return b"".join(pieces)
+
+
+def parse_record(raw: bytes, number: int) -> Record:
+    """Take a record apart; `DamagedError` if it is torn, or contradicts itself."""
+    header = _HEADER.unpack_from(raw)
+    magic, usa_at, words, _, sequence, links, first, flags, used, allocated, base, _, _, own = (
+        header
+    )
+    if magic != b"FILE":
+        raise DamagedError("it is marked as bad" if magic == b"BAAD" else "it is not a record")
+    data = without_fixups(raw, usa_at, words)
+    if allocated != len(raw) or not usa_at + 2 * words <= first < used <= len(raw) or first & 7:
+        raise DamagedError("its header is damaged")
+    if usa_at > _NUMBER_AT and own != number & 0xFFFFFFFF:
+        raise DamagedError(f"it says that it is record {own}")
+    attributes = _attributes(data, number, usa_at, first, used)
+    return Record(number, sequence, flags, links, base, attributes)
+
+
+def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> list[Attribute]:
+    found: list[Attribute] = []
+    before = 0
+    while at + 4 <= used:
+        if data[at : at + 4] == b"\xff\xff\xff\xff":
+            return found
+        if at + _ATTRIBUTE.size > used:
+            break
+        header = _ATTRIBUTE.unpack_from(data, at)
+        type_, length, is_elsewhere, characters, name_at, flags, instance = header
+        end = at + length
+        if length < 24 or length & 7 or end > used or name_at + 2 * characters > length:
+            raise DamagedError(f"attribute {type_:X}h goes beyond its record")
+        if type_ < before or type_ > _LAST_TYPE or type_ & 15 or not type_:
+            raise DamagedError(f"attribute {type_:X}h is unknown, or out of order")
+        before = type_
+        name = data[at + name_at : at + name_at + 2 * characters] if characters else b""
+        value: bytes | None = None
+        value_at = 0
+        piece: Piece | None = None
+        if is_elsewhere:
+            piece = _piece(data, at, length)
+        else:
+            count, offset = _RESIDENT.unpack_from(data, at + 16)
+            if offset + count > length:
+                raise DamagedError(f"the value of attribute {type_:X}h goes beyond it")
+            value_at = at + offset
+            value = data[value_at : value_at + count]
+        found.append(
+            Attribute(type_, name, flags, instance, number, usa_at, value, value_at, piece)
+        )
+        at = end
+    raise DamagedError("its attributes have no end")
+
+
+def _piece(data: bytes, at: int, length: int) -> Piece:
+    first, last, runs_at, unit = _PIECE_SHORT.unpack_from(data, at + 16)
+    end = 0 if last == _FREE and not first else last + 1
+    allocated = size = initialized = 0
+    if not first:
+        if length < 0x40:
+            raise DamagedError("an attribute is too short for its sizes")
+        *_, allocated, size, initialized = _PIECE.unpack_from(data, at + 16)
+    if not 0x28 <= runs_at <= length or end < first or end >> 48:
+        raise DamagedError("an attribute's clusters contradict each other")
+    return Piece(first, end, unit, allocated, size, initialized, data[at + runs_at : at + length])
