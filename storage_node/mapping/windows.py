@@ -41,8 +41,11 @@ class Window:
     def __init__(self, source: Source, segments: Iterable[tuple[int, int]]) -> None:
         """Take (first byte, byte count) of `source`; `DamagedError` if one is not inside."""
         if isinstance(source, Window):
-            inner = (place for first, count in segments for place in source.translate(first, count))
-            source, segments = source.root, inner
+            translate = source.translate
+            source, segments = (
+                source.root,
+                [place for first, count in segments for place in translate(first, count)],
+            )
         self.root: Final[Source] = source
         self._outer = array("q")
         self._inner = array("q")
