@@ -6,6 +6,7 @@ as a `Call`).  Arguments come from outside: unknown names, wrong types and numbe
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -13,11 +14,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
+from backplane.file_map.header import unpack_header
 from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
 from controller.core import documents, manual_views, quiet_waits
 from controller.core.chain import FULL
 from controller.core.extent_runs import ExtentRuns
+from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import UNSET, in_force
 from controller.core.job import Job
 from controller.core.machine import Machine
@@ -26,6 +29,10 @@ from controller.core.views import MEANS
 ITEMS_PER_PAGE_MAX: Final = 256
 ITEM_BYTES_PER_PAGE: Final = 2 * 1024 * 1024
 """Parameter lists in one answer; in hex they take twice as much of `REPLY_BYTES_MAX`."""
+
+MAP_PAGES_MAX: Final = 64
+MAP_BYTES_MAX: Final = 6 * 1024 * 1024
+"""Pages of a map in one answer, and their bytes: in base64 8 MiB.  Nobody else is served while they are read."""
 
 JOBS_CACHED_MAX: Final = 32
 """Jobs whose ended items are kept in memory: whoever follows a job asks four times a second."""
@@ -67,6 +74,9 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "sync_timeout_s": _UNSET,
         "view": Argument(str, MEANS[0]),
         "level": Argument(str, FULL),
+        "paths": _LIST,
+        "excludes": _LIST,
+        "raw": Argument(bool, False),
         "backup": _TEXT,
         "to": _TEXT,
         "new": _TEXT,
@@ -78,6 +88,8 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     "job.cancel": {"job": _NUMBER},
     "backup.list": {"volume": _TEXT},
     "backup.show": {"backup": _NAME},
+    "map.header": {"backup": _NAME},
+    "map.pages": {"backup": _NAME, "first": Argument(int, 0), "under": _TEXT},
     "volume.create": {
         "token": _TOKEN,
         "name": _NAME,
@@ -261,6 +273,14 @@ class OperatorInterface:
                 return self._backup_list(arguments["volume"])
             case "backup.show":
                 return self._backup_show(self.find_backup(arguments["backup"]))
+            case "map.header":
+                return self._map_header(self.find_backup(arguments["backup"]))
+            case "map.pages":
+                return self._map_pages(
+                    self.find_backup(arguments["backup"]),
+                    first=arguments["first"],
+                    under=arguments["under"].strip("/").encode(),
+                )
             case "volume.list":
                 rows = [row for row in registry.volumes.values() if not row.is_deleted]
                 rows.sort(key=lambda row: row.name)
@@ -444,6 +464,39 @@ class OperatorInterface:
             "extents_count": len(runs),
             "zero_bytes": zeros.total_blocks * row.block_bytes,
         }
+
+    def _map_header(self, row: BackupRow) -> dict[str, Any]:
+        packed = self._require_map(row)
+        header = unpack_header(packed)
+        return {
+            "backup": row.backup,
+            "volume": row.volume_name,
+            "map_state": row.map_state,
+            "packed": base64.b64encode(packed).decode(),
+            **header._asdict(),
+            "file_systems": [each._asdict() for each in header.file_systems],
+        }
+
+    def _map_pages(self, row: BackupRow, *, first: int, under: bytes) -> dict[str, Any]:
+        self._require_map(row)
+        pages: list[dict[str, Any]] = []
+        size = 0
+        for page in self._catalog.map_pages(row.backup, first=first, under=under):
+            size += len(page.packed)
+            if pages and (len(pages) == MAP_PAGES_MAX or size > MAP_BYTES_MAX):
+                return {"pages": pages, "next": page.page}
+            packed = base64.b64encode(page.packed).decode()
+            pages.append({"page": page.page, "packed": packed})
+        return {"pages": pages, "next": None}
+
+    def _require_map(self, row: BackupRow) -> bytes:
+        packed = self._catalog.map_header(row.backup)
+        if packed is None:
+            why = "it was made with --raw" if row.map_state == RAW else f"it is {row.state}"
+            if row.map_state == NONE:
+                why = "nothing on the volume was known, or it is older than maps"
+            raise NotFoundError(f"backup {row.backup} has no map of files: {why}")
+        return packed
 
     def _tape_show(self, tag: str) -> dict[str, Any]:
         row = self._registry.cartridge(tag)

@@ -289,6 +289,8 @@ class ControllerService:
                     self._send_work(effect)
                 case core.FetchExtents():
                     self._fetch_extents(effect)
+                case core.FetchMap():
+                    self._fetch_map(effect)
                 case core.Answer():
                     self._answer_call(effect)
                 case core.Refuse():
@@ -387,6 +389,17 @@ class ControllerService:
         packed = self._catalog.extents(effect.backup)
         runs = ExtentRuns.unpack(packed) if packed is not None else ExtentRuns()
         event = core.ExtentsFetched(job=effect.job, backup=effect.backup, runs=runs)
+        self._loop.post(lambda: self._feed_later(event))
+
+    def _fetch_map(self, effect: core.FetchMap) -> None:
+        if effect.page is None:
+            packed = self._catalog.map_header(effect.backup)
+        else:
+            row = self._catalog.map_page(effect.backup, effect.page)
+            packed = row.packed if row is not None else None
+        event = core.MapFetched(
+            job=effect.job, backup=effect.backup, page=effect.page, packed=packed
+        )
         self._loop.post(lambda: self._feed_later(event))
 
     def _feed_later(self, event: core.Event) -> None:

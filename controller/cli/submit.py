@@ -36,6 +36,8 @@ _wait = click.option(
         "ctl submit backup vol1 --inactivity 10s --sync-timeout 5m",
         "ctl submit backup data log --group --wait",
         "ctl submit backup vol1 --level incremental",
+        "ctl submit backup vol1 --path 'home/**' --exclude '*.iso'",
+        "ctl submit backup vol1 --raw",
     ]
 )
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
@@ -75,6 +77,28 @@ _wait = click.option(
     "of any level; with auto the last of these if it is possible. What is not possible is a full backup instead, and "
     "the job says why.",
 )
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATTERN",
+    help="Copy only files that match, and what is needed to find them: `home/**` is a place, `*.iso` a name anywhere, "
+    "a folder is all that is in it. May be given several times.",
+)
+@click.option(
+    "--exclude",
+    "excludes",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out the contents of files that match; without --path all others are copied. May be given several "
+    "times.",
+)
+@click.option(
+    "--raw",
+    "is_raw",
+    is_flag=True,
+    help="Do not map blocks to files: for what cannot be mapped, such as an encrypted volume or a leg of a RAID.",
+)
 @_wait
 @click.pass_obj
 def backup(
@@ -85,14 +109,24 @@ def backup(
     sync_timeout_s: float | None,
     view: str,
     level: str,
+    paths: tuple[str, ...],
+    excludes: tuple[str, ...],
+    is_raw: bool,
     wait: bool,
 ) -> int:
     """Back up each VOLUME to tape.
 
     Several volumes are several jobs, each with an instant and an end of its own; with --group all are viewed in one
     instant.  The exit code is that of the worst.
+
+    The blocks of a volume are mapped to its files, and what no file system uses is not copied.  A backup of chosen
+    files is always a full one, and no other stands on it.
     """
     options: dict[str, object] = {"view": view, "level": level}
+    if paths or excludes:
+        options |= {"paths": list(paths), "excludes": list(excludes)}
+    if is_raw:
+        options["raw"] = True
     if quiet_s is not None:
         options["quiet_s"] = quiet_s
     if sync_timeout_s is not None:

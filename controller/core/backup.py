@@ -1,6 +1,6 @@
 """The backup of one volume, from the static view to the last commit.
 
-    claim volume -> view (quiet) -> map extents -> for each part: load, label if blank, header, data, trailer, commit
+    claim volume -> view (quiet) -> map -> for each part: load, label if blank, header, data, trailer, commit
 
 `mapping` finds out what is copied, `part_writer` writes the parts; this file is the way there and back.
 """
@@ -20,13 +20,14 @@ from backplane.wire.messages import (
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
+from controller.core.file_maps import drop_map
 from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.mapping import map_view
 from controller.core.part_writer import PartWriter
 from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
-from controller.core.views import ask_release_view, obtain_views
+from controller.core.views import ask_release_view, narrow_view, obtain_views
 
 
 def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
@@ -42,6 +43,7 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     else:
         runs = yield Extents(backup=job.row.backup)
     if job.state is JobState.COPYING:
+        yield from narrow_view(desk, job, runs)
         yield from _copy(desk, job, runs, item)
         desk.enter(job, JobState.COMMITTING)
     yield ask_release_view(volume.node, job.row.view, gives_up=False)
@@ -63,6 +65,7 @@ def clean_up_backup(desk: Desk, job: Job) -> Step:
         failed = replace(row, state="failed")
         desk.backups[row.backup] = failed
         desk.record(failed)
+    drop_map(desk, job)
     if job.plan.get("drive_unit"):
         yield from tolerantly(desk, job, _ask_fence(desk, job))
     if job.row.view:

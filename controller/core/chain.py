@@ -10,6 +10,23 @@ first that says anything about it, and what is superseded is read only where it 
 
 A parent is only chosen if all that stands under it could be read today, as far as the catalog knows: its cartridges are
 not in error, and the last verification found no damage.  Otherwise the new backup is a full one.
+
+What no file system uses need not be copied, if a map says so that is complete.  With
+
+    allocated   what the device has of the view; everything else reads as zeros
+    used        what the file systems of the view use, metadata included; the whole volume if there is no such map
+    known       what those of the parent's view used
+    changed     what was written or given back since the parent's view
+
+a full backup copies the *used* of what is *allocated*, and promises: restored, every used block is as it was in the
+view.  About the others it promises nothing; they come back as zeros or as something older.  So a block that is used now
+and was not used then is not known to be right in the parent, changed or not: a file may come to own a block without
+writing it.  The next members keep the promise if they look at
+
+    doubtful = changed or (used and not known)       whatever else is used is right in the parent
+
+and copy what of it is used and allocated, and declare zero what of it is not allocated, because that is what it is on
+the device.  A block that is allocated and used by nobody is never declared zero: it may be anything but that.
 """
 
 from __future__ import annotations
@@ -126,6 +143,7 @@ def choose_parent(
         for row in backups.values()
         if row.volume == volume.volume
         and row.state == "completed"
+        and not row.selection  # What it lacks are files, and nobody may take them for free blocks.
         and (level != DIFFERENTIAL or row.level == FULL)
     ]
     if not known:
@@ -149,10 +167,18 @@ def choose_parent(
     return NoParent(broken) if broken else parent
 
 
-def change_map(allocated: ExtentRuns, changed: ExtentRuns) -> ExtentRuns:
-    """Return what a backup has to copy, and in `zeros` what was given back since its parent."""
-    runs = intersect(allocated, changed)
-    runs.zeros = subtract(changed, allocated)
+def everything(blocks: int) -> ExtentRuns:
+    """Return what is used of a volume if nobody knows better."""
+    return ExtentRuns([(0, blocks)] if blocks else [])
+
+
+def change_map(
+    allocated: ExtentRuns, changed: ExtentRuns, *, used: ExtentRuns, known: ExtentRuns
+) -> ExtentRuns:
+    """Return what a backup has to copy, and in `zeros` what of the doubtful reads as zeros; see the module."""
+    doubtful = unite(changed, subtract(used, known))
+    runs = intersect(intersect(doubtful, used), allocated)
+    runs.zeros = subtract(doubtful, allocated)
     return runs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from backplane.ids import BackupId, Epoch, JobId
-from controller.catalog.store import BackupRow, JobRow, Row
+from controller.catalog.store import BackupRow, Change, JobRow
 from controller.core.effects import UnitUse
 from controller.core.job import Job, JobState
 from controller.core.procedure import Procedure
@@ -26,16 +26,18 @@ class Desk(Protocol):
     def new_uuid(self) -> str:
         """Return 32 hex digits that were never used."""
 
-    def record(self, *rows: Row) -> None:
+    def record(self, *rows: Change) -> None:
         """Make rows durable before anything that follows."""
 
-    def save(self, job: Job, *rows: Row) -> None:
+    def save(self, job: Job, *rows: Change) -> None:
         """Record a job together with other rows, in one transaction."""
 
-    def enter(self, job: Job, state: JobState, *rows: Row, reason: str = "") -> None:
+    def enter(self, job: Job, state: JobState, *rows: Change, reason: str = "") -> None:
         """Change a job's state or its reason, durably."""
 
-    def end_job(self, job: Job, state: JobState, *rows: Row, reason: str, exit_code: int) -> None:
+    def end_job(
+        self, job: Job, state: JobState, *rows: Change, reason: str, exit_code: int
+    ) -> None:
         """Bring a job to an ended state."""
 
     def log(self, job: Job, level: str, text: str) -> None:

@@ -204,6 +204,9 @@ def backup_document(
         "broken": broken,
         "tracking": row.tracking,
         "generation": row.generation,
+        "map_state": row.map_state,
+        "files": row.files,
+        "selection": json.loads(row.selection) if row.selection else None,
     }
 
 

@@ -13,7 +13,7 @@ from backplane.errors import BackupError
 from backplane.ids import BackupId, Designator, Epoch, JobId, NodeName
 from backplane.wire.grants import Rights
 from backplane.wire.messages import Message
-from controller.catalog.store import ItemRow, Row
+from controller.catalog.store import Change, ItemRow
 from controller.core.extent_runs import ExtentRuns
 
 # --- events --------------------------------------------------------------------------------------
@@ -67,12 +67,22 @@ class ExtentsFetched:
     runs: ExtentRuns
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapFetched:
+    """The answer to `FetchMap`; `packed` is None if there is no such thing in the catalog."""
+
+    job: JobId
+    backup: BackupId
+    page: int | None
+    packed: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """The deadline has come."""
 
 
-Event: TypeAlias = PeerReady | PeerLost | FromPeer | Call | ExtentsFetched | Tick
+Event: TypeAlias = PeerReady | PeerLost | FromPeer | Call | ExtentsFetched | MapFetched | Tick
 
 # --- effects -------------------------------------------------------------------------------------
 
@@ -91,9 +101,9 @@ class UnitUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Make rows durable."""
+    """Make rows durable, and drop what is to be dropped, in order."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +133,15 @@ class FetchExtents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchMap:
+    """Read a page of a backup's map of files from the catalog, or (None) its header; answered by `MapFetched`."""
+
+    job: JobId
+    backup: BackupId
+    page: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """Answer an operator's call."""
 
@@ -149,4 +168,4 @@ class Alarm:
     text: str
 
 
-Effect: TypeAlias = Record | Send | SendWork | FetchExtents | Answer | Refuse | Alarm
+Effect: TypeAlias = Record | Send | SendWork | FetchExtents | FetchMap | Answer | Refuse | Alarm

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import ItemRow
 from controller.core import documents, manual_views, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
-from controller.core.chain import LEVELS_ASKED
+from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.groups import check_group
@@ -133,7 +134,7 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
         quiet_s=arguments["quiet_s"],
         sync_timeout_s=arguments["sync_timeout_s"],
     ).plan()
-    plan.update(means=arguments["view"], level=arguments["level"])
+    plan.update(means=arguments["view"], level=arguments["level"], **_choice(arguments))
     jobs = [
         job_row(
             desk,
@@ -150,6 +151,22 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
         jobs = [replace(row, plan=documents.json_text(plan)) for row in jobs]
     leader, *_ = [desk.begin_job(row) for row in jobs]
     return leader
+
+
+def _choice(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a job's plan says of maps and chosen files; raises `UsageError`."""
+    paths, excludes, is_raw = arguments["paths"], arguments["excludes"], arguments["raw"]
+    if not paths and not excludes:
+        return {"raw": True} if is_raw else {}
+    if is_raw:
+        raise UsageError("files are chosen from the map of a volume, and a raw backup has none")
+    if arguments["level"] != FULL:
+        raise UsageError(
+            f"chosen files are always a full backup, and not {arguments['level']}",
+            hint="leave --level out",
+        )
+    selection = Selection(paths=tuple(paths), excludes=tuple(excludes))
+    return {"selection": selection.to_json(), "narrow": True}
 
 
 def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:

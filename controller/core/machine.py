@@ -23,6 +23,7 @@ from backplane.wire.messages import (
     NodeReply,
     SessionUnknown,
     UnitFenced,
+    ViewMapping,
     ViewWaiting,
     WorkAcknowledged,
     WorkDone,
@@ -33,17 +34,18 @@ from backplane.wire.messages import (
 )
 from controller.catalog.store import (
     CartridgeRow,
+    Change,
     CounterRow,
+    DropMap,
     EventRow,
     ItemRow,
     JobRow,
     NodeRow,
     PartRow,
-    Row,
     Snapshot,
     VolumeRow,
 )
-from controller.core import documents, groups, quiet_waits
+from controller.core import documents, file_maps, groups, quiet_waits
 from controller.core import jobs as procedures
 from controller.core.arrivals import NUMBER_MAX, Arrivals
 from controller.core.dispatcher import LEASE_S, Dispatcher
@@ -55,6 +57,7 @@ from controller.core.effects import (
     Event,
     ExtentsFetched,
     FromPeer,
+    MapFetched,
     PeerLost,
     PeerReady,
     Record,
@@ -120,6 +123,8 @@ class Machine:
         self.registry.volumes = {row.volume: row for row in snapshot.volumes}
         self.registry.cartridges = {row.tag: row for row in snapshot.cartridges}
         self.registry.parts = {(row.backup, row.part): row for row in snapshot.parts}
+        if snapshot.partial_maps:
+            self.record(*(DropMap(backup=backup) for backup in snapshot.partial_maps))
         items = {row.item: row for row in snapshot.items}
         active = [Job.from_row(row) for row in sorted(snapshot.jobs, key=lambda each: each.job)]
         for job in active:
@@ -148,6 +153,8 @@ class Machine:
                 self._on_call(event)
             case ExtentsFetched():
                 self._tasks.extents_fetched(event)
+            case MapFetched():
+                self._tasks.map_fetched(event)
             case Tick():
                 self._on_tick()
             case _:
@@ -172,7 +179,7 @@ class Machine:
 
     # --- what procedures use ---------------------------------------------------------------------
 
-    def record(self, *rows: Row) -> None:
+    def record(self, *rows: Change) -> None:
         """Make rows durable before anything that follows, and keep the registry true to them."""
         for row in rows:
             match row:
@@ -186,11 +193,11 @@ class Machine:
                     pass
         self._effects.append(Record(rows=tuple(rows)))
 
-    def save(self, job: Job, *rows: Row) -> None:
+    def save(self, job: Job, *rows: Change) -> None:
         """Record a job together with other rows, in one transaction."""
         self.record(job.to_row(), *rows)
 
-    def enter(self, job: Job, state: JobState, *rows: Row, reason: str = "") -> None:
+    def enter(self, job: Job, state: JobState, *rows: Change, reason: str = "") -> None:
         """Change a job's state or its reason, durably."""
         if state is not job.state and state not in ENDED:
             self.log(job, "info", f"{state.value}{': ' + reason if reason else ''}")
@@ -326,6 +333,8 @@ class Machine:
                 self._on_answer(name, message)
             case ViewWaiting():
                 quiet_waits.heard(self, name, message)
+            case ViewMapping():
+                file_maps.heard(self, name, message)
             case WorkRequest():
                 mover = self.registry.movers.get(name)
                 if mover is not None and mover.is_online:
@@ -553,7 +562,9 @@ class Machine:
             job, JobState(ending["state"]), reason=ending["reason"], exit_code=ending["exit_code"]
         )
 
-    def end_job(self, job: Job, state: JobState, *rows: Row, reason: str, exit_code: int) -> None:
+    def end_job(
+        self, job: Job, state: JobState, *rows: Change, reason: str, exit_code: int
+    ) -> None:
         """Bring a job to an ended state."""
         job.update(ended=self.wall, exit_code=exit_code)
         self.log(

@@ -1,13 +1,18 @@
 """From a static view to what is copied of it: levels, maps, samples, and the rows of the backup.
 
-    full                                          copy what is allocated
-    choose a parent -> what has changed since -> its samples are asked again -> copy what is changed and allocated
+    map of files -> what is used, which is all if there is no map
+
+    full                                             copy what is used and allocated
+    parent -> changed since -> its samples again     copy what is doubtful, used and allocated
+    chosen files                                     copy what they need and is allocated
+
+`file_maps` fetches the map, `chain` says what is doubtful and why that is enough.
 
 A backup that was to stand on another one and cannot is made a full one, for this volume and this time, and says why: a
 level is a wish to save time, never a reason to have no backup.  A sample that differs where nothing should have changed
 is more than a reason: the node's map of changes is wrong, and a person is told.
 
-Nothing is durable before the backup's rows are; after a restart all of it is done again.
+Nothing but pages of the map is durable before the backup's rows are; after a restart all of it is done again.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from backplane.errors import MediumError, NotFoundError, RemoteProtocolError
-from backplane.ids import BackupId, Designator
+from backplane.file_map.header import pack_header
+from backplane.ids import Designator
 from backplane.wire.messages import NodeReply, ViewExtents, ViewSample
-from controller.catalog.store import BackupRow, ExtentsRow
+from controller.catalog.store import BackupRow, ExtentsRow, MapHeaderRow, Row
 from controller.core.answers import extents_of
 from controller.core.chain import (
     AUTO,
@@ -30,7 +36,9 @@ from controller.core.chain import (
     choose_parent,
 )
 from controller.core.desk import Desk
-from controller.core.extent_runs import ExtentRuns
+from controller.core.documents import json_text
+from controller.core.extent_runs import ExtentRuns, intersect
+from controller.core.file_maps import FileMap, fetch_known, fetch_map, reserve
 from controller.core.job import Job, JobState
 from controller.core.procedure import Ask, Step
 from controller.core.samples import (
@@ -58,16 +66,33 @@ class _Choice:
 
 def map_view(desk: Desk, job: Job) -> Step:
     """Find out what of the view is copied, and make the backup's rows; returns the extents."""
-    volume = desk.registry.volumes[job.row.volume]
+    found: FileMap = yield from fetch_map(desk, job)
     allocated = yield from _fetch_runs(desk, job, since=None)
     _note_view(desk, job)
-    choice: _Choice = yield from _choose(desk, job, allocated)
-    runs, parent = choice.runs, choice.parent
-    samples = yield from _take_samples(desk, job, allocated)
-    level = FULL if parent is None else _level_of(job)
-    stream_bytes = runs.total_blocks * volume.block_bytes
+    wanted = intersect(allocated, found.used)
+    if found.chosen is not None:
+        choice, samples = _Choice(intersect(allocated, found.chosen)), b""  # Nobody stands on it.
+    else:
+        choice = yield from _choose(desk, job, allocated, found, full=_Choice(wanted))
+        samples = yield from _take_samples(desk, job, wanted)
+    row = _backup_row(desk, job, choice, found, samples)
+    desk.backups[row.backup] = row
+    job.plan.update(part=1, stream_start=0, tries=0, unlucky=[], item=0)
+    job.update(backup=row.backup, planned_bytes=row.stream_bytes)
+    job.result.update(extents=len(choice.runs), level=row.level)
+    if choice.parent is not None:
+        job.result["parent"] = choice.parent.backup
+    rows: list[Row] = [row, ExtentsRow(backup=row.backup, packed=choice.runs.pack())]
+    if found.header is not None:
+        rows.append(MapHeaderRow(backup=row.backup, packed=pack_header(found.header)))
+    desk.enter(job, JobState.COPYING, *rows)
+    return choice.runs
+
+
+def _backup_row(desk: Desk, job: Job, choice: _Choice, found: FileMap, samples: bytes) -> BackupRow:
+    volume = desk.registry.volumes[job.row.volume]
     row = BackupRow(
-        backup=BackupId(desk.next_number("backup")),
+        backup=reserve(desk, job),
         backup_uuid=desk.new_uuid(),
         job=job.row.job,
         volume=volume.volume,
@@ -75,27 +100,21 @@ def map_view(desk: Desk, job: Job) -> Step:
         blocks=volume.blocks,
         block_bytes=volume.block_bytes,
         record_bytes=desk.record_bytes,
-        stream_bytes=stream_bytes,
+        stream_bytes=choice.runs.total_blocks * volume.block_bytes,
         state="building",
         created=desk.wall,
         consistency=job.plan.get("consistency", "crash"),
         view_means=job.plan["view_means"],
         detail="{}",
-        level=level,
+        level=FULL if choice.parent is None else _level_of(job),
         tracking=job.plan.get("tracking", ""),
         generation=job.plan.get("generation", 0),
         samples=samples,
+        map_state=found.state,
+        files=found.header.files if found.header is not None else 0,
+        selection=json_text(job.plan["selection"]) if "selection" in job.plan else "",
     )
-    if parent is not None:
-        row = replace(row, parent=parent.backup)
-    desk.backups[row.backup] = row
-    job.plan.update(part=1, stream_start=0, tries=0, unlucky=[], item=0)
-    job.update(backup=row.backup, planned_bytes=stream_bytes)
-    job.result.update(extents=len(runs), level=level)
-    if parent is not None:
-        job.result["parent"] = parent.backup
-    desk.enter(job, JobState.COPYING, row, ExtentsRow(backup=row.backup, packed=runs.pack()))
-    return runs
+    return row if choice.parent is None else replace(row, parent=choice.parent.backup)
 
 
 def _note_view(desk: Desk, job: Job) -> None:
@@ -116,10 +135,10 @@ def _level_of(job: Job) -> str:
 # --- choosing ------------------------------------------------------------------------------------
 
 
-def _choose(desk: Desk, job: Job, allocated: ExtentRuns) -> Step:
-    """Choose the parent, and what is copied; without one everything allocated is."""
+def _choose(desk: Desk, job: Job, allocated: ExtentRuns, found: FileMap, *, full: _Choice) -> Step:
+    """Choose the parent, and what is copied; without one it is a full backup."""
     if _level_of(job) == FULL:
-        return _Choice(allocated)
+        return full
     volume = desk.registry.volumes[job.row.volume]
     parent = choose_parent(
         _level_of(job),
@@ -130,37 +149,39 @@ def _choose(desk: Desk, job: Job, allocated: ExtentRuns) -> Step:
         registry=desk.registry,
     )
     if isinstance(parent, NoParent):
-        return _full(desk, job, allocated, parent.reason)
+        return _instead(desk, job, full, parent.reason)
+    known = yield from fetch_known(parent)
+    if known is None:
+        why = f"the catalog has no map of backup {parent.backup} that can be read"
+        return _instead(desk, job, full, why)
     try:
         changed = yield from _fetch_runs(desk, job, since=parent)
     except NotFoundError as error:
         why = f"the node cannot say what has changed since backup {parent.backup}: {error.message}"
-        return _full(desk, job, allocated, why)
+        return _instead(desk, job, full, why)
     lie = yield from _doubt(desk, job, parent, changed)
     if lie:
         suspects = "earlier incremental and differential backups of this volume may lack changes"
         desk.alarm(f"volume {volume.name}: {lie}; {suspects}")
-        return _full(desk, job, allocated, lie, level="error")
-    runs = change_map(allocated, changed)
+        return _instead(desk, job, full, lie, level="error")
+    runs = change_map(allocated, changed, used=found.used, known=known)
     assert runs.zeros is not None
     if len(runs) + len(runs.zeros) > MAP_EXTENTS_MAX:
         why = f"{len(runs) + len(runs.zeros)} changed extents are more than {MAP_EXTENTS_MAX}"
-        return _full(desk, job, allocated, why)
+        return _instead(desk, job, full, why)
     told = f"{_level_of(job)} on backup {parent.backup}: {runs.total_blocks} blocks to copy"
     desk.log(job, "info", f"{told}, {runs.zeros.total_blocks} given back")
     return _Choice(runs, parent)
 
 
-def _full(
-    desk: Desk, job: Job, allocated: ExtentRuns, why: str, *, level: str = "warning"
-) -> _Choice:
+def _instead(desk: Desk, job: Job, full: _Choice, why: str, *, level: str = "warning") -> _Choice:
     """Fall back: a full backup of this volume, and the reason where people look for it."""
     asked = job.plan["level"]
     job.result["fallback"] = why
     if asked == AUTO and level == "warning":
         level = "info"
     desk.log(job, level, f"full instead of {_level_of(job)}: {why}")
-    return _Choice(allocated)
+    return full
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -183,12 +204,16 @@ def _doubt(desk: Desk, job: Job, parent: BackupRow, changed: ExtentRuns) -> Step
     )
 
 
-def _take_samples(desk: Desk, job: Job, allocated: ExtentRuns) -> Step:
-    """Return packed samples of the view, for a later backup to doubt with; none if there will never be one."""
+def _take_samples(desk: Desk, job: Job, wanted: ExtentRuns) -> Step:
+    """Return packed samples of the view, for a later backup to doubt with; none if there will never be one.
+
+    Of everything that a full backup would copy, also for one that is not: what was sampled once and never again could
+    change unseen.
+    """
     if not job.plan.get("tracking"):
         return b""
     block_bytes = desk.registry.volumes[job.row.volume].block_bytes
-    ranges = choose_ranges(allocated, block_bytes=block_bytes, seed=desk.new_uuid())
+    ranges = choose_ranges(wanted, block_bytes=block_bytes, seed=desk.new_uuid())
     try:
         crcs = yield from _ask_samples(desk, job, ranges)
     except MediumError as error:

@@ -73,6 +73,14 @@ class Extents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapPiece:
+    """Fetch a page of a backup's map of files, or (None) its header; the answer is packed, None if it is not there."""
+
+    backup: BackupId
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
     """Wait for an operator's word (the end of an import or export), at most `timeout_s`; None when it did not come."""
 
@@ -80,6 +88,6 @@ class Signal:
     timeout_s: float
 
 
-Wish: TypeAlias = Ask | Run | Claim | Extents | Signal
+Wish: TypeAlias = Ask | Run | Claim | Extents | MapPiece | Signal
 Procedure: TypeAlias = Generator[Wish, Any, None]
 Step: TypeAlias = Generator[Wish, Any, Any]

@@ -14,11 +14,28 @@ from typing import Any, Final, Protocol, assert_never
 from backplane.errors import BackupError, RemoteProtocolError, UnreachableError
 from backplane.ids import ItemId, NodeName
 from backplane.wire.messages import NodeReply, UnitFence, UnitFenced, WorkRevoked
-from controller.catalog.store import ItemRow, Row
+from controller.catalog.store import Change, ItemRow
 from controller.core.dispatcher import Dispatcher
-from controller.core.effects import Effect, ExtentsFetched, FetchExtents, Send
+from controller.core.effects import (
+    Effect,
+    ExtentsFetched,
+    FetchExtents,
+    FetchMap,
+    MapFetched,
+    Send,
+)
 from controller.core.job import Job
-from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Run, Signal, Wish
+from controller.core.procedure import (
+    Ask,
+    Claim,
+    Extents,
+    MapPiece,
+    NotYet,
+    Procedure,
+    Run,
+    Signal,
+    Wish,
+)
 from controller.core.registry import Registry
 
 RESEND_S: Final = 3.0
@@ -55,7 +72,7 @@ class Host(Protocol):
     registry: Registry
     dispatcher: Dispatcher
 
-    def record(self, *rows: Row) -> None:
+    def record(self, *rows: Change) -> None:
         """Make rows durable."""
 
     def emit(self, effect: Effect) -> None:
@@ -194,6 +211,16 @@ class Tasks:
             ):
                 self._grant(task, event.runs)
 
+    def map_fetched(self, event: MapFetched) -> None:
+        """Grant whoever waits for this piece of a map."""
+        for task in self.all():
+            if (
+                task.wish == MapPiece(backup=event.backup, page=event.page)
+                and task.job is not None
+                and task.job.row.job == event.job
+            ):
+                self._grant(task, event.packed)
+
     def signal(self, name: str, value: Any) -> bool:
         """Wake the task that waits for an operator's word; False when none does."""
         for task in self.all():
@@ -262,6 +289,9 @@ class Tasks:
             case Extents():
                 assert task.job is not None
                 self._host.emit(FetchExtents(job=task.job.row.job, backup=wish.backup))
+            case MapPiece():
+                assert task.job is not None
+                self._host.emit(FetchMap(job=task.job.row.job, backup=wish.backup, page=wish.page))
             case Signal():
                 task.deadline = self._host.now + wish.timeout_s
             case Claim():

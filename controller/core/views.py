@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from backplane.errors import NotQuietError
+from backplane.errors import BackupError, NotQuietError
 from backplane.ids import NodeName, ViewId
-from backplane.wire.messages import ViewCreate, ViewMember, ViewRelease
+from backplane.wire.messages import ViewCreate, ViewMember, ViewNarrow, ViewRelease
 from controller.core import quiet_waits
 from controller.core.answers import view_of
 from controller.core.desk import Desk
+from controller.core.extent_runs import ExtentRuns
 from controller.core.groups import members_of
 from controller.core.inactivity import inactivity_of
 from controller.core.job import Job, JobState
-from controller.core.procedure import Ask, Step
+from controller.core.procedure import Ask, JobCancelledError, Step
+from controller.core.samples import pack_ranges
 
 VIEW_TTL_S: Final = 24 * 3600.0
 """A view that nobody has released by then is released by its node."""
 
+
+NARROW_EXTENTS_MAX: Final = 60 * 1024
+"""What `view.narrow` can carry: 16 bytes each."""
 
 MEANS: Final = ("auto", "snapshot", "clone", "mirror", "hold")
 """How a view may be asked for; with `auto` the node chooses."""
@@ -63,6 +68,49 @@ def ask_view(job: Job, node: NodeName, *, others: Sequence[Job] = ()) -> Ask:
             group=group,
         ),
         what="obtain a static view",
+    )
+
+
+def check_view(desk: Desk, job: Job) -> Step:
+    """Raise what has become of a job's view, if it is broken: then what was read of it is not to blame."""
+    node = desk.registry.volumes[job.row.volume].node
+    # Asked for again: the node answers with what exists.
+    reply = yield ask_view(job, node)
+    view = view_of(reply, job.row.view, node=node)
+    if view.state == "broken":
+        raise BackupError(
+            f"the static view of volume {job.row.volume_name} is broken: {view.reason}",
+            hint="the volume is as it was; back it up again, or look at the node's snapshot settings",
+        )
+
+
+def narrow_view(desk: Desk, job: Job, runs: ExtentRuns) -> Step:
+    """Tell the node what alone of a view will be read, if the job has a choice: the rest needs no protection.
+
+    Only when it is durable what that is: nothing else can be asked of the view afterwards.  A node that does not do
+    it protects more than it must, and the backup is the same.
+    """
+    if not job.plan.get("narrow"):
+        return
+    if len(runs) > NARROW_EXTENTS_MAX:
+        desk.log(job, "info", f"the view stays as wide as it is: {len(runs)} extents are too many")
+    else:
+        try:
+            yield _ask_narrow(desk, job, pack_ranges(runs))
+        except JobCancelledError:
+            raise
+        except BackupError as error:
+            desk.log(job, "info", f"the view stays as wide as it is: {error.message}")
+    job.plan["narrow"] = False
+    desk.save(job)
+
+
+def _ask_narrow(desk: Desk, job: Job, packed: bytes) -> Ask:
+    return Ask(
+        node=desk.registry.volumes[job.row.volume].node,
+        make=lambda request: ViewNarrow(request=request, view=job.row.view, extents=packed),
+        what="narrow the static view",
+        gives_up=True,
     )
 
 

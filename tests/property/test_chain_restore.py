@@ -16,7 +16,7 @@ from backplane.scsi.copy_status import MOVER_PARAMETERS
 from backplane.scsi.designator import designator_of
 from backplane.scsi.parameter_list import decode_parameter_list
 from controller.core import planner
-from controller.core.chain import Picks, change_map, lay_over
+from controller.core.chain import Picks, change_map, everything, lay_over
 from controller.core.extent_runs import ExtentRuns
 from controller.core.planner import PartPicks, PlannedList, plan_restore
 from mover_node.core.abort import Ended
@@ -117,7 +117,9 @@ def test_a_chain_is_restored_by_the_copy_manager(
     for number, (written, trimmed) in enumerate(steps):
         volume |= {lba: bytes([2 + number, lba]) * (BLOCK // 2) for lba in written}
         volume = {lba: data for lba, data in volume.items() if lba not in trimmed}
-        maps.append(change_map(runs_of(volume), runs_of(written | trimmed)))
+        changed = runs_of(written | trimmed)
+        all_blocks = everything(BLOCKS)
+        maps.append(change_map(runs_of(volume), changed, used=all_blocks, known=all_blocks))
         objects.append(bench.append(stream_of(maps[-1], volume)))
     chain = list(reversed(maps))
     with pytest.MonkeyPatch.context() as patch:

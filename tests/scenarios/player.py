@@ -12,6 +12,11 @@ Commands:
 
     volume NAME LBAS             make a volume and write the blocks (`0-3,10`)
     backup NAME [LEVEL] | group NAME NAME ... | restore N NEW | verify N | cancel JOB
+    choose NAME PATTERN ...      a backup of the files that match
+    raw NAME                     a backup without a map of files
+    file NAME PATH LBAS | free NAME LBAS | use NAME LBAS    what a mapper finds: files, and blocks that nobody uses
+    unmappable NAME KIND WORDS   a mapper fails (not-found, refused, medium)
+    incomplete NAME WORDS        a mapper does not find everything
     set NAME QUIET TIMEOUT       the volume gets a period and a sync timeout of its own, in seconds
     write NAME WRITER | calm NAME    somebody writes to the volume all the time, or not any more
     track NAME HISTORY           the node begins a history of what changes in the volume
@@ -37,6 +42,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from backplane.errors import error_from_kind
 from backplane.scsi.copy_status import MOVER_PARAMETERS
 from backplane.scsi.parameter_list import decode_parameter_list
 from backplane.scsi.sense import Sense
@@ -89,6 +95,27 @@ class Player:
 
     def do_backup(self, name: str, level: str = "full") -> None:
         self.site.submit("backup", volume=name, level=level)
+
+    def do_choose(self, name: str, *patterns: str) -> None:
+        self.site.submit("backup", volume=name, paths=list(patterns))
+
+    def do_raw(self, name: str) -> None:
+        self.site.submit("backup", volume=name, raw=True)
+
+    def do_file(self, name: str, path: str, lbas: str) -> None:
+        self.site.disk.by_name(name).files.table[path] = tuple(blocks_in(lbas))
+
+    def do_free(self, name: str, lbas: str) -> None:
+        self.site.disk.by_name(name).files.free |= set(blocks_in(lbas))
+
+    def do_use(self, name: str, lbas: str) -> None:
+        self.site.disk.by_name(name).files.free -= set(blocks_in(lbas))
+
+    def do_unmappable(self, name: str, kind: str, *words: str) -> None:
+        self.site.disk.by_name(name).map_error = error_from_kind(kind, " ".join(words))
+
+    def do_incomplete(self, name: str, *words: str) -> None:
+        self.site.disk.by_name(name).files.reasons = (" ".join(words),)
 
     def do_group(self, *names: str) -> None:
         self.site.submit("backup", group=list(names))
@@ -213,7 +240,9 @@ class Player:
                 row, self.site.machine.registry, self.site.machine.backups
             )
             chain = ", ".join(str(number) for number in told["chain"])
-            self.say(f"backup {row.backup}: {row.level}, {row.stream_bytes} bytes, {row.state}")
+            kind = f"{row.level}, chosen files" if row.selection else row.level
+            size = f"{row.stream_bytes} bytes"
+            self.say(f"backup {row.backup}: {kind}, {size}, {row.state}, map {row.map_state}")
             needs = told["broken"] or f"needs {', '.join(told['needs'])}"
             self.say(f"    chain {chain}; {needs}")
 
@@ -315,6 +344,12 @@ class Player:
                 return f"read {len(message.extents) // 16} samples of the view"
             case messages.ViewExtents():
                 return "list the extents of the view"
+            case messages.ViewMap():
+                return "map the files of the view"
+            case messages.ViewMapPage():
+                return f"send page {message.page} of the map"
+            case messages.ViewNarrow():
+                return f"protect {len(message.extents) // 16} extents of the view and no more"
             case messages.ViewRelease():
                 return "release the view"
             case messages.VolumeCreate():

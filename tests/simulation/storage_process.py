@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backplane.errors import BackupError
+from backplane.errors import BackupError, NotFoundError
 from backplane.ids import Designator, NodeName
 from backplane.runtime.peer import Peer
 from backplane.scsi.designator import designator_of
@@ -26,10 +26,12 @@ from backplane.wire.frames import Header
 from backplane.wire.grants import Rights, decode_grant
 from backplane.wire.messages import (
     Message,
+    NodeFailed,
     NodeReply,
     TapeLoad,
     UnitFence,
     UnitFenced,
+    ViewMap,
     VolumeOffline,
     VolumePublish,
 )
@@ -273,10 +275,21 @@ class StorageLife:
     # --- control ---------------------------------------------------------------------------------
 
     def _on_message(self, message: Message) -> None:
+        if isinstance(message, ViewMap):
+            self._refuse_map(message)
+            return
         request = getattr(message, "request", None)
         if request is not None:
             self._asked[request] = message
         self.control.handle(message)
+
+    def _refuse_map(self, message: ViewMap) -> None:
+        """The volumes here hold numbers and no file system; whoever backs them up copies them raw."""
+        reason = "there is nothing on the volume that is known"
+        answer = NodeFailed(
+            request=message.request, error=NotFoundError.kind, reason=reason, hint=""
+        )
+        self._process.after(self._host.work_s, lambda: self._send(answer))
 
     def _send(self, message: Message) -> None:
         """What is told is told, whether or not it arrives."""

@@ -91,6 +91,7 @@ class WorkItem:
 class UnitFence:
     request: int
     epoch: int
+    designator: bytes = b"unit"
 
 
 @dataclass
@@ -155,6 +156,13 @@ def test_an_epoch_that_is_used_before_it_is_durable_is_a_violation() -> None:
 def test_an_epoch_that_is_used_twice_is_a_violation() -> None:
     judge = Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3)), Sent(WorkItem(1, 3)))
     judge.refuses(Sent(UnitFence(9, 3)), match="is used for")
+    judge = Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3)), Sent(UnitFence(9, 3)))
+    judge.refuses(Sent(UnitFence(9, 3, b"other")), match="is used for")
+
+
+def test_a_fence_that_the_next_life_asks_for_again_is_the_same_use() -> None:
+    judge = Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3)), Sent(UnitFence(9, 3)))
+    judge.sees(Sent(UnitFence(1 << 33, 3)))
 
 
 def test_a_counter_that_goes_back_is_a_violation() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from backplane.crc import crc32c
 from backplane.errors import (
+    BackupError,
     BusyError,
     MediumError,
     NotFoundError,
@@ -26,7 +27,10 @@ from backplane.wire.messages import (
     UnitFenced,
     ViewCreate,
     ViewExtents,
+    ViewMap,
+    ViewMapPage,
     ViewMember,
+    ViewNarrow,
     ViewRelease,
     ViewSample,
     ViewState,
@@ -39,6 +43,7 @@ from backplane.wire.messages import (
     VolumePublish,
     VolumeState,
 )
+from tests.site.maps import Files, Made
 
 BLOCK = 512
 
@@ -53,6 +58,9 @@ class Volume:
     generation: int = 0
     changes: dict[int, int] = field(default_factory=dict)
     """The generation in which a block was last written or trimmed."""
+    files: Files = field(default_factory=Files)
+    map_error: BackupError | None = None
+    """Why the volume cannot be mapped."""
 
     def track(self, history: str = "h1") -> None:
         """Begin a history of changes; what was before is not known in it."""
@@ -81,6 +89,12 @@ class DiskNode:
     views: dict[str, ViewState] = field(default_factory=dict)
     view_data: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
     view_changes: dict[bytes, dict[int, int]] = field(default_factory=dict)
+    view_files: dict[str, Files] = field(default_factory=dict)
+    maps: dict[str, Made] = field(default_factory=dict)
+    """Maps of views; they do not survive `restart`."""
+    narrowed: dict[str, set[int]] = field(default_factory=dict)
+    """Of views that were narrowed: the blocks that can still be read."""
+    narrow_error: BackupError | None = None
     released: set[str] = field(default_factory=set)
     floor: dict[bytes, int] = field(default_factory=dict)
     never_quiet: set[str] = field(default_factory=set)
@@ -130,6 +144,7 @@ class DiskNode:
         self.boot = bytes([self.boot[0] + 1]) * 16
         self.released.clear()
         self.waits.clear()
+        self.maps.clear()
 
     def raise_floor(self, unit: bytes, epoch: int) -> None:
         """Let nobody with a lower epoch in."""
@@ -178,6 +193,14 @@ class DiskNode:
             case ViewRelease():
                 self.released.add(message.view)
                 self.views.pop(message.view, None)
+                self.maps.pop(message.view, None)
+                return NodeReply(**reply)
+            case ViewMap():
+                return NodeReply(**reply, map_header=self._map(message.view).packed_header)
+            case ViewMapPage():
+                return NodeReply(**reply, map_page=self._map_page(message))
+            case ViewNarrow():
+                self._narrow(message)
                 return NodeReply(**reply)
             case ViewExtents():
                 return self._extents(message, reply)
@@ -336,9 +359,50 @@ class DiskNode:
         self.views[member.view] = view
         self.view_data[view.designator] = dict(volume.data)
         self.view_changes[view.designator] = dict(volume.changes)
+        self.view_files[member.view] = volume.files.copy()
         volume.generation += 1  # What is written from here on is not in the view.
 
+    # --- maps ------------------------------------------------------------------------------------
+
+    def _map(self, view: str) -> Made:
+        if view not in self.views:
+            raise NotFoundError(f"no view {view}")
+        error = self._volume(self.views[view].volume).map_error
+        if error is not None:
+            raise error
+        if view not in self.maps:
+            blocks = self.views[view].blocks
+            self.maps[view] = self.view_files[view].map(blocks=blocks, block_bytes=BLOCK)
+        return self.maps[view]
+
+    def _map_page(self, message: ViewMapPage) -> bytes:
+        made = self.maps.get(message.view)
+        if made is None or message.page >= len(made.pages):
+            raise NotFoundError(f"no page {message.page} of a map of view {message.view}")
+        return made.pages[message.page]
+
+    def _narrow(self, message: ViewNarrow) -> None:
+        if self.narrow_error is not None:
+            raise self.narrow_error
+        if message.view not in self.views:
+            raise NotFoundError(f"no view {message.view}")
+        left = {
+            lba + n
+            for lba, blocks in struct.iter_unpack(">QQ", message.extents)
+            for n in range(blocks)
+        }
+        self.narrowed[message.view] = self.narrowed.get(message.view, left) & left
+
+    def _require_wide(self, designator: bytes) -> None:
+        """Refuse to tell anything about a view of which a part is not protected any more."""
+        view = next(v.view for v in self.views.values() if v.designator == designator)
+        if view in self.narrowed:
+            raise RefusedError("the view was narrowed")
+
+    # --- what is allocated -----------------------------------------------------------------------
+
     def _extents(self, message: ViewExtents, reply: dict[str, Any]) -> NodeReply:
+        self._require_wide(message.designator)
         lbas = sorted(self.view_data[message.designator])
         if message.tracking:
             view = next(v for v in self.views.values() if v.designator == message.designator)
@@ -353,6 +417,7 @@ class DiskNode:
         return NodeReply(**reply, extents=packed, next_lba=following)
 
     def _digests(self, message: ViewSample) -> bytes:
+        self._require_wide(message.designator)
         data = self.view_data[message.designator]
         digests = b""
         for lba, blocks in struct.iter_unpack(">QQ", message.extents):
@@ -366,5 +431,7 @@ class DiskNode:
 
     def read(self, view: bytes, lba: int, blocks: int) -> Iterator[bytes]:
         """Yield blocks of a static view."""
+        name = next((v.view for v in self.views.values() if v.designator == view), "")
         for number in range(lba, lba + blocks):
+            assert number in self.narrowed.get(name, {number}), f"LBA {number} is not protected"
             yield self.view_data[view][number]

@@ -154,7 +154,7 @@ class Site:
                     self.send(effect.peer, effect.message)
                 case core.SendWork():
                     self.send(effect.mover, effect)
-                case core.FetchExtents():
+                case core.FetchExtents() | core.FetchMap():
                     self.wire.append(("catalog", effect))
                 case core.Answer():
                     self.answers[effect.call] = effect.document
@@ -199,13 +199,24 @@ class Site:
         if target == "->":
             self.feed(message)
         elif target == "catalog":
-            packed = self.catalog.extents(message.backup)
-            runs = ExtentRuns.unpack(packed) if packed else ExtentRuns()
-            self.feed(core.ExtentsFetched(job=message.job, backup=message.backup, runs=runs))
+            self._from_catalog(message)
         elif target in self.movers:
             self._to_mover(self.movers[target], message)
         elif target not in self.away:
             self._to_node(target, message)
+
+    def _from_catalog(self, message: core.FetchExtents | core.FetchMap) -> None:
+        asked: dict[str, Any] = {"job": message.job, "backup": message.backup}
+        if isinstance(message, core.FetchExtents):
+            packed = self.catalog.extents(message.backup)
+            runs = ExtentRuns.unpack(packed) if packed else ExtentRuns()
+            self.feed(core.ExtentsFetched(**asked, runs=runs))
+            return
+        packed = self.catalog.map_header(message.backup)
+        if message.page is not None:
+            row = self.catalog.map_page(message.backup, message.page)
+            packed = row.packed if row is not None else None
+        self.feed(core.MapFetched(**asked, page=message.page, packed=packed))
 
     def to_controller(self, peer: str, message: Any) -> None:
         """Put a message to the controller on its way."""
@@ -376,6 +387,9 @@ class Site:
             "volume": "",
             "group": [],
             "level": "full",
+            "paths": [],
+            "excludes": [],
+            "raw": False,
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
             "view": "auto",

@@ -10,11 +10,14 @@ from tests.simulation.facts import Committed, Sent
 USES = {
     "WorkItem": ("item",),
     "TapeLoad": ("request",),
-    "UnitFence": ("request",),
+    "UnitFence": ("designator",),
     "VolumeOffline": ("volume", "job"),
     "VolumePublish": ("volume", "job", "state"),
 }
-"""Messages that bring an epoch into the world, and the fields that say for what; asking again is the same use."""
+"""Messages that bring an epoch into the world, and the fields that say for what; asking again is the same use.
+
+A fence may be asked for again by the next life of the controller, under another request number.
+"""
 
 
 class EpochChecker:

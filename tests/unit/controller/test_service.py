@@ -466,7 +466,7 @@ def test_a_work_item_brings_a_grant_for_every_unit_and_its_mover_only(
     operator.call("volume.create", token="T", name="vol", size_bytes=4096)
     world.serve(disk, world.disk)
     operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
-    for _ in range(4):
+    for _ in range(8):
         world.serve(disk, world.disk)
         world.serve(tape, world.tape)
     work = mover.last(WorkItem)
@@ -510,7 +510,7 @@ def test_a_mover_whose_key_is_revoked_gets_no_work(world: World, operator: Peer)
     world.serve(disk, world.disk)
     del world.table.known[mover.keys.public]
     operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
-    for _ in range(4):
+    for _ in range(8):
         world.serve(disk, world.disk)
         world.serve(tape, world.tape)
     assert not [m for m in mover.heard if isinstance(m, WorkItem)]
@@ -563,7 +563,7 @@ def test_a_lease_ends_by_the_controllers_own_clock(world: World, operator: Peer)
     operator.call("volume.create", token="T", name="vol", size_bytes=4096)
     world.serve(disk, world.disk)
     operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
-    for _ in range(4):
+    for _ in range(8):
         world.serve(disk, world.disk)
         world.serve(tape, world.tape)
     assert world.service._machine.dispatcher.leases
@@ -583,7 +583,7 @@ def test_extents_are_fetched_from_the_catalog_for_a_job_that_goes_on(
     operator.call("volume.create", token="T", name="vol", size_bytes=4096)
     world.serve(disk, world.disk)
     operator.call("job.submit", request=2, token="J", kind="backup", volume="vol")
-    for _ in range(3):
+    for _ in range(6):
         world.serve(disk, world.disk)
     assert operator.call("job.show", request=3, job=1)["state"] == "copying"
     world.restart()

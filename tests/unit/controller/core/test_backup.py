@@ -217,7 +217,7 @@ def test_without_a_cartridge_the_job_ends_with_exit_code_7(site: Site) -> None:
 # --- cancel and clean-up --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", range(24))
+@pytest.mark.parametrize("steps", range(32))
 def test_a_job_that_is_cancelled_at_any_step_leaves_nothing_in_the_way(steps: int) -> None:
     site = connected()
     site.make_volume("vol", data=DATA)
@@ -290,7 +290,7 @@ def test_a_view_whose_node_was_away_during_clean_up_is_released_when_it_is_back(
 def test_a_node_that_goes_away_during_clean_up_does_not_stop_the_rest_of_it(site: Site) -> None:
     site.make_volume("vol", data=DATA)
     job = site.submit("backup", volume="vol")
-    site.settle(steps=12)
+    site.settle(steps=18)
     site.begin_call("job.cancel", job=job)
     site.disconnect("tape")  # The drive cannot be fenced; whoever loads it next does that.
     site.run()

@@ -19,6 +19,7 @@ from controller.core.chain import (
     change_map,
     choose_parent,
     damage_of,
+    everything,
     lay_over,
     needed_tags,
     tape_order,
@@ -157,6 +158,17 @@ def test_without_a_good_parent_there_is_a_reason(
     assert words in found.reason
 
 
+CHOSEN = '{"excludes": [], "paths": ["home"]}'
+
+
+def test_nobody_stands_on_a_backup_of_chosen_files() -> None:
+    shelf = Shelf(backup(1), backup(2, selection=CHOSEN))
+    for level in ("incremental", "differential"):
+        assert shelf.choose(level) == shelf.backups[BackupId(1)]
+    alone = Shelf(backup(1, selection=CHOSEN)).choose()
+    assert alone == NoParent("there is no completed backup of the volume")
+
+
 def test_a_differential_needs_a_full_one() -> None:
     found = Shelf(backup(2, parent=1)).choose("differential")
     assert found == NoParent("there is no completed full backup of the volume")
@@ -239,10 +251,45 @@ def test_a_chain_is_named_newest_first_and_its_cartridges_oldest_first() -> None
 
 
 def test_what_was_changed_and_is_allocated_is_copied_and_the_rest_of_it_is_zero() -> None:
-    runs = change_map(ExtentRuns([(0, 10), (20, 10)]), ExtentRuns([(5, 20), (40, 2)]))
+    allocated, changed = ExtentRuns([(0, 10), (20, 10)]), ExtentRuns([(5, 20), (40, 2)])
+    runs = change_map(allocated, changed, used=everything(50), known=everything(50))
     assert list(runs) == [(5, 5), (20, 5)]
     assert runs.zeros is not None
     assert list(runs.zeros) == [(10, 10), (40, 2)]
+
+
+def test_what_nobody_uses_is_neither_copied_nor_declared_zero() -> None:
+    runs = change_map(
+        ExtentRuns([(0, 10)]),
+        ExtentRuns([(5, 10)]),
+        used=ExtentRuns([(0, 7)]),
+        known=everything(20),
+    )
+    assert list(runs) == [(5, 2)]
+    assert runs.zeros is not None
+    assert list(runs.zeros) == [(10, 5)]
+
+
+def test_what_has_come_into_use_is_copied_changed_or_not() -> None:
+    """The parent has skipped it, so nothing older can be right."""
+    runs = change_map(
+        ExtentRuns([(0, 10)]),
+        ExtentRuns([(8, 1)]),
+        used=ExtentRuns([(0, 12)]),
+        known=ExtentRuns([(0, 3), (5, 1)]),
+    )
+    assert list(runs) == [(3, 2), (6, 4)]
+    assert runs.zeros is not None
+    assert list(runs.zeros) == [(10, 2)]
+
+
+def test_without_a_map_all_that_the_parent_did_not_use_is_doubtful() -> None:
+    runs = change_map(
+        ExtentRuns([(0, 10)]), ExtentRuns(), used=everything(12), known=ExtentRuns([(0, 8)])
+    )
+    assert list(runs) == [(8, 2)]
+    assert runs.zeros is not None
+    assert list(runs.zeros) == [(10, 2)]
 
 
 def test_each_block_is_taken_from_the_newest_member_that_says_anything_about_it() -> None:

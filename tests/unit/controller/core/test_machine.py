@@ -113,7 +113,7 @@ def export_volume(site: Site, _: int) -> None:
 
 def cancel_backup(site: Site, _: int) -> None:
     job = site.submit("backup", volume="vol", token="T")
-    site.settle(steps=9)
+    site.settle(steps=15)
     site.begin_call("job.cancel", job=job)
     site.settle()
 
@@ -367,7 +367,7 @@ def test_a_mover_that_reconnects_is_still_busy_with_its_item(site: Site) -> None
 
 
 @pytest.mark.parametrize("away", ["disk", "tape"])
-@pytest.mark.parametrize("steps", range(0, 40, 3))
+@pytest.mark.parametrize("steps", range(0, 48, 3))
 def test_a_node_that_goes_away_at_any_step_costs_nothing_but_time(away: str, steps: int) -> None:
     site = connected()
     site.make_volume("vol", data=DATA)
@@ -410,7 +410,7 @@ def test_two_backups_share_one_drive_one_after_the_other(site: Site) -> None:
     site.make_volume("a", data=DATA)
     site.make_volume("b", data=content(5, 6))
     first, second = site.submit("backup", volume="a"), site.submit("backup", volume="b")
-    site.settle(steps=8)
+    site.settle(steps=20)
     assert site.job(second).reason.startswith("waiting: ")
     site.run()
     check_end(site, first)
