@@ -27,6 +27,7 @@ from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
 from controller.core.chain import FULL
 from controller.core.desk import Desk
 from controller.core.job import Job
+from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
 
 
@@ -69,9 +70,14 @@ def zero_extents(data: PartData, *, part: int) -> tuple[tuple[int, int], ...]:
 
 
 def header_objects(
-    desk: Desk, job: Job, row: BackupRow, cartridge: CartridgeRow, data: PartData
-) -> list[MetadataObject]:
-    """Return the part header as planned in the job, and a filemark."""
+    desk: Desk,
+    job: Job,
+    row: BackupRow,
+    cartridge: CartridgeRow,
+    data: PartData,
+    file_map: MapRecords,
+) -> list[PlannedObject]:
+    """Return the part header as planned in the job, the records of the map, and a filemark."""
     plan = job.plan
     previous = desk.registry.parts.get((row.backup, plan["part"] - 1))
     last = desk.registry.last_part(cartridge.tag)
@@ -99,8 +105,12 @@ def header_objects(
         zero_extents=zero_extents(data, part=plan["part"]),
         tracking=row.tracking,
         generation=row.generation,
+        map_state=row.map_state,
+        map_records=file_map.count,
+        map_digest=file_map.digest,
+        selection=row.selection,
     )
-    return [*encode_part_header(header), Mark(is_synchronous=False)]
+    return [*encode_part_header(header), *file_map.objects(), Mark(is_synchronous=False)]
 
 
 def part_trailer(
@@ -146,6 +156,8 @@ def part_trailer(
         zero_extents=zero_extents(data, part=plan["part"]),
         tracking=row.tracking,
         generation=row.generation,
+        map_state=row.map_state,
+        selection=row.selection,
     )
     # The directory includes the part itself, so that the last trailer alone is enough.
     return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))

@@ -48,6 +48,7 @@ from controller.core.items import (
     tape_use,
 )
 from controller.core.job import Job
+from controller.core.map_records import NO_MAP, PlannedObject, lay_out_map
 from controller.core.media import (
     Mounted,
     check_label,
@@ -92,7 +93,8 @@ class PartWriter:
         )
         self.tally = Tally(self.plan, self.data)
         self.end = 0
-        self._header: list[MetadataObject] | None = None
+        self._header: list[PlannedObject] | None = None
+        self._map = NO_MAP
         self._trailer: PartTrailer | None = None
 
     # --- where everything stands ---
@@ -124,10 +126,12 @@ class PartWriter:
         return self.records == self.data.records
 
     @property
-    def header(self) -> list[MetadataObject]:
+    def header(self) -> list[PlannedObject]:
         """The header's objects; made once, because the extents of a large volume are many."""
         if self._header is None:
-            self._header = header_objects(self.desk, self.job, self.row, self.cartridge, self.data)
+            self._header = header_objects(
+                self.desk, self.job, self.row, self.cartridge, self.data, self._map
+            )
         return self._header
 
     @property
@@ -139,6 +143,7 @@ class PartWriter:
 
     def write(self) -> Step:
         """Write the part, or what is missing of it, and record its commit."""
+        self._map = yield from lay_out_map(self.row, part=self.plan["part"])
         if "tag" not in self.plan:
             yield from self._mount()
         yield from self._load()
@@ -153,7 +158,7 @@ class PartWriter:
         if not LABEL_OBJECTS <= self.plan.get("header_object", 0) <= self.end:
             self._begin()
         if self.end < self.data_object:
-            yield from self._write_objects(self.header, self.plan["header_object"], "header")
+            yield from self._write_header()
             return False
         if self.end < self.data_object + self.records:
             yield from self._write_data()
@@ -162,6 +167,17 @@ class PartWriter:
             # Not one record fitted: no trailer for nothing; the header is an orphan tail.
             raise NoRoomError("no room for a part")
         return (yield from self._finish())
+
+    def _write_header(self) -> Step:
+        """Write what one list can of the header and the records of the map behind it."""
+        first: int = self.plan["header_object"]
+        begin = max(0, self.end - first)
+        objects = yield from self._map.make(
+            self.header[begin:],
+            cartridge=self.cartridge.cartridge,
+            first_object=self.data_object - 1 - self._map.count,
+        )
+        yield from self._write_objects(objects, first + begin, "header")
 
     def _begin(self) -> None:
         """The part begins where the tape ends."""

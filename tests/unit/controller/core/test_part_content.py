@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 
+from backplane.file_map.header import unpack_header
 from backplane.ids import BackupId
-from backplane.tape_format import PartHeader, PartTrailer, decode_metadata, decode_record
+from backplane.tape_format import (
+    PartHeader,
+    PartTrailer,
+    RecordType,
+    decode_metadata,
+    decode_record,
+    items_from,
+)
 from controller.core import part_content
 from controller.core.extent_runs import ExtentRuns
+from controller.core.map_records import MapRecord, lay_out_map
 from controller.core.planner import Mark, PartData
+from controller.core.procedure import MapPiece
 from tests.site.site import DATA, Site, backed_up
 
 
@@ -41,7 +51,17 @@ def data_of(job: Any) -> PartData:
 def header(site: Site, job: Any) -> list[Any]:
     row = site.machine.backups[job.row.backup]
     cartridge = site.machine.registry.cartridge(job.plan["tag"])
-    return part_content.header_objects(site.machine, job, row, cartridge, data_of(job))
+    step = lay_out_map(row, part=job.plan["part"])
+    answer = None
+    while True:
+        try:
+            wish = step.send(answer)
+        except StopIteration as end:
+            data = data_of(job)
+            return part_content.header_objects(site.machine, job, row, cartridge, data, end.value)
+        assert isinstance(wish, MapPiece)
+        page = None if wish.page is None else site.catalog.map_page(wish.backup, wish.page)
+        answer = page.packed if page is not None else site.catalog.map_header(wish.backup)
 
 
 def trailer(site: Site, job: Any, *, records: int = 4) -> PartTrailer:
@@ -81,12 +101,25 @@ def test_a_header_that_is_made_again_after_a_restart_is_the_one_on_the_tape(
 
 
 def test_a_header_says_what_is_going_to_be_there(site: Site, written: Any) -> None:
-    (record, mark) = header(site, written)
+    (record, of_map, mark) = header(site, written)
+    assert of_map == MapRecord(0)
     assert mark == Mark(is_synchronous=False)
     value: Any = decode_metadata([decode_record(record)])
     assert (value.sequence, value.part, value.volume.name) == (2, 1, "vol")
     assert value.previous_trailer == site.machine.registry.parts_on("LTO001L8")[0].trailer_object  # type: ignore[arg-type]
     assert sum(blocks for _, blocks in value.extents) == len(DATA)
+    assert (value.map_state, value.map_records) == ("complete", 1)
+
+
+def test_the_map_of_the_files_is_on_the_tape_behind_the_header(site: Site, written: Any) -> None:
+    start = written.plan["header_object"]
+    record = decode_record(site.tapes["LTO001L8"].objects[start + 1] or b"")
+    assert (record.type, record.object_number) == (RecordType.FILE_MAP, start + 1)
+    packed, *pages = items_from([record.payload])
+    assert packed == site.catalog.map_header(written.row.backup)
+    value: Any = decode_metadata([decode_record(header(site, written)[0])])
+    digest = hashlib.sha256(b"".join(pages)).hexdigest()
+    assert value.map_digest == unpack_header(packed).digest == digest
 
 
 def test_a_trailer_lists_itself_and_every_part_before_it(site: Site, written: Any) -> None:
@@ -142,9 +175,10 @@ def found_on(site: Site) -> dict[str, Found]:
         for raw in tape.objects:
             if raw is None or not raw.startswith(b"SDVMETA"):
                 continue
-            value: Any = decode_metadata([decode_record(raw)])
-            if not isinstance(value, PartTrailer):
+            record = decode_record(raw)
+            if record.type is not RecordType.PART_TRAILER:
                 continue
+            value: Any = decode_metadata([record])
             backup = found.setdefault(value.backup_uuid, Found(value.parent_uuid))
             assert backup.parent == value.parent_uuid
             stream = b"".join(
@@ -159,7 +193,7 @@ def found_on(site: Site) -> dict[str, Found]:
 
 
 def test_a_chain_can_be_laid_over_each_other_from_its_cartridges_alone(site: Site) -> None:
-    """As docs/tape-format.md says in 1.6; the first incremental goes over two cartridges."""
+    """As docs/tape-format.md says in 1.7; the first incremental goes over two cartridges."""
     volume = site.make_volume("vol", data=DATA)
     volume.track()
     expected = []
@@ -196,9 +230,11 @@ def test_header_trailer_and_directory_say_on_what_a_part_stands(site: Site) -> N
         site.run()
         volume.trim(3, 50)
     values: list[Any] = [
-        decode_metadata([decode_record(raw)])
+        decode_metadata([record])
         for raw in site.tapes["LTO001L8"].objects
-        if raw is not None and raw.startswith(b"SDVMETA")
+        if raw is not None
+        and raw.startswith(b"SDVMETA")
+        and (record := decode_record(raw)).type is not RecordType.FILE_MAP
     ]
     full, changes = (site.machine.backups[BackupId(number)] for number in (1, 2))
     parts = [value for value in values if isinstance(value, PartHeader | PartTrailer)]
