@@ -31,7 +31,7 @@ _ANY_COMPONENTS: Final = "**"
 class Pattern:
     """A compiled pattern."""
 
-    __slots__ = ("_matches", "picking", "text")
+    __slots__ = ("_matches", "picking", "text", "under")
 
     def __init__(self, text: str) -> None:
         """Compile; raises `UsageError` if the text means nothing."""
@@ -42,6 +42,8 @@ class Pattern:
         )
         self.picking = expression + ("/" if is_directory_only else r"(?:/|\Z)")
         """What `AnyOf` puts together."""
+        self.under = _literal_beginning(text)
+        """A path: whatever the pattern means is that, or below it.  Other pages need not be read."""
 
     def matches(self, path: bytes, *, is_directory: bool = False) -> bool:
         """Tell whether the pattern means exactly this path."""
@@ -92,6 +94,15 @@ def _components(text: str) -> list[str]:
     if "/" not in text.rstrip("/"):
         components.insert(0, _ANY_COMPONENTS)
     return components
+
+
+def _literal_beginning(text: str) -> bytes:
+    beginning = []
+    for component in _components(text):
+        if set(component) & set("*?[\\"):
+            break
+        beginning.append(component.encode("utf-8", "surrogateescape"))
+    return b"/".join(beginning)
 
 
 def _groups(components: list[str]) -> list[list[str]]:

@@ -106,6 +106,25 @@ def test_bytes_that_are_no_text_are_characters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "under"),
+    [
+        ("home/ä/*.iso", "home/ä".encode()),
+        ("/etc/hosts", b"etc/hosts"),
+        ("/etc/", b"etc"),
+        ("etc/**", b"etc"),
+        ("a/b[c]/d", b"a"),
+        (r"a/\*", b"a"),
+        ("caf\udce9/x", b"caf\xe9/x"),
+        ("*.iso", b""),
+        ("hosts", b""),
+        ("**/a", b""),
+    ],
+)
+def test_a_pattern_says_below_what_it_looks(text: str, under: bytes) -> None:
+    assert Pattern(text).under == under
+
+
+@pytest.mark.parametrize(
     "text", ["", "/", "//", ".", "./a", "a/../b", "a\0", "a\\", "[z-a]", "a/.."]
 )
 def test_a_pattern_that_means_nothing_is_refused(text: str) -> None:
