@@ -60,18 +60,22 @@ class UnbelievableError(Exception):
 class MapBuilder:
     """Takes what the parser says, frame by frame; `finish` writes the map."""
 
-    def __init__(self, volume_bytes: int, block_bytes: int, *, spool: Spool) -> None:
+    def __init__(
+        self, volume_bytes: int, block_bytes: int, *, spool: Spool, sort_bytes: int = SORT_BYTES
+    ) -> None:
         self._volume_bytes = volume_bytes
         self._block_bytes = block_bytes
         self._spool = spool
         self._faults = Faults()
         self._checks = RowChecks(volume_bytes, self._faults)
-        self._rows = Sorter(spool, key=_key, write=encode_rows, read=decode_rows)
+        self._rows = Sorter(
+            spool, key=_key, write=encode_rows, read=decode_rows, weight_max=sort_bytes
+        )
         self._claims = Sorter(
-            spool, key=_itself, write=write_claims, read=read_claims, weight_max=SORT_BYTES // 2
+            spool, key=_itself, write=write_claims, read=read_claims, weight_max=sort_bytes // 2
         )
         self._linked = Sorter(
-            spool, key=_itself, write=b"".join, read=_read_linked, weight_max=SORT_BYTES // 8
+            spool, key=_itself, write=b"".join, read=_read_linked, weight_max=sort_bytes // 8
         )
         self._runs: list[tuple[int, int]] = []
         self._runs_end = 0

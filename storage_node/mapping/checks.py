@@ -37,7 +37,7 @@ from storage_node.mapping.limits import (
 )
 
 SIZE_MAX: Final = (1 << 63) - 1
-FLAGS_MAX: Final = reduce(or_, ExtentFlag)
+FLAGS_MAX: Final = int(reduce(or_, ExtentFlag))
 _PLAIN: Final = frozenset({0, int(ExtentFlag.UNWRITTEN), int(ExtentFlag.SHARED)})
 """Flags of extents for which the questions to a whole batch are enough."""
 

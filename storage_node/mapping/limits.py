@@ -42,7 +42,7 @@ def read_bytes_max(volume_bytes: int) -> int:
 
 # --- between the processes -----------------------------------------------------------------------
 
-FRAME_BYTES_MAX: Final = 48 * MIB
+FRAME_BYTES_MAX: Final = 64 * MIB
 """A row with `EXTENTS_PER_ROW_MAX` compressed extents fits; so it bounds what is decoded at once."""
 
 BATCH_ROWS: Final = 512

@@ -23,7 +23,7 @@ from typing import Final
 from backplane.crc import crc32c
 from backplane.errors import MediumError, NotFoundError
 from backplane.ids import ViewId
-from storage_node.mapping.spool import require_room, write_all
+from storage_node.mapping.spool import ROOM_EVERY_BYTES, require_room, write_all
 
 MAGIC: Final = b"SDFMAP\r\n"
 FORMAT_VERSION: Final = 1
@@ -32,7 +32,6 @@ HEADER_BYTES_MAX: Final = 960 * 1024
 """What an answer can hold."""
 
 PAGES_MAX: Final = 16_000_000
-ROOM_EVERY_BYTES: Final = 16 * 1024 * 1024
 
 _END: Final = struct.Struct(">8sIQIII")
 _SUFFIX: Final = ".map"

@@ -14,10 +14,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
-from storage_node.mapping.limits import SORT_BYTES, SPACE_RESERVE_BYTES
+from backplane.units import MIB
+from storage_node.mapping.limits import SPACE_RESERVE_BYTES
 
 BLOCK_ELEMENTS: Final = 512
 """Elements that are written and read together.  A merge holds one block of every run."""
+
+ROOM_EVERY_BYTES: Final = 16 * MIB
+"""How much is written before somebody looks again whether there is room."""
 
 T = TypeVar("T")
 
@@ -40,14 +44,14 @@ class Spool:
         self._bytes_max = bytes_max
         self._reserve_bytes = reserve_bytes
         self._end = 0
-        self._looked_at = -SORT_BYTES
+        self._looked_at = -ROOM_EVERY_BYTES
 
     def write(self, data: bytes) -> tuple[int, int]:
         """Append; return where it is: (first byte, byte count)."""
         begin = self._end
         if begin + len(data) > self._bytes_max:
             raise NoRoomError(f"more than {self._bytes_max} bytes to sort")
-        if begin - self._looked_at >= SORT_BYTES // 4:
+        if begin - self._looked_at >= ROOM_EVERY_BYTES:
             self._looked_at = begin
             require_room(self._descriptor, self._reserve_bytes)
         write_all(self._descriptor, data, begin)
@@ -93,7 +97,7 @@ class Sorter(Generic[T]):
         key: Callable[[T], Any],
         write: Callable[[Sequence[T]], bytes],
         read: Callable[[bytes], Sequence[T]],
-        weight_max: int = SORT_BYTES,
+        weight_max: int,
     ) -> None:
         self._spool = spool
         self._key = key

@@ -1,0 +1,173 @@
+"""Rows are asked again: what is right passes untouched, and every way to be wrong is named and takes the extents away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backplane.file_map.model import NAME_BYTES_MAX, NO_TIME, ExtentFlag, FileExtent, FileRow, Kind
+from storage_node.mapping import checks
+from storage_node.mapping.checks import Faults, RowChecks
+from storage_node.mapping.limits import FAULTS_MAX, RAW_BYTES_MAX
+from tests.site.mapping_parser import GOOD, row, synthetic
+
+VOLUME = 1 << 20
+BLOCK = 4096
+
+
+def checked(*rows: FileRow) -> tuple[list[FileRow], list[str]]:
+    faults = Faults()
+    return RowChecks(VOLUME, faults).checked(list(rows)), faults.reasons()
+
+
+def with_extents(*extents: FileExtent, **changes: Any) -> FileRow:
+    return row("f", extents=tuple(extents), kind=Kind.FILE, **changes)
+
+
+def unit(**changes: Any) -> FileExtent:
+    """Return a compressed extent that is right."""
+    made = FileExtent(0, BLOCK, 8192, int(ExtentFlag.COMPRESSED), BLOCK, 8192, 0, "zlib")
+    return made._replace(**changes)
+
+
+RIGHT = {
+    "files and directories": GOOD,
+    "no time": [row("a", mtime_ns=NO_TIME)],
+    "attributes": [row("a", xattrs=((b"user.x", b"y" * 5000), (b"user.z", b"")))],
+    "few small attributes": [row("a", xattrs=((b"security.selinux", b"label"),))],
+    "an error": [row("a", error="its inode is damaged")],
+    "a long path": [row("/".join(["d" * 255] * 9))],
+    "no owner": [row("a", uid=-1, gid=-1)],
+    "several extents": [row("a", (BLOCK, BLOCK), (9 * BLOCK, BLOCK))],
+    "a hole": [with_extents(FileExtent(0, BLOCK, BLOCK), FileExtent(1 << 40, 0, BLOCK))],
+    "unwritten, nowhere": [with_extents(FileExtent(0, -1, 100, int(ExtentFlag.UNWRITTEN)))],
+    "unwritten within a sector": [with_extents(FileExtent(0, 77, 100, int(ExtentFlag.UNWRITTEN)))],
+    "inline": [with_extents(FileExtent(0, 77, 100, int(ExtentFlag.INLINE)))],
+    "in the journal": [
+        with_extents(FileExtent(0, 512 + 12, 8, int(ExtentFlag.JOURNAL | ExtentFlag.ESCAPED)))
+    ],
+    "compressed": [with_extents(unit())],
+    "a part of a compressed unit": [with_extents(unit(raw_offset=4096, byte_count=4096))],
+    "the last byte of the volume": [row("a", (VOLUME - 512, 512))],
+}
+
+
+@pytest.mark.parametrize("rows", RIGHT.values(), ids=RIGHT.keys())
+def test_what_is_right_passes_as_it_is(rows: list[FileRow]) -> None:
+    assert checked(*rows) == (rows, [])
+
+
+def test_most_batches_need_no_look_at_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million rows are checked in seconds because of that."""
+    monkeypatch.setattr(RowChecks, "_checked", lambda *_: pytest.fail("a row was looked at"))
+    rows = list(synthetic(200))
+    assert RowChecks(VOLUME, Faults()).checked(rows) is rows
+    assert RowChecks(VOLUME, Faults()).checked([]) == []
+
+
+WRONG_EXTENTS = {
+    "an extent outside of the volume": [FileExtent(0, VOLUME - 512, 1024)],
+    "an extent without a place": [FileExtent(0, -1, 512)],
+    "an extent that begins within a sector": [FileExtent(0, 100, 512)],
+    "its extents overlap": [FileExtent(0, 0, 1024), FileExtent(512, 4096, 1024)],
+    "an extent with unknown flags": [FileExtent(0, 0, 512, 1 << 9)],
+    "an extent that no file can have": [FileExtent((1 << 63) - 10, 0, 512)],
+    "a compressed extent that contradicts itself": [unit(raw_offset=1)],
+    f"a compressed extent of more than {RAW_BYTES_MAX} bytes": [
+        unit(raw_bytes=RAW_BYTES_MAX + 1, byte_count=512)
+    ],
+    "an extent whose number of bytes is 0": [FileExtent(0, 0, 0)],
+}
+
+
+@pytest.mark.parametrize(("fault", "extents"), WRONG_EXTENTS.items(), ids=WRONG_EXTENTS.keys())
+def test_wrong_extents_are_taken_away_and_told(fault: str, extents: list[FileExtent]) -> None:
+    rows, reasons = checked(*GOOD, with_extents(*extents))
+    assert rows[:-1] == GOOD
+    assert rows[-1].extents == ()
+    assert rows[-1].error == fault
+    assert reasons == [f"{fault}: 1 rows, the first b'f'"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [unit(algorithm=""), unit(stored_bytes=0), unit(byte_count=8193), unit(volume_byte=-1)],
+)
+def test_a_compressed_unit_has_to_be_whole(wrong: FileExtent) -> None:
+    [found], reasons = checked(with_extents(wrong))
+    assert found.error
+    assert reasons
+
+
+def test_extents_that_are_not_in_order_are_put_in_order() -> None:
+    first, second = FileExtent(0, 8192, 512), FileExtent(512, 0, 512)
+    [found], reasons = checked(with_extents(second, first))
+    assert found.extents == (first, second)
+    assert not reasons
+
+
+def test_an_extent_fault_is_added_to_what_the_reader_has_said() -> None:
+    [found], _ = checked(with_extents(FileExtent(0, -1, 512), error="no checksum", size=7))
+    assert found.error == "no checksum; an extent without a place"
+    assert found.size == 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": 99},
+        {"mode": 0o10000},
+        {"uid": 1 << 32},
+        {"gid": -2},
+        {"mtime_ns": 1 << 100},
+        {"size": 1 << 63},
+        {"target": b"t" * (64 * 1024 + 1)},
+        {"xattrs": ((b"n" * 2000, b""),)},
+        {"xattrs": ((b"n", b"v" * 65537),)},
+        {"xattrs": tuple((b"%d" % at, b"v" * 60_000) for at in range(5))},
+        {"xattrs": tuple((b"%d" % at, b"") for at in range(5000))},
+        {"error": "e" * 1001},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_row_with_an_impossible_field_keeps_its_name_only(changes: dict[str, Any]) -> None:
+    [found], reasons = checked(row("f", (0, 512), **changes))
+    assert found.path == b"f"
+    assert found.error
+    assert (found.extents, found.xattrs, found.target, found.uid) == ((), (), b"", -1)
+    assert len(reasons) == 1
+    assert checked(found) == ([found], []), "what it was replaced by is right"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"/a", b"a/", b"a//b", b".", b"..", b"a/./b", b"a/../b", b"a\0b", b"x" * (NAME_BYTES_MAX + 1)],
+)
+def test_what_is_no_path_is_dropped_and_told(path: bytes) -> None:
+    rows, reasons = checked(*GOOD, row("x")._replace(path=path))
+    assert rows == GOOD
+    assert len(reasons) == 1
+
+
+def test_too_many_extents_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "EXTENTS_PER_ROW_MAX", 2)
+    [found], _ = checked(row("f", (0, 512), (512, 512), (1024, 512)))
+    assert found.error == "more than 2 extents"
+
+
+def test_faults_are_counted_with_the_first_example() -> None:
+    faults = Faults()
+    for path in (b"one", b"two", b"x" * 1000):
+        faults.add("wrong", path)
+    assert faults.reasons() == ["wrong: 3 rows, the first b'one'"]
+
+
+def test_a_stranger_cannot_invent_faults_without_end() -> None:
+    faults = Faults()
+    for at in range(10 * FAULTS_MAX):
+        faults.add(f"wrong in way {at}", b"x" * 100_000)
+    reasons = faults.reasons()
+    assert len(reasons) == FAULTS_MAX + 1
+    assert "something else: 450 rows" in reasons[-1]
+    assert max(map(len, reasons)) < 400
