@@ -36,7 +36,6 @@ from storage_node.mapping.ntfs_names import (
     lost_path,
 )
 from storage_node.mapping.ntfs_record import (
-    ATTRIBUTE_LIST,
     DATA,
     IN_USE,
     IS_DIRECTORY,
@@ -120,7 +119,7 @@ class NtfsReader:
                 yield record
                 continue
             is_directory = record.flags & IS_DIRECTORY
-            if any(found.type == ATTRIBUTE_LIST for found in record.attributes):
+            if record.is_listed:
                 # Its other records may come later.
                 self._mft.keep(record)
                 waiting.append(record.number)
@@ -150,32 +149,35 @@ class NtfsReader:
     def _records(self) -> Iterator[Record | FileRow]:
         """Yield every record that is the first of a file, or a row that says that one is damaged."""
         record_bytes = self._geometry.record_bytes
-        for number, piece in self._mft.pieces():
-            for at in range(0, len(piece), record_bytes):
+        for first, piece in self._mft.pieces():
+            count = len(piece) // record_bytes
+            marks = self._mft.marks(first, count)
+            for index in range(count):
+                number = first + index
                 if number >= FIRST_USER_RECORD or number == ROOT_RECORD:
-                    found = self._record(number, piece[at : at + record_bytes])
+                    raw = piece[index * record_bytes : (index + 1) * record_bytes]
+                    found = self._record(number, raw, None if marks is None else marks[index])
                     if found is not None:
                         yield found
-                number += 1
 
-    def _record(self, number: int, raw: bytes) -> Record | FileRow | None:
-        is_marked = self._mft.is_marked_used(number)
+    def _record(self, number: int, raw: bytes, mark: int | None) -> Record | FileRow | None:
+        """Return a record that is the first of a file, if it is one; `mark` is 1 if the bitmap says that it is used."""
         flags, base = _FLAGS_AND_BASE.unpack_from(raw, _FLAGS_AT)
         is_record = raw[:4] == b"FILE"
         if is_record and not flags & IN_USE:
-            if is_marked:
+            if mark:
                 note(self._problems, f"record {number} is unused, and the bitmap of $MFT says used")
             return None
-        if not is_record and not is_marked:
+        if not is_record and not mark:
             return None  # never used, or what was there is gone for good
-        if is_marked is False:
+        if mark == 0:
             note(self._problems, f"record {number} is used, and the bitmap of $MFT says unused")
         try:
             record = parse_record(raw, number)
         except DamagedError as error:
             note(self._problems, f"record {number}: {error.reason}")
             return None if is_record and base & RECORD_MASK else _lost_row(number, error.reason)
-        if record.base & RECORD_MASK:
+        if base & RECORD_MASK:
             self._mft.keep(record)
             return None
         return record

@@ -6,7 +6,7 @@ Never the data of a file.  What is behind the initialized size was never written
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from storage_node.mapping.ntfs_boot import Geometry
@@ -34,21 +34,29 @@ class ClusterContent:
         self._cluster_bytes = geometry.cluster_bytes
         self._runs = stream.runs
         self._firsts = [vcn for vcn, _, _ in stream.runs]
+        self._last = (0, 0, 0)
         self.size_bytes = stream.initialized
 
-    def places(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
-        """Yield (byte of the volume, bytes) of a range; `DamagedError` if it has no place."""
+    def places(self, offset: int, count: int) -> list[tuple[int, int]]:
+        """Return (byte of the volume, bytes) of a range; `DamagedError` if it has no place."""
         if not 0 <= offset <= offset + count <= self.size_bytes:
             raise DamagedError(f"{count} bytes at {offset} of {self.size_bytes}")
+        first, end, distance = self._last
+        if first <= offset and offset + count <= end:
+            return [(offset + distance, count)]
+        places = []
         index = bisect_right(self._firsts, offset // self._cluster_bytes) - 1
         while count:
             vcn, cluster, clusters = self._runs[index]
             if cluster == HOLE:
                 raise DamagedError("metadata with a hole in it")
-            within = offset - vcn * self._cluster_bytes
-            taken = min(count, clusters * self._cluster_bytes - within)
-            yield cluster * self._cluster_bytes + within, taken
+            first, end = vcn * self._cluster_bytes, (vcn + clusters) * self._cluster_bytes
+            distance = (cluster - vcn) * self._cluster_bytes
+            taken = min(count, end - offset)
+            places.append((offset + distance, taken))
             offset, count, index = offset + taken, count - taken, index + 1
+            self._last = (first, end, distance)
+        return places
 
     def read(self, offset: int, count: int) -> bytes:
         """Return a range, in as few reads as its runs allow."""

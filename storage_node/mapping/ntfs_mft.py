@@ -33,7 +33,8 @@ LIST_BYTES_MAX: Final = 256 * 1024
 """Of an attribute list: the limit of NTFS itself.  It bounds the records of a file, to 8,192."""
 KEPT_RECORDS_MAX: Final = 16 * 1024
 """Records that are kept because they will be needed again, about 2 KiB each; the others are read again."""
-BITMAP_PIECE_BYTES: Final = 64 * 1024
+WINDOW_BYTES: Final = 64 * 1024
+"""Of the bitmap of `$MFT`, what is read at a time."""
 MIRROR_RECORDS: Final = 4
 
 _LIST_ENTRY: Final = struct.Struct("<IHBBQQH")
@@ -82,7 +83,7 @@ class Mft:
         self._source = source
         self._geometry = geometry
         self._kept: dict[int, Record] = {}
-        self._window: tuple[int, bytes] = (-1, b"")
+        self._window: tuple[int, bytes] = 0, b""
         self.problems: list[str] = []
         self._content = self._from_first_record()
         self.record_count = self._content.size_bytes // geometry.record_bytes
@@ -133,23 +134,31 @@ class Mft:
         if len(self._kept) < KEPT_RECORDS_MAX:
             self._kept[record.number] = record
 
-    def is_marked_used(self, number: int) -> bool | None:
-        """Return what the bitmap of `$MFT` says of a record; None if it cannot be read."""
-        if self._used is None or number >> 3 >= self._used.size_bytes:
+    def marks(self, first: int, count: int) -> list[int] | None:
+        """Return what the bitmap of `$MFT` says of some records, 1 for used; None if it cannot be read.
+
+        `first` is a multiple of 8, and the records are those of one piece.
+        """
+        begin, end = first // 8, (first + count + 7) // 8
+        if self._used is None or end > self._used.size_bytes:
             return None
-        window, within = divmod(number >> 3, BITMAP_PIECE_BYTES)
-        if self._window[0] != window:
-            start = window * BITMAP_PIECE_BYTES
-            count = min(BITMAP_PIECE_BYTES, self._used.size_bytes - start)
-            self._window = window, self._read_window(start, count)
-        data = self._window[1]
-        return bool(data[within] >> (number & 7) & 1) if data else None
+        start, window = self._window
+        if not start <= begin <= end <= start + len(window):
+            try:
+                window = self._used.read(begin, min(WINDOW_BYTES, self._used.size_bytes - begin))
+            except DamagedError as error:
+                note(self.problems, f"the bitmap of $MFT is damaged: {error.reason}")
+                self._used = None
+                return None
+            start = begin
+            self._window = start, window
+        return [byte >> bit & 1 for byte in window[begin - start : end - start] for bit in range(8)]
 
     def attributes(self, base: Record) -> tuple[list[Attribute], str]:
         """Return the attributes of a file, and why they are not all ("" if they are)."""
-        lists = [found for found in base.attributes if found.type == ATTRIBUTE_LIST]
-        if not lists:
+        if not base.is_listed:
             return base.attributes, ""
+        lists = [found for found in base.attributes if found.type == ATTRIBUTE_LIST]
         try:
             entries = parse_list(value_of(self._source, self._geometry, lists, LIST_BYTES_MAX))
         except DamagedError as error:
@@ -167,9 +176,10 @@ class Mft:
             defects.append("its attribute list does not name all attributes")
         return joined, defects[0] if defects else ""
 
-    def places(self, number: int, usa_at: int, at: int, count: int) -> Iterator[tuple[int, int]]:
-        """Yield (byte of the volume, bytes) of a part of a record, where fixups have not moved it elsewhere."""
+    def places(self, number: int, usa_at: int, at: int, count: int) -> list[tuple[int, int]]:
+        """Return (byte of the volume, bytes) of a part of a record; fixups have moved two bytes of each sector."""
         start = number * self._geometry.record_bytes
+        places: list[tuple[int, int]] = []
         while count:
             stride, within = divmod(at, STRIDE_BYTES)
             if within < STRIDE_BYTES - 2:
@@ -177,8 +187,9 @@ class Mft:
             else:
                 taken = min(count, STRIDE_BYTES - within)
                 place = usa_at + 2 + 2 * stride + within - (STRIDE_BYTES - 2)
-            yield from self._content.places(start + place, taken)
+            places += self._content.places(start + place, taken)
             at, count = at + taken, count - taken
+        return places
 
     def _everything(
         self, base: Record, entries: list[ListEntry]
@@ -212,9 +223,9 @@ class Mft:
         first = self._first_records()
         self._base = first
         own = [found for found in first.attributes if _is_unnamed_data(found)]
-        lists = [found for found in first.attributes if found.type == ATTRIBUTE_LIST]
-        if not lists:
+        if not first.is_listed:
             return self._content_of(own)
+        lists = [found for found in first.attributes if found.type == ATTRIBUTE_LIST]
         entries = parse_list(value_of(self._source, self._geometry, lists, LIST_BYTES_MAX))
         wanted = sorted(
             (entry.first_vcn, entry.reference)
@@ -275,15 +286,6 @@ class Mft:
         except DamagedError as error:
             note(self.problems, f"the bitmap of $MFT is damaged: {error.reason}")
             return None
-
-    def _read_window(self, start: int, count: int) -> bytes:
-        assert self._used is not None
-        try:
-            return self._used.read(start, count)
-        except DamagedError as error:
-            note(self.problems, f"the bitmap of $MFT is damaged: {error.reason}")
-            self._used = None
-            return b""
 
 
 def _parsed(raw: bytes, number: int) -> tuple[Record | None, str]:

@@ -31,6 +31,7 @@ _LENGTH_AT: Final = 0x40
 _REFERENCE: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QH")
 _ENTRY_OVERHEAD_BYTES: Final = 200
+_NO_NAMES: Final = (b"", b".", b"..")
 
 
 class FileName(NamedTuple):
@@ -62,10 +63,10 @@ def decode_name(utf16: bytes) -> bytes:
 
 def mended(name: bytes) -> bytes:
     """Return a name that can be a component of a path: the same, unless it has a defect."""
-    if not name:
-        return b"?"
-    if name in (b".", b".."):
-        return b"?" * len(name)
+    if b"/" not in name and b"\0" not in name and name not in _NO_NAMES:
+        return name
+    if name in _NO_NAMES:
+        return b"?" * max(1, len(name))
     return name.replace(b"/", b"?").replace(b"\0", b"?")
 
 

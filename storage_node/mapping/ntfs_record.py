@@ -13,6 +13,7 @@ A number that differs is a torn record: nothing in it can be believed.  NTFS has
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Final, NamedTuple
 
 from storage_node.mapping.reader import DamagedError
@@ -42,9 +43,11 @@ _HEADER: Final = struct.Struct("<4sHHQHHHHIIQHHI")
 """Magic, update sequence array (place, words), log number, sequence, links, place of the attributes, flags, bytes used,
 bytes allocated, base record, next instance, nothing, own number."""
 _NUMBER_AT: Final = 0x2C
-_ATTRIBUTE: Final = struct.Struct("<IIBBHHH")
-"""Type, length, is not resident, characters and place of the name, flags, instance."""
-_RESIDENT: Final = struct.Struct("<IH")
+_ATTRIBUTE: Final = struct.Struct("<IIBBHHHIH")
+"""Type, length, is not resident, characters and place of the name, flags, instance; then, of a value in the record,
+its bytes and place."""
+_PADDING: Final = bytes(_ATTRIBUTE.size)
+"""Behind a record, so that the head of an attribute can be taken at once even where the record ends."""
 _PIECE: Final = struct.Struct("<QQHB5xqqq")
 """At 10h: lowest and highest VCN, place of the runs, compression unit, sizes: allocated, data, initialized."""
 _PIECE_SHORT: Final = struct.Struct("<QQHB")
@@ -91,7 +94,13 @@ class Record(NamedTuple):
     links: int
     base: int
     """The reference of the record that this one extends, or 0."""
+    is_listed: bool
+    """It has an attribute list, so there are more records of this file."""
     attributes: list[Attribute]
+
+
+_new_attribute: Final = partial(tuple.__new__, Attribute)
+"""Half the time of a call of the class, for what happens five times for each file."""
 
 
 def without_fixups(raw: bytes, usa_at: int, words: int) -> bytes:
@@ -100,14 +109,14 @@ def without_fixups(raw: bytes, usa_at: int, words: int) -> bytes:
     if words != strides + 1 or usa_at & 1 or usa_at + 2 * words > STRIDE_BYTES - 2:
         raise DamagedError("its update sequence array is damaged")
     number = raw[usa_at : usa_at + 2]
-    pieces = []
-    for stride in range(strides):
-        end = (stride + 1) * STRIDE_BYTES
-        if raw[end - 2 : end] != number:
+    kept = usa_at + 2
+    pieces: list[bytes] = []
+    for start in range(0, len(raw), STRIDE_BYTES):
+        end = start + STRIDE_BYTES - 2
+        if raw[end : end + 2] != number:
             raise DamagedError("it is torn: not all of its sectors were written at one time")
-        kept = usa_at + 2 + 2 * stride
-        pieces.append(raw[end - STRIDE_BYTES : end - 2])
-        pieces.append(raw[kept : kept + 2])
+        pieces += (raw[start:end], raw[kept : kept + 2])
+        kept += 2
     return b"".join(pieces)
 
 
@@ -124,20 +133,22 @@ def parse_record(raw: bytes, number: int) -> Record:
         raise DamagedError("its header is damaged")
     if usa_at > _NUMBER_AT and own != number & 0xFFFFFFFF:
         raise DamagedError(f"it says that it is record {own}")
-    attributes = _attributes(data, number, usa_at, first, used)
-    return Record(number, sequence, flags, links, base, attributes)
+    attributes = _attributes(data + _PADDING, number, usa_at, first, used)
+    # They are in the order of their types, and only $STANDARD_INFORMATION comes before the list.
+    is_listed = ATTRIBUTE_LIST in [found[0] for found in attributes[:2]]
+    return Record(number, sequence, flags, links, base, is_listed, attributes)
 
 
 def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> list[Attribute]:
     found: list[Attribute] = []
     before = 0
+    unpack = _ATTRIBUTE.unpack_from
     while at + 4 <= used:
-        if data[at : at + 4] == b"\xff\xff\xff\xff":
+        type_, length, is_elsewhere, characters, name_at, flags, instance, count, offset = unpack(
+            data, at
+        )
+        if type_ == _END:
             return found
-        if at + _ATTRIBUTE.size > used:
-            break
-        header = _ATTRIBUTE.unpack_from(data, at)
-        type_, length, is_elsewhere, characters, name_at, flags, instance = header
         end = at + length
         if length < 24 or length & 7 or end > used or name_at + 2 * characters > length:
             raise DamagedError(f"attribute {type_:X}h goes beyond its record")
@@ -151,13 +162,12 @@ def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> li
         if is_elsewhere:
             piece = _piece(data, at, length)
         else:
-            count, offset = _RESIDENT.unpack_from(data, at + 16)
             if offset + count > length:
                 raise DamagedError(f"the value of attribute {type_:X}h goes beyond it")
             value_at = at + offset
             value = data[value_at : value_at + count]
         found.append(
-            Attribute(type_, name, flags, instance, number, usa_at, value, value_at, piece)
+            _new_attribute((type_, name, flags, instance, number, usa_at, value, value_at, piece))
         )
         at = end
     raise DamagedError("its attributes have no end")

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from backplane.file_map.model import Kind
 from storage_node.mapping.ntfs_names import decode_name
 
-REPARSE_BYTES_MAX: Final = 64 * 1024
 TARGET_BYTES_MAX: Final = 64 * 1024
 INTERIX_BYTES_MAX: Final = 8 + 2 * 4096
 """Of a symbolic link as Interix and ntfs-3g make it: its mark, and a path of Linux in UTF-16."""

@@ -8,6 +8,8 @@ space are second names of the same entry and have no row.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import (
@@ -50,7 +52,6 @@ from storage_node.mapping.ntfs_record import (
 )
 from storage_node.mapping.ntfs_reparse import (
     INTERIX_BYTES_MAX,
-    REPARSE_BYTES_MAX,
     Meaning,
     decode_interix,
     decode_reparse,
@@ -59,11 +60,18 @@ from storage_node.mapping.ntfs_runs import ENCRYPTED, extents_of, join_pieces
 from storage_node.mapping.ntfs_security import SecurityDescriptors
 from storage_node.mapping.reader import DamagedError, Source
 
-XATTR_BYTES_MAX: Final = 256 * 1024
+XATTR_BYTES_MAX: Final = 64 * 1024
+"""Of one attribute, which is what Linux allows; a file has five at most."""
 FILE_MODE: Final = 0o644
 INDEX_NAME: Final = "$I30".encode("utf-16-le")
 
-_MODES: Final = {Kind.DIRECTORY: 0o755, Kind.SYMLINK: 0o777}
+LINK_MODE: Final = 0o777
+_FILE_KIND: Final = Kind.FILE
+_DIRECTORY_KIND: Final = Kind.DIRECTORY
+_INLINE: Final = int(ExtentFlag.INLINE)
+_ENCRYPTED: Final = int(ExtentFlag.ENCRYPTED)
+_NOTHING: Final[list[Attribute]] = []
+_new_identity: Final = partial(tuple.__new__, Identity)
 _KINDS_WITH_CONTENT: Final = (Kind.FILE, Kind.DIRECTORY, Kind.OTHER)
 _TICKS_TO_1970: Final = 116_444_736_000_000_000
 """Of 100 ns, since 1601."""
@@ -79,25 +87,18 @@ _XATTRS: Final = (
     (OBJECT_ID, b"system.ntfs_object_id"),
     (REPARSE_POINT, b"system.ntfs_reparse_data"),
 )
-
-
-class Standard(NamedTuple):
-    """What $STANDARD_INFORMATION says."""
-
-    birth_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    atime_ns: int
-    flags: int
-    security: int
+_XATTR_TYPES: Final = frozenset(type_ for type_, _ in _XATTRS)
 
 
 class Content(NamedTuple):
     """What one stream of a file has."""
 
-    size: int = 0
-    extents: tuple[FileExtent, ...] = ()
-    defect: str = ""
+    size: int
+    extents: tuple[FileExtent, ...]
+    defect: str
+
+
+_EMPTY: Final = Content(0, (), "")
 
 
 class Parts:
@@ -109,14 +110,18 @@ class Parts:
         self.names: list[FileName] = []
         self.data: dict[bytes, list[Attribute]] = {}
         self.others: dict[int, list[Attribute]] = {}
-        self.standard: bytes = b""
+        self.standard = b""
         self.defect = ""
         for found in attributes:
-            type_ = found.type
+            type_ = found[0]
             if type_ == FILE_NAME:
                 self._add_name(found.value or b"")
             elif type_ == DATA:
-                self.data.setdefault(found.name, []).append(found)
+                name = found.name
+                if name in self.data:
+                    self.data[name].append(found)
+                else:
+                    self.data[name] = [found]
             elif type_ == STANDARD_INFORMATION:
                 self.standard = found.value or b""
             elif not found.name or found.name == INDEX_NAME:
@@ -130,6 +135,8 @@ class Parts:
 
     def shown_names(self) -> list[FileName]:
         """Return the names that are rows: a DOS name only where there is no other."""
+        if len(self.names) == 1:
+            return self.names
         return [name for name in self.names if name.space != DOS_NAME] or self.names
 
 
@@ -163,22 +170,30 @@ class RowBuilder:
         """Return the rows of a file; None if a directory of it is not known yet, and may be later."""
         attributes, defect = self._mft.attributes(record)
         parts = Parts(attributes)
-        defects = [*filter(None, (defect, parts.defect))]
         places = self._places(record, parts, is_final=is_final)
-        if places is None:
-            return None
         if not places:
-            return []
+            return None if places is None else []
+        defects = [text for text in (defect, parts.defect) if text]
         if record.links > len(parts.names):
             defects.append(f"{record.links} names are counted, {len(parts.names)} are there")
-        row, streams = self._file(record, parts, defects)
-        rows = []
-        for path, defect in places:
-            both = "; ".join(filter(None, (row.error, defect)))
-            rows.append(row._replace(path=path, error=both))
-            for name, stream in streams:
-                rows.append(_stream_row(row, path, name, stream, defect))
+        row = self._row(places[0], record, parts, defects)
+        rows = [row]
+        for path, lost in places[1:]:
+            error = "; ".join(filter(None, (*defects, lost)))
+            rows.append(row._replace(path=path, error=error))
+        if len(parts.data) > (b"" in parts.data):
+            rows += self._stream_rows(row, places, parts)
         return rows
+
+    def _stream_rows(
+        self, row: FileRow, places: list[tuple[bytes, str]], parts: Parts
+    ) -> Iterator[FileRow]:
+        """Yield a row for each stream that has a name, under each name of the file."""
+        for name, found in parts.data.items():
+            if name:
+                content = self._content(found)
+                for path, defect in places:
+                    yield _stream_row(row, path, decode_name(name), content, defect)
 
     def _places(
         self, record: Record, parts: Parts, *, is_final: bool
@@ -201,61 +216,63 @@ class RowBuilder:
                 places.append(_place(directory, found.name, record.number))
         return places
 
-    def _file(
-        self, record: Record, parts: Parts, defects: list[str]
-    ) -> tuple[FileRow, list[tuple[bytes, Content]]]:
-        """Return the row of a file, without a path, and its streams."""
-        is_directory = bool(record.flags & IS_DIRECTORY)
-        standard = _standard(parts.standard, defects)
+    def _row(
+        self, place: tuple[bytes, str], record: Record, parts: Parts, defects: list[str]
+    ) -> FileRow:
+        """Return the row of a file; what is wrong with it, whatever its name, is added to `defects`."""
+        is_directory = record.flags & IS_DIRECTORY != 0
+        birth, mtime, ctime, atime, flags, security = _standard(parts.standard, defects)
+        kind, mode = (_DIRECTORY_KIND, 0o755) if is_directory else (_FILE_KIND, FILE_MODE)
         if is_directory:
-            content = self._content(parts.others.get(INDEX_ALLOCATION, []))
+            content = self._content(parts.others.get(INDEX_ALLOCATION, _NOTHING))
         elif b"" in parts.data:
             content = self._content(parts.data[b""])
         else:
-            content = Content(defect="it has no data attribute")
-        if content.defect:
-            defects.append(content.defect)
-        xattrs = self._xattrs(parts, standard, defects, is_directory=is_directory)
-        meaning = self._meaning(parts, standard, xattrs, content, is_directory=is_directory)
-        if meaning.error:
-            defects.append(meaning.error)
-        kind = meaning.kind
-        if kind is None:
-            kind = Kind.DIRECTORY if is_directory else Kind.FILE
-        if kind not in _KINDS_WITH_CONTENT:
-            content = Content(len(meaning.target))
-        row = FileRow(
-            path=b"",
-            kind=kind,
-            size=content.size,
-            mode=_MODES.get(kind, FILE_MODE),
-            uid=-1,
-            gid=-1,
-            mtime_ns=standard.mtime_ns,
-            atime_ns=standard.atime_ns,
-            ctime_ns=standard.ctime_ns,
-            birth_ns=standard.birth_ns,
-            links=max(1, len(parts.shown_names())),
-            identity=Identity(0, record.number, record.sequence),
-            device=meaning.device,
-            target=meaning.target,
-            xattrs=tuple(sorted(xattrs.items())),
-            extents=content.extents,
-            error="; ".join(defects),
+            content = Content(0, (), "it has no data attribute")
+        size, extents, defect = content
+        if defect:
+            defects.append(defect)
+        descriptor = self._descriptor(parts, security, defects)
+        xattrs = self._xattrs(parts, descriptor, flags, defects, is_directory=is_directory)
+        device, target = 0, b""
+        if flags & _SYSTEM or REPARSE_POINT in parts.others:
+            meaning = self._meaning(parts, flags, xattrs, size, is_directory=is_directory)
+            if meaning.error:
+                defects.append(meaning.error)
+            if meaning.kind is not None:
+                kind, device, target = meaning.kind, meaning.device, meaning.target
+            if kind not in _KINDS_WITH_CONTENT:
+                size, extents = len(target), ()
+                mode = LINK_MODE if kind == Kind.SYMLINK else FILE_MODE
+        path, lost = place
+        return FileRow(
+            path,
+            kind,
+            size,
+            mode,
+            -1,
+            -1,
+            mtime,
+            atime,
+            ctime,
+            birth,
+            len(parts.shown_names()) or 1,
+            _new_identity((0, record.number, record.sequence)),
+            device,
+            target,
+            xattrs,
+            extents,
+            "; ".join((*defects, lost) if lost else defects),
         )
-        streams = [
-            (decode_name(name), self._content(found)) for name, found in parts.data.items() if name
-        ]
-        return row, streams
 
     def _content(self, attributes: list[Attribute]) -> Content:
         """Return what a stream has, as far as it can be told."""
         if not attributes:
-            return Content()
+            return _EMPTY
         head = attributes[0]
         if head.value is not None and len(attributes) == 1:
             size = len(head.value)
-            return Content(size, tuple(self._inline(head, size)) if size else ())
+            return Content(size, self._inline(head, size) if size else (), "")
         try:
             stream = join_pieces(attributes, self._geometry)
         except DamagedError as error:
@@ -265,54 +282,55 @@ class RowBuilder:
                 default=None,
             )
             size = first.size if first and first.size >= 0 else 0
-            return Content(size, defect=error.reason)
+            return Content(size, (), error.reason)
         extents, defect = extents_of(stream, self._geometry.cluster_bytes)
         return Content(stream.size, tuple(extents), defect)
 
-    def _inline(self, found: Attribute, size: int) -> list[FileExtent]:
-        flags = int(ExtentFlag.INLINE)
-        if found.flags & ENCRYPTED:
-            flags |= ExtentFlag.ENCRYPTED
+    def _inline(self, found: Attribute, size: int) -> tuple[FileExtent, ...]:
+        flags = _INLINE | (_ENCRYPTED if found.flags & ENCRYPTED else 0)
         extents = []
         at = 0
         for place, count in self._mft.places(found.record, found.usa_at, found.value_at, size):
             extents.append(FileExtent(at, place, count, flags))
             at += count
-        return extents
+        return tuple(extents)
 
-    def _xattrs(
-        self, parts: Parts, standard: Standard, defects: list[str], *, is_directory: bool
-    ) -> dict[bytes, bytes]:
-        """Return the attributes as ntfs-3g shows them to Linux."""
-        flags = standard.flags & ~_DIRECTORY | (_DIRECTORY if is_directory else 0)
-        xattrs = {b"system.ntfs_attrib_be": (flags or _NORMAL).to_bytes(4, "big")}
-        descriptor = self._descriptor(parts, standard, defects)
-        if descriptor:
-            xattrs[b"system.ntfs_acl"] = descriptor
-        for type_, name in _XATTRS:
-            if type_ in parts.others:
-                value = self._value(parts.others[type_], defects)
-                if value:
-                    xattrs[name] = value
-        if sum(map(len, xattrs.values())) > XATTR_BYTES_MAX:
-            defects.append(f"its attributes have more than {XATTR_BYTES_MAX} bytes")
-            return {}
-        return xattrs
-
-    def _descriptor(self, parts: Parts, standard: Standard, defects: list[str]) -> bytes:
+    def _descriptor(self, parts: Parts, security: int, defects: list[str]) -> bytes:
         """Return the security descriptor: that of the volume's table, or, before NTFS 3.0, the file's own."""
-        if standard.security:
-            descriptor = self._descriptors.get(standard.security)
+        if security:
+            descriptor = self._descriptors.get(security)
             if descriptor is not None:
                 return descriptor
-            defects.append(f"its security descriptor {standard.security} is missing")
+            defects.append(f"its security descriptor {security} is missing")
         if SECURITY_DESCRIPTOR in parts.others:
             return self._value(parts.others[SECURITY_DESCRIPTOR], defects)
         return b""
 
+    def _xattrs(
+        self,
+        parts: Parts,
+        descriptor: bytes,
+        flags: int,
+        defects: list[str],
+        *,
+        is_directory: bool,
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the attributes as ntfs-3g shows them to Linux, in the order of their names."""
+        flags = flags & ~_DIRECTORY | (_DIRECTORY if is_directory else 0)
+        shown = (b"system.ntfs_attrib_be", (flags or _NORMAL).to_bytes(4, "big"))
+        xattrs = ((b"system.ntfs_acl", descriptor), shown) if descriptor else (shown,)
+        if _XATTR_TYPES.isdisjoint(parts.others):
+            return xattrs
+        values = (
+            (name, self._value(parts.others[type_], defects))
+            for type_, name in _XATTRS
+            if type_ in parts.others
+        )
+        return *xattrs, *(found for found in values if found[1])
+
     def _value(self, attributes: list[Attribute], defects: list[str]) -> bytes:
         try:
-            return value_of(self._source, self._geometry, attributes, REPARSE_BYTES_MAX)
+            return value_of(self._source, self._geometry, attributes, XATTR_BYTES_MAX)
         except DamagedError as error:
             defects.append(f"attribute {attributes[0].type:X}h: {error.reason}")
             return b""
@@ -320,22 +338,21 @@ class RowBuilder:
     def _meaning(
         self,
         parts: Parts,
-        standard: Standard,
-        xattrs: dict[bytes, bytes],
-        content: Content,
+        flags: int,
+        xattrs: tuple[tuple[bytes, bytes], ...],
+        size: int,
         *,
         is_directory: bool,
     ) -> Meaning:
         """Say what the file is, if it is not what it looks like."""
         if REPARSE_POINT in parts.others:
-            data = xattrs.get(b"system.ntfs_reparse_data", b"")
-            extended = xattrs.get(b"system.ntfs_ea", b"")
+            named = dict(xattrs)
+            data = named.get(b"system.ntfs_reparse_data", b"")
+            extended = named.get(b"system.ntfs_ea", b"")
             return decode_reparse(data, is_directory=is_directory, extended=extended)
-        is_short = 8 < content.size <= INTERIX_BYTES_MAX
-        if standard.flags & _SYSTEM and is_short and not is_directory and b"" in parts.data:
+        if flags & _SYSTEM and 8 < size <= INTERIX_BYTES_MAX and b"" in parts.data:
             # The target of such a link is its data: the one place where data of a file are looked at.
-            data = self._value(parts.data[b""], [])
-            return decode_interix(data)
+            return decode_interix(self._value(parts.data[b""], []))
         return Meaning()
 
 
@@ -369,15 +386,16 @@ def _stream_row(row: FileRow, path: bytes, name: bytes, content: Content, defect
     )
 
 
-def _standard(value: bytes, defects: list[str]) -> Standard:
+def _standard(value: bytes, defects: list[str]) -> tuple[int, int, int, int, int, int]:
+    """Return the times of birth, data, record and access, the flags, and the number of the security descriptor."""
     if len(value) < _STANDARD.size:
         defects.append("its standard information is missing")
-        return Standard(NO_TIME, NO_TIME, NO_TIME, NO_TIME, 0, 0)
+        return NO_TIME, NO_TIME, NO_TIME, NO_TIME, 0, 0
     birth, mtime, ctime, atime, flags = _STANDARD.unpack_from(value)
     security = 0
     if len(value) >= _SECURITY_AT + 4:
         (security,) = _SECURITY_NUMBER.unpack_from(value, _SECURITY_AT)
-    return Standard(
+    return (
         (birth - _TICKS_TO_1970) * 100,
         (mtime - _TICKS_TO_1970) * 100,
         (ctime - _TICKS_TO_1970) * 100,

@@ -14,6 +14,7 @@ Behind `initialized` a file reads as zeros, whatever its clusters hold.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import ExtentFlag, FileExtent
@@ -31,6 +32,7 @@ COMPRESSED_MASK: Final = 0x00FF
 LZNT1_METHOD: Final = 1
 ENCRYPTED: Final = 0x4000
 
+_FIRST_VCN: Final = attrgetter("first_vcn")
 _UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
 _ENCRYPTED: Final = int(ExtentFlag.ENCRYPTED)
 _COMPRESSED: Final = int(ExtentFlag.COMPRESSED)
@@ -50,44 +52,48 @@ class Stream(NamedTuple):
     runs: list[Run]
 
 
-def decode_runs(piece: Piece, cluster_count: int) -> Iterator[Run]:
-    """Yield the runs of a piece; `DamagedError` if they leave the volume or do not fill the piece."""
+def decode_runs(piece: Piece, cluster_count: int) -> list[Run]:
+    """Return the runs of a piece; `DamagedError` if they leave the volume or do not fill the piece."""
     data = piece.runs
     at = cluster = 0
     vcn, end_vcn = piece.first_vcn, piece.end_vcn
+    number = int.from_bytes
+    runs: list[Run] = []
     while at < len(data) and data[at]:
         count_bytes, distance_bytes = data[at] & 15, data[at] >> 4
         distance_at = at + 1 + count_bytes
         end = distance_at + distance_bytes
         if not 1 <= count_bytes <= 8 or distance_bytes > 8 or end > len(data):
             raise DamagedError("its run list is damaged")
-        count = int.from_bytes(data[at + 1 : distance_at], "little", signed=True)
+        count = number(data[at + 1 : distance_at], "little", signed=True)
         if not 0 < count <= end_vcn - vcn:
             raise DamagedError("its run list covers more than it should")
         if distance_bytes:
-            cluster += int.from_bytes(data[distance_at:end], "little", signed=True)
+            cluster += number(data[distance_at:end], "little", signed=True)
             if not 0 <= cluster <= cluster_count - count:
                 raise DamagedError("its run list leaves the volume")
-            yield vcn, cluster, count
+            runs.append((vcn, cluster, count))
         else:
-            yield vcn, HOLE, count
+            runs.append((vcn, HOLE, count))
         vcn += count
         at = end
     if at >= len(data) or vcn != end_vcn:
         raise DamagedError("its run list ends too early")
+    return runs
 
 
 def join_pieces(attributes: Sequence[Attribute], geometry: Geometry) -> Stream:
     """Put the pieces of one attribute together; `DamagedError` if one is missing, or the sizes cannot be."""
-    if not attributes:
-        raise DamagedError("it is missing")
-    pieces = sorted(_pieces(attributes), key=lambda piece: piece.first_vcn)
+    pieces = [found.piece for found in attributes if found.piece is not None]
+    if not pieces or len(pieces) != len(attributes):
+        raise DamagedError("it is missing, or a part of it is in a record")
+    pieces.sort(key=_FIRST_VCN)
     runs: list[Run] = []
     vcn = 0
     for piece in pieces:
         if piece.first_vcn != vcn:
             raise DamagedError(f"of its clusters, those from {vcn} on are missing")
-        runs.extend(decode_runs(piece, geometry.cluster_count))
+        runs += decode_runs(piece, geometry.cluster_count)
         vcn = piece.end_vcn
         if len(runs) > EXTENTS_MAX:
             raise DamagedError(f"it has more than {EXTENTS_MAX} extents")
@@ -105,8 +111,7 @@ def extents_of(stream: Stream, cluster_bytes: int) -> tuple[list[FileExtent], st
     if stream.unit_clusters:
         extents, defect = _compressed_extents(stream, cluster_bytes)
     else:
-        runs = (run for run in stream.runs if run[1] != HOLE)
-        extents, defect = _plain_extents(runs, stream, cluster_bytes), ""
+        extents, defect = _plain_extents(stream.runs, stream, cluster_bytes), ""
     if len(extents) > EXTENTS_MAX:
         return extents[:EXTENTS_MAX], f"it has more than {EXTENTS_MAX} extents"
     return extents, defect
@@ -122,13 +127,6 @@ def written_end(stream: Stream, cluster_bytes: int) -> int:
     return -(-stream.size // cluster_bytes) * cluster_bytes
 
 
-def _pieces(attributes: Sequence[Attribute]) -> Iterator[Piece]:
-    for attribute in attributes:
-        if attribute.piece is None:
-            raise DamagedError("a part of it is in a record, another one in clusters")
-        yield attribute.piece
-
-
 def _unit_clusters(head: Piece, flags: int, geometry: Geometry) -> int:
     if flags & COMPRESSED_MASK != LZNT1_METHOD:
         raise DamagedError(f"it is compressed by an unknown method, {flags & COMPRESSED_MASK}")
@@ -138,22 +136,12 @@ def _unit_clusters(head: Piece, flags: int, geometry: Geometry) -> int:
     return unit
 
 
-def _plain_extents(
-    runs: Iterator[Run] | list[Run], stream: Stream, cluster_bytes: int
-) -> list[FileExtent]:
+def _plain_extents(runs: list[Run], stream: Stream, cluster_bytes: int) -> list[FileExtent]:
     """Runs that follow each other, in the file and on the volume, are one extent."""
     flags = _ENCRYPTED if stream.flags & ENCRYPTED else 0
-    merged: list[Run] = []
-    for vcn, cluster, count in runs:
-        if merged:
-            last_vcn, last_cluster, last_count = merged[-1]
-            if (last_vcn + last_count, last_cluster + last_count) == (vcn, cluster):
-                merged[-1] = (last_vcn, last_cluster, last_count + count)
-                continue
-        merged.append((vcn, cluster, count))
     end = written_end(stream, cluster_bytes)
-    extents = []
-    for vcn, cluster, count in merged:
+    extents: list[FileExtent] = []
+    for vcn, cluster, count in _merged(runs):
         file_byte, volume_byte = vcn * cluster_bytes, cluster * cluster_bytes
         byte_count = count * cluster_bytes
         written = min(max(end - file_byte, 0), byte_count)
@@ -163,6 +151,24 @@ def _plain_extents(
             rest = (file_byte + written, volume_byte + written, byte_count - written)
             extents.append(FileExtent(*rest, flags | _UNWRITTEN))
     return extents
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """Join neighbours, and leave holes out."""
+    if len(runs) == 1 and runs[0][1] != HOLE:
+        return runs
+    merged: list[Run] = []
+    next_vcn = next_cluster = -1
+    for vcn, cluster, count in runs:
+        if cluster == HOLE:
+            continue
+        if vcn == next_vcn and cluster == next_cluster:
+            first_vcn, first_cluster, before = merged[-1]
+            merged[-1] = (first_vcn, first_cluster, before + count)
+        else:
+            merged.append((vcn, cluster, count))
+        next_vcn, next_cluster = vcn + count, cluster + count
+    return merged
 
 
 def _compressed_extents(stream: Stream, cluster_bytes: int) -> tuple[list[FileExtent], str]:
