@@ -1,0 +1,226 @@
+"""Inodes of XFS: the fixed part, the two forks, and the extents of a fork.
+
+    0          100 or 176                    + 8 x forkoff                   inode_bytes
+    core       data fork                     attribute fork (none if forkoff is 0)
+
+A fork is `LOCAL` (the bytes themselves), `EXTENTS` (a list of 16-byte records) or `BTREE` (the root of a tree of
+them).  A record is 128 bits: 1 says unwritten, 54 the block in the file, 52 the block on the volume, 21 how many.  The
+number of records must be what the core says: that is what tells a list that was cut off from one that ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from backplane.file_map.model import NO_TIME, Kind
+from storage_node.mapping.limits import EXTENTS_PER_ROW_MAX
+from storage_node.mapping.reader import DamagedError
+from storage_node.mapping.xfs_blocks import Blocks
+from storage_node.mapping.xfs_btree import file_leaves
+
+CORE_BYTES_OLD: Final = 100
+CORE_BYTES: Final = 176
+
+DEVICE: Final = 0
+LOCAL: Final = 1
+EXTENTS: Final = 2
+BTREE: Final = 3
+
+REALTIME_FLAG: Final = 0x1
+"""In `flags`."""
+REFLINK_FLAG: Final = 0x2
+BIGTIME_FLAG: Final = 0x8
+NREXT64_FLAG: Final = 0x10
+"""In `flags2`."""
+
+KIND_OF_MODE: Final = {
+    0x1000: Kind.FIFO,
+    0x2000: Kind.CHARACTER,
+    0x4000: Kind.DIRECTORY,
+    0x6000: Kind.BLOCK,
+    0x8000: Kind.FILE,
+    0xA000: Kind.SYMLINK,
+    0xC000: Kind.SOCKET,
+}
+
+_CORE: Final = struct.Struct(">2sHBBHIII12xQQQQ12xIHBB6xHI")
+"""From 0: magic, mode, version, format, links of version 1, owner, group, links, three times, size; number of extents,
+of attribute extents, fork offset, attribute format; flags, generation."""
+_MORE: Final = struct.Struct(">Q16xQQ")
+"""From 120: flags2, time of birth, number."""
+_MANY_EXTENTS: Final = struct.Struct(">Q44xI")
+"""From 24: number of extents and of attribute extents, where NREXT64_FLAG is set."""
+_RECORD: Final = struct.Struct(">QQ")
+
+_BIGTIME_EPOCH_NS: Final = (1 << 31) * 1_000_000_000
+_SECOND_NS: Final = 1_000_000_000
+_FILE_BYTES_MAX: Final = (1 << 63) - 1
+
+
+class Run(NamedTuple):
+    """Some blocks of a fork.  `file_block` counts blocks of the file."""
+
+    file_block: int
+    volume_byte: int
+    block_count: int
+    is_unwritten: bool
+
+
+class Inode(NamedTuple):
+    """The core of an inode, and its bytes."""
+
+    number: int
+    kind: int
+    mode: int
+    uid: int
+    gid: int
+    links: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    birth_ns: int
+    generation: int
+    data_format: int
+    data_count: int
+    attribute_format: int
+    attribute_count: int
+    core_bytes: int
+    fork_bytes: int
+    """Where the attribute fork begins, behind the core; 0 if there is none."""
+    is_realtime: bool
+    is_reflinked: bool
+    raw: bytes
+
+    @property
+    def data_fork(self) -> bytes:
+        end = self.core_bytes + self.fork_bytes if self.fork_bytes else len(self.raw)
+        return self.raw[self.core_bytes : end]
+
+    @property
+    def attribute_fork(self) -> bytes:
+        return self.raw[self.core_bytes + self.fork_bytes :] if self.fork_bytes else b""
+
+
+def parse_inode(raw: bytes, number: int) -> Inode:
+    """Read the core of an inode; `DamagedError` if it cannot be one."""
+    magic, mode, version, data_format, old_links, uid, gid, links, *rest = _CORE.unpack_from(raw)
+    atime, mtime, ctime, size, count, attributes, fork, attribute_format, flags, gen = rest
+    if magic != b"IN" or version not in (1, 2, 3):
+        raise DamagedError("no inode")
+    core_bytes, flags2, birth = CORE_BYTES_OLD, 0, NO_TIME
+    if version == 3:
+        core_bytes = CORE_BYTES
+        flags2, birth, said = _MORE.unpack_from(raw, 120)
+        if said != number:
+            raise DamagedError(f"the inode says that it is {said}")
+        birth = _time_ns(birth, flags2)
+    if flags2 & NREXT64_FLAG:
+        count, attributes = _MANY_EXTENTS.unpack_from(raw, 24)
+    fork_bytes = fork * 8
+    kind = KIND_OF_MODE.get(mode & 0xF000, Kind.OTHER)
+    if fork_bytes and not 0 < fork_bytes < len(raw) - core_bytes:
+        raise DamagedError(f"the inode tells of attributes at {fork_bytes}")
+    if size > _FILE_BYTES_MAX or kind == Kind.OTHER:
+        raise DamagedError(f"the inode tells of mode {mode:o} and {size} bytes")
+    return Inode(
+        number,
+        kind,
+        mode & 0o7777,
+        uid,
+        gid,
+        old_links if version == 1 else links,
+        size,
+        _time_ns(atime, flags2),
+        _time_ns(mtime, flags2),
+        _time_ns(ctime, flags2),
+        birth,
+        gen,
+        data_format,
+        count,
+        attribute_format,
+        attributes,
+        core_bytes,
+        fork_bytes,
+        bool(flags & REALTIME_FLAG),
+        bool(flags2 & REFLINK_FLAG),
+        raw,
+    )
+
+
+def _time_ns(stored: int, flags2: int) -> int:
+    if flags2 & BIGTIME_FLAG:
+        return stored - _BIGTIME_EPOCH_NS
+    seconds = stored >> 32
+    return (seconds - ((seconds & 0x80000000) << 1)) * _SECOND_NS + (stored & 0xFFFFFFFF)
+
+
+def device_number(inode: Inode) -> int:
+    """Return major << 32 | minor: 14 and 18 bits, at the start of the data fork."""
+    if inode.data_format != DEVICE:
+        raise DamagedError(f"a device with a data fork of format {inode.data_format}")
+    stored = int.from_bytes(inode.data_fork[:4], "big")
+    return (stored >> 18) << 32 | (stored & 0x3FFFF)
+
+
+def data_runs(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[Run]:
+    """Return the extents of the data fork; `DamagedError` if one of them cannot be."""
+    fork = inode.data_fork
+    leaves = _leaves(blocks, inode, inode.data_format, fork, inode.data_count, is_any_owner)
+    return _runs(blocks, leaves, inode.data_count)
+
+
+def attribute_runs(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[Run]:
+    """Return the extents of the attribute fork; `DamagedError` if one of them cannot be."""
+    fork, count = inode.attribute_fork, inode.attribute_count
+    leaves = _leaves(blocks, inode, inode.attribute_format, fork, count, is_any_owner)
+    return _runs(blocks, leaves, count)
+
+
+def _leaves(
+    blocks: Blocks, inode: Inode, fork_format: int, fork: bytes, count: int, is_any_owner: bool
+) -> Iterable[bytes]:
+    """Return the records of a fork, in pieces."""
+    if count > EXTENTS_PER_ROW_MAX:
+        raise DamagedError(f"{count} extents: we take {EXTENTS_PER_ROW_MAX}")
+    if fork_format == EXTENTS:
+        if count * 16 > len(fork):
+            raise DamagedError(f"{count} extents in a fork of {len(fork)} bytes")
+        return (fork[: count * 16],)
+    if fork_format != BTREE:
+        raise DamagedError(f"a fork of format {fork_format}, with extents")
+    if len(fork) < 4:
+        raise DamagedError("a fork without room for a tree")
+    level, records = struct.unpack_from(">HH", fork)
+    room = (len(fork) - 4) // 16
+    if not 0 < records <= room:
+        raise DamagedError(f"{records} records in a root with room for {room}")
+    roots = struct.unpack_from(f">{records}Q", fork, 4 + room * 8)
+    return file_leaves(blocks, inode.number, level, roots, is_any_owner=is_any_owner)
+
+
+def _runs(blocks: Blocks, leaves: Iterable[bytes], count: int) -> list[Run]:
+    geometry = blocks.geometry
+    last = _FILE_BYTES_MAX >> geometry.block_shift
+    runs: list[Run] = []
+    end = 0
+    for high, low in _records(leaves):
+        start = (high & 0x7FFFFFFFFFFFFFFF) >> 9
+        many = low & 0x1FFFFF
+        if start < end:
+            raise DamagedError(f"the extents at block {start} of the file overlap")
+        byte = geometry.run_byte((high & 0x1FF) << 43 | low >> 21, many)
+        end = start + many
+        runs.append(Run(start, byte, many, bool(high >> 63)))
+        if end > last or len(runs) > count:
+            raise DamagedError(f"an extent too many, at block {start} of the file")
+    if len(runs) != count:
+        raise DamagedError(f"{len(runs)} extents, where the inode tells of {count}")
+    return runs
+
+
+def _records(leaves: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+    for leaf in leaves:
+        yield from _RECORD.iter_unpack(leaf)

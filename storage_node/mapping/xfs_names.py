@@ -1,0 +1,172 @@
+"""The names of a file system, kept by inode, in little memory: about 20 bytes and the name itself.
+
+Directories are read first, and what they say is put here; then inodes come in the order of the volume and ask for their
+names.  A record is (slot, type, length of the name, directory, name), in one byte string for each 64 inodes, so there
+is no object for each name.  Paths are made when they are asked for, from the names of directories upwards.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from backplane.file_map.model import PATH_BYTES_MAX
+from backplane.units import MIB
+
+RECORDS_BYTES_MAX: Final = 1024 * MIB
+"""All names of 25 million files.  Who has more is told that the map is not complete."""
+PATHS_BYTES_MAX: Final = 16 * MIB
+"""Paths of directories that are remembered; then they are made anew."""
+
+_SLOT_BITS: Final = 6
+_SLOTS: Final = 1 << _SLOT_BITS
+_RECORD: Final = struct.Struct("<BBBI")
+_PATH_OVERHEAD_BYTES: Final = 150
+
+
+class Name(NamedTuple):
+    """One name of an inode."""
+
+    directory: int
+    """The number that `Names.add_directory` has given."""
+    type: int
+    name: bytes
+
+
+class Names:
+    """All names, found by inode."""
+
+    def __init__(self, root_inode: int) -> None:
+        self._root = root_inode
+        self._records: dict[int, bytearray] = {}
+        self._bytes = 0
+        self._directories = array("Q")
+        self._naming = array("q")
+        """Where the record is that names a directory: in the byte string of its inode; -1 before it was looked for."""
+        self._lost: set[int] = set()
+        self._used: dict[int, int] = {}
+        """Which slots belonged to an inode in use, a bit each."""
+        self._paths: dict[int, bytes] = {}
+        self._paths_bytes = 0
+        self._unpacked_key = -1
+        self._unpacked: dict[int, list[Name]] = {}
+
+    def add_directory(self, inode: int) -> int:
+        """Take a directory, and return the number that its entries give."""
+        self._directories.append(inode)
+        self._naming.append(-1)
+        return len(self._directories) - 1
+
+    def add(self, inode: int, kind: int, name: bytes, directory: int) -> bool:
+        """Take a name; say whether there was room for it."""
+        record = _RECORD.pack(inode & _SLOTS - 1, kind, len(name), directory) + name
+        self._bytes += len(record)
+        if self._bytes > RECORDS_BYTES_MAX:
+            return False
+        key = inode >> _SLOT_BITS
+        records = self._records.get(key)
+        if records is None:
+            self._records[key] = bytearray(record)
+        else:
+            records += record
+        return True
+
+    def of(self, inode: int) -> list[Name]:
+        """Return the names of an inode."""
+        key = inode >> _SLOT_BITS
+        if key != self._unpacked_key:
+            self._unpacked_key, self._unpacked = key, self._unpack(key)
+        return self._unpacked.get(inode & _SLOTS - 1, [])
+
+    def use(self, inode: int) -> None:
+        """Remember that an inode with these names exists."""
+        key = inode >> _SLOT_BITS
+        self._used[key] = self._used.get(key, 0) | 1 << (inode & _SLOTS - 1)
+
+    def unused(self) -> Iterator[tuple[int, list[Name]]]:
+        """Yield (inode, names) of names that lead to no inode in use."""
+        for key in sorted(self._records):
+            used = self._used.get(key, 0)
+            for slot, names in self._unpack(key).items():
+                if not used >> slot & 1:
+                    yield key << _SLOT_BITS | slot, names
+
+    def path(self, directory: int) -> bytes | None:
+        """Return the path of a directory; None if no chain of names leads to it from the root, or it is too long."""
+        chain: dict[int, bytes] = {}
+        number = directory
+        while (path := self._paths.get(number)) is None:
+            if self._directories[number] == self._root:
+                path = b""
+                break
+            above = self._above(number)
+            if above is None or number in chain:
+                self._lost.update(chain, (number,))
+                return None
+            chain[number] = shown(above.name)
+            number = above.directory
+        # Only this one is remembered: a deep tree would have paths of gigabytes.
+        path = b"/".join([path, *reversed(chain.values())] if path else reversed(chain.values()))
+        if len(path) > PATH_BYTES_MAX:
+            self._lost.add(directory)
+            return None
+        self._remember(directory, path)
+        return path
+
+    def _remember(self, directory: int, path: bytes) -> None:
+        if directory in self._paths:
+            return
+        self._paths_bytes += len(path) + _PATH_OVERHEAD_BYTES
+        if self._paths_bytes > PATHS_BYTES_MAX:
+            self._paths.clear()
+            self._paths_bytes = 0
+        self._paths[directory] = path
+
+    def _above(self, directory: int) -> Name | None:
+        """Return the first name of a directory, and what it is in; None if there is none, or it leads nowhere."""
+        if directory in self._lost:
+            return None
+        inode = self._directories[directory]
+        records = self._records.get(inode >> _SLOT_BITS, b"")
+        if self._naming[directory] < 0:
+            slot = inode & _SLOTS - 1
+            places = (at for at, found, *_ in _walk(records) if found == slot)
+            self._naming[directory] = next(places, len(records))
+        at = self._naming[directory]
+        if at >= len(records):
+            return None
+        _, kind, name_bytes, above = _RECORD.unpack_from(records, at)
+        at += _RECORD.size
+        return Name(above, kind, bytes(records[at : at + name_bytes]))
+
+    def _unpack(self, key: int) -> dict[int, list[Name]]:
+        names: dict[int, list[Name]] = {}
+        for _, slot, kind, directory, name in _walk(self._records.get(key, b"")):
+            names.setdefault(slot, []).append(Name(directory, kind, name))
+        return names
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """Return the path of an entry, shown so that it can be one."""
+    return parent + b"/" + shown(name) if parent else shown(name)
+
+
+def shown(name: bytes) -> bytes:
+    """Return a name with what no name can have replaced by `?`."""
+    if not name or name in (b".", b".."):
+        return b"?" * max(1, len(name))
+    if b"/" in name or b"\0" in name:
+        return name.replace(b"/", b"?").replace(b"\0", b"?")
+    return name
+
+
+def _walk(records: bytes | bytearray) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield each record, and where it is."""
+    at = 0
+    while at < len(records):
+        slot, kind, name_bytes, directory = _RECORD.unpack_from(records, at)
+        end = at + _RECORD.size + name_bytes
+        yield at, slot, kind, directory, bytes(records[at + _RECORD.size : end])
+        at = end
