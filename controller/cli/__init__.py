@@ -23,6 +23,7 @@ from controller.cli.debug import debug as debug_group
 from controller.cli.job import job as job_group
 from controller.cli.keys import keys as keys_group
 from controller.cli.local import local as local_group
+from controller.cli.map import map_ as map_group
 from controller.cli.mover import mover as mover_group
 from controller.cli.mover import mover_table
 from controller.cli.node import node as node_group
@@ -87,6 +88,7 @@ for _group in (
     submit_group,
     job_group,
     backup_group,
+    map_group,
     volume_group,
     view_group,
     tape_group,

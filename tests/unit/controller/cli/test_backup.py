@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from backplane.file_map.model import FileSystem
+from backplane.testing.file_rows import ordinary_tree
+from backplane.testing.packed_map import PackedMap
+
 LIST = """\
 BACKUP  NAME                       LEVEL  STATE      CREATED              VOLUME SIZE            DATA  PARTS  NEEDS
      3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  LTO001L8
@@ -26,6 +30,7 @@ PAGE = """\
   Consistency:    crash
   Static view:    hold
   Cartridges:     LTO001L8
+  Map of files:   none
 
 PART  CARTRIDGE  SEQUENCE  HEADER  DATA  TRAILER  RECORDS  RECORD           BYTES
    1  LTO001L8          1       3     4     3077     3072    1MiB  3GiB (3.22 GB)
@@ -70,3 +75,50 @@ def test_a_chain_that_cannot_be_restored_says_why(
     changes = {"broken": "cartridge A is in error"}
     controller.answers["backup.list"] = {"backups": [documents["backup"] | changes]}
     assert "broken: cartridge A is in error" in ctl("backup", "list")[1]
+
+
+EXT4 = FileSystem(
+    kind="ext4",
+    prefix="p1",
+    label="home\x1b",
+    uuid="0f4c7e36",
+    block_bytes=4096,
+    size_bytes=1 << 30,
+    state="replayed",
+    place="partition 1 of a GPT",
+)
+
+
+def test_a_backup_with_a_map_says_what_is_in_it(controller: Any, ctl: Any, documents: Any) -> None:
+    packed = PackedMap(ordinary_tree(9), file_systems=(EXT4, EXT4._replace(prefix="", label="")))
+    selection = {"paths": ["home/**"], "excludes": ["*.iso", "tmp"]}
+    changes = {"map_state": "complete", "files": 9, "selection": selection}
+    controller.answers["backup.show"] = documents["backup_detail"] | changes
+    controller.answers["map.header"] = packed.header_document()
+    told = ctl("backup", "show", "vol1/latest")[1]
+    assert "Map of files:   9 files of " in told
+    assert (
+        "File system:    p1/ is ext4 home\\x1b, replayed, 1,073,741,824 (1GiB), partition" in told
+    )
+    assert "File system:    ext4, replayed, " in told
+    assert "Chosen files:   home/**, without *.iso, tmp\n" in told
+    assert controller.arguments("map.header") == {"backup": "3"}
+    document = json.loads(ctl("backup", "show", "3", "--output", "json")[1])
+    assert (document["map"]["files"], document["map"]["is_complete"]) == (9, True)
+    assert document["map"]["file_systems"][0]["label"] == "home\\x1b"
+
+
+def test_a_map_that_is_not_complete_says_why(controller: Any, ctl: Any, documents: Any) -> None:
+    packed = PackedMap(ordinary_tree(9), reasons=("inode 7 is torn", "and so is 8"))
+    changes = {"map_state": "incomplete", "selection": {"paths": ["a"], "excludes": []}}
+    controller.answers["backup.show"] = documents["backup_detail"] | changes
+    controller.answers["map.header"] = packed.header_document()
+    told = ctl("backup", "show", "3")[1]
+    assert "Map incomplete:  inode 7 is torn\n  Map incomplete:  and so is 8\n" in told
+    assert "Chosen files:    a\n" in told
+
+
+def test_a_backup_without_a_map_says_so(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["backup.show"] = documents["backup_detail"] | {"map_state": "raw"}
+    assert "Map of files:   none, backed up with --raw\n" in ctl("backup", "show", "3")[1]
+    assert json.loads(ctl("backup", "show", "3", "--output", "json")[1])["map"] is None
