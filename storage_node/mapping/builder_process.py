@@ -38,6 +38,11 @@ CONTROL_BYTES_MAX: Final = 1024 * 1024
 PARSER_END_S: Final = 5.0
 """How long a parser that has said everything, or was killed, may take to go."""
 
+PARSER: Final = b"P"
+"""The first byte to the node, and with it a descriptor of the parser's process."""
+NO_PARSER: Final = b"N"
+"""The same when there is none; the reason comes behind it."""
+
 PROGRESS_ROWS: Final = 2000
 DESCRIPTORS_MAX: Final = 32
 
@@ -70,6 +75,7 @@ class Failure(IntEnum):
     PARSER = 4
     """It broke a limit, crashed, or talked nonsense."""
     NO_ROOM = 5
+    NOT_STARTED = 6
 
 
 class Order(NamedTuple):
@@ -127,8 +133,13 @@ class _Builder:
     def run(self, reads_fd: int, map_fd: int, spool_fd: int) -> None:
         ours, theirs = socket.socketpair()
         with ours:
-            with theirs:
-                parser = self._start_parser(reads_fd, theirs.fileno())
+            try:
+                with theirs:
+                    parser = self._start_parser(reads_fd, theirs.fileno())
+            except supervise.StartError as error:
+                self._control.socket.sendall(NO_PARSER)
+                self._fail(Failure.NOT_STARTED, error.message)
+                return
             os.close(reads_fd)
             try:
                 header = self._build(Channel(ours), parser, map_fd, spool_fd)
@@ -158,7 +169,7 @@ class _Builder:
         )
         # Whatever becomes of us, the node can end it: a pid could be somebody else's by then.
         descriptor = os.pidfd_open(parser.pid)
-        socket.send_fds(self._control.socket, [b"P"], [descriptor])
+        socket.send_fds(self._control.socket, [PARSER], [descriptor])
         os.close(descriptor)
         return parser
 

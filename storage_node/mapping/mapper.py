@@ -184,7 +184,7 @@ class Mapping:
         for descriptor in descriptors:
             stack.enter_context(_open(descriptor))
             stack.callback(_kill, descriptor)
-        if not word or not descriptors:
+        if not word:
             raise ChannelClosedError
         while True:
             self._set_timeout(control)
@@ -239,6 +239,8 @@ class Mapping:
         if self._is_cancelled or (self._reads is not None and self._reads.overstep):
             return self._why(ChannelClosedError(), None)
         match failure:
+            case Failure.NOT_STARTED:
+                return BackupError(reason)
             case Failure.UNSUPPORTED:
                 return RefusedError(f"the volume cannot be mapped: {reason}", hint=RAW_HINT)
             case Failure.NOTHING_KNOWN:

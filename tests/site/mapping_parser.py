@@ -1,7 +1,7 @@
 """A parser of mappings that does what a test wants: `python tests/site/mapping_parser.py MODE` and the real arguments.
 
-It gives up what the real one gives up, and then shows what somebody could do who has taken it over.  `PARSER` is the
-command for a `Mapper`.
+It gives up what the real one gives up, and then shows what somebody could do who has taken it over.  `parser` returns
+the command for a `Mapper`; what comes behind a colon in MODE only marks the process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from backplane.errors import MediumError
 from backplane.file_map.model import NO_TIME, FileExtent, FileRow, FileSystem, Identity, Kind
 from storage_node.mapping.parser_process import run
 from storage_node.mapping.reader import DamagedError, Source, UnsupportedError
@@ -27,9 +28,22 @@ BLOCK: Final = 4096
 FILE_SYSTEM: Final = FileSystem("test", "", "label", "uuid", BLOCK, 0, "clean", "whole volume")
 
 
-def parser(mode: str) -> list[str]:
+def parser(mode: str, mark: str = "") -> list[str]:
     """Return the command of a parser that does this."""
-    return [sys.executable, "-P", str(Path(__file__).resolve()), mode]
+    return [sys.executable, "-P", str(Path(__file__).resolve()), f"{mode}:{mark}"]
+
+
+def running(mark: str) -> list[int]:
+    """Return the processes with this mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone meanwhile
+        if any(word.endswith(b":" + mark.encode()) for word in words):
+            found.append(int(folder.name))
+    return found
 
 
 def row(path: str, *extents: tuple[int, int], inode: int = 0, **changes: Any) -> FileRow:
@@ -65,6 +79,22 @@ def tell(teller: Teller, rows: list[FileRow], runs: list[tuple[int, int]]) -> No
 
 ROOT: Final = row("")
 GOOD: Final = [ROOT, row("b", (BLOCK, BLOCK)), row("a"), row("a/c", (3 * BLOCK, 2 * BLOCK))]
+
+
+class MemoryView:
+    """A view in memory; `read_into` can be made to fail, or to wait."""
+
+    block_bytes = 512
+
+    def __init__(self, size_bytes: int = 1 << 20, *, bad_byte: int = -1) -> None:
+        self.size_bytes = size_bytes
+        self.bad_byte = bad_byte
+
+    def read_into(self, byte_address: int, buffer: memoryview) -> None:
+        """Zeros, but for the bad byte."""
+        if byte_address <= self.bad_byte < byte_address + len(buffer):
+            raise MediumError(f"byte {self.bad_byte} cannot be read")
+        buffer[:] = bytes(len(buffer))
 
 
 # --- maps ----------------------------------------------------------------------------------------
@@ -203,7 +233,7 @@ def overlapping_runs(source: Source, teller: Teller) -> None:
 def endless(source: Source, teller: Teller) -> None:
     """Rows without an end."""
     while True:
-        teller.rows(GOOD)
+        teller.rows(GOOD * 128)
 
 
 def reads_outside(source: Source, teller: Teller) -> None:
@@ -309,4 +339,4 @@ ATTEMPTS: Final[dict[str, Callable[[], Any]]] = {
 
 
 if __name__ == "__main__":
-    run(globals()[sys.argv[1]], sys.argv[2:])
+    run(globals()[sys.argv[1].partition(":")[0]], sys.argv[2:])

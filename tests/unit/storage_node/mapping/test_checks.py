@@ -1,4 +1,4 @@
-"""Rows are asked again: what is right passes untouched, and every way to be wrong is named and takes the extents away."""
+"""Rows are asked again: what is right passes untouched, and every way to be wrong is named and costs the extents."""
 
 from __future__ import annotations
 
