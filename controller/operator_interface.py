@@ -19,6 +19,7 @@ from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
 from controller.core import documents, manual_views, quiet_waits
 from controller.core.chain import FULL
+from controller.core.changed_blocks import changed_between
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import UNSET, in_force
@@ -88,6 +89,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     "job.cancel": {"job": _NUMBER},
     "backup.list": {"volume": _TEXT},
     "backup.show": {"backup": _NAME},
+    "backup.changes": {"before": _NAME, "after": _NAME},
     "map.header": {"backup": _NAME},
     "map.pages": {"backup": _NAME, "first": Argument(int, 0), "under": _TEXT},
     "volume.create": {
@@ -273,6 +275,9 @@ class OperatorInterface:
                 return self._backup_list(arguments["volume"])
             case "backup.show":
                 return self._backup_show(self.find_backup(arguments["backup"]))
+            case "backup.changes":
+                before, after = (self.find_backup(arguments[name]) for name in ("before", "after"))
+                return self._backup_changes(before, after)
             case "map.header":
                 return self._map_header(self.find_backup(arguments["backup"]))
             case "map.pages":
@@ -464,6 +469,23 @@ class OperatorInterface:
             "extents_count": len(runs),
             "zero_bytes": zeros.total_blocks * row.block_bytes,
         }
+
+    def _backup_changes(self, before: BackupRow, after: BackupRow) -> dict[str, Any]:
+        changed, why_not = changed_between(
+            before, after, backups=self._machine.backups, extents_of=self._extents_of
+        )
+        return {
+            "before": before.backup,
+            "after": after.backup,
+            "block_bytes": after.block_bytes,
+            "is_known": not why_not,
+            "reason": why_not,
+            "extents": list(map(list, changed)),
+        }
+
+    def _extents_of(self, backup: BackupId) -> ExtentRuns | None:
+        packed = self._catalog.extents(backup)
+        return ExtentRuns.unpack(packed) if packed else None
 
     def _map_header(self, row: BackupRow) -> dict[str, Any]:
         packed = self._require_map(row)
