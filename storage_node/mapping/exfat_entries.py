@@ -38,7 +38,8 @@ _LANES_MAX: Final = 1024
 _SKIPPED: Final = (2, 3)
 """The bytes of a set that hold the checksum itself."""
 
-ALLOCATION_POSSIBLE: Final = 1
+_LOOK_BEHIND_MAX: Final = 64
+"""Sets behind the end of a directory that are looked at."""
 NO_FAT_CHAIN: Final = 2
 
 
@@ -94,6 +95,8 @@ class Sets:
                 self.defects.append(f"the set at byte {base + at} is torn")
             elif not kind:
                 self.has_ended = True
+                if _has_more(data[at:]):
+                    self.defects.append(f"there are files behind its end at byte {base + at}")
             elif kind & IN_USE:
                 self._other(kind, data[at : at + ENTRY_BYTES], base + at)
             at += ENTRY_BYTES
@@ -121,6 +124,22 @@ def _is_set(kinds: bytes) -> bool:
     return (
         kinds[1] == STREAM and names > 0 and all(kind & 0xE0 == 0xE0 for kind in kinds[2 + names :])
     )
+
+
+def _has_more(data: bytes) -> bool:
+    """Whether a set that is right follows where there should be nothing: then the end is the damage."""
+    looked = 0
+    for at in range(0, len(data), ENTRY_BYTES):
+        if data[at] != FILE or data[at + 1] not in _SECONDARIES:
+            continue
+        raw = data[at : at + ENTRY_BYTES * (1 + data[at + 1])]
+        if len(raw) > 2 * ENTRY_BYTES and _is_set(raw[::ENTRY_BYTES]):
+            if set_checksum(raw) == raw[2] | raw[3] << 8:
+                return True
+            looked += 1
+        if looked == _LOOK_BEHIND_MAX:
+            break
+    return False
 
 
 # --- checksums -------------------------------------------------------------------------------------

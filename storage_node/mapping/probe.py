@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from storage_node.mapping import exfat, fat
+from storage_node.mapping import btrfs, exfat, ext, fat, ntfs
 from storage_node.mapping.layout import (
     WHOLE,
     Layout,
@@ -61,8 +61,11 @@ REASON_CHARACTERS_MAX: Final = 2000
 Adapter = tuple[Callable[[Source], bool], Callable[[Source], Reader]]
 
 READERS: Final[tuple[Adapter, ...]] = (
+    (ext.recognise, ext.ExtReader),
+    (ntfs.recognise, ntfs.NtfsReader),
     (fat.recognise, fat.FatReader),
     (exfat.recognise, exfat.ExfatReader),
+    (btrfs.recognise, btrfs.BtrfsReader),
 )
 """Every file system that we read: whether it is one, and who reads it."""
 

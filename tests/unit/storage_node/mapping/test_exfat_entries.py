@@ -1,0 +1,139 @@
+"""Sets of exFAT directory entries: checksums one by one and all at once, and sets that are torn."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from backplane.testing.exfat_image import entry_set, with_checksum
+from storage_node.mapping.exfat_entries import Entry, Sets, set_checksum, set_checksums
+
+
+def plain(name: str, number: int = 0) -> bytes:
+    return entry_set(name, 0x20, 3, 10 + number, 100, 100)
+
+
+def read(data: bytes, piece: int = 1 << 20) -> tuple[list[Entry], Sets]:
+    sets = Sets()
+    found: list[Entry] = []
+    for at in range(0, len(data), piece):
+        found += sets.feed(data[at : at + piece])
+    sets.end()
+    return sorted(found, key=lambda entry: entry.at), sets
+
+
+@pytest.mark.parametrize("entries", [3, 4, 19])
+def test_all_checksums_at_once_are_those_one_by_one(entries: int) -> None:
+    chance = random.Random(entries)
+    sets = [chance.randbytes(32 * entries) for _ in range(50)]
+    sets += [bytes(32 * entries), b"\xff" * 32 * entries]
+    assert set_checksums(sets) == [set_checksum(raw) for raw in sets]
+
+
+@pytest.mark.parametrize("piece", [32, 96, 4096])
+def test_names_of_every_length_are_read_whatever_the_pieces(piece: int) -> None:
+    names = ["x" * count for count in range(1, 256)] + ["ä" * 255, "lone \udc00", "𝄞"]
+    found, sets = read(b"".join(plain(name, at) for at, name in enumerate(names)), piece)
+    assert [one.name for one in found] == [name.encode("utf-8", "surrogatepass") for name in names]
+    assert [one.first for one in found] == [10 + at for at in range(len(names))]
+    assert not [one for one in found if one.error]
+    assert sets.defects == []
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_wrong_checksum_is_told_in_its_own_entry_only(count: int) -> None:
+    sets = [bytearray(plain(f"file {at:4}", at)) for at in range(count + 2)]
+    sets[1][50] ^= 4
+    found, _ = read(b"".join(sets))
+    assert [bool(one.error) for one in found] == [at == 1 for at in range(count + 2)]
+    assert "checksum" in found[1].error
+
+
+def test_what_is_deleted_or_behind_the_end_is_not_read() -> None:
+    deleted = bytearray(plain("deleted"))
+    for at in range(0, len(deleted), 32):
+        deleted[at] &= 0x7F
+    rest = changed(50, 1) + b"\x85\x02\xc0"
+    found, sets = read(plain("one") + deleted + plain("two") + bytes(32) + rest)
+    assert [one.name for one in found] == [b"one", b"two"]
+    assert sets.has_ended
+    assert sets.defects == []
+
+
+def test_a_file_behind_the_end_is_told() -> None:
+    stale = changed(50, 1) * 3
+    found, sets = read(plain("one") + bytes(64) + stale)
+    assert [one.name for one in found] == [b"one"]
+    assert sets.defects == []
+    found, sets = read(plain("one") + bytes(64) + stale + plain("two"))
+    assert "behind its end" in sets.defects[0]
+
+
+def changed(at: int, value: int) -> bytes:
+    raw = bytearray(plain("a name"))
+    raw[at] = value
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        changed(1, 0),
+        changed(1, 1),
+        changed(1, 19),
+        changed(1, 255),
+        changed(32, 0xC1),
+        changed(64, 0xC0),
+        changed(64, 0x41),
+        changed(1, 5),
+        plain("a name")[:64],
+        plain("a name")[32:],
+        b"\x86" + bytes(31),
+        b"\x85\x03" + bytes(30) + plain("other"),
+    ],
+)
+def test_a_torn_set_is_told(data: bytes) -> None:
+    _, sets = read(data)
+    assert sets.defects
+
+
+def test_entries_that_may_be_ignored_are() -> None:
+    vendor = b"\xe0" + bytes(31)
+    raw = bytearray(plain("a name") + vendor + vendor)
+    raw[1] += 2
+    guid = b"\xa0" + bytes(31)
+    found, sets = read(guid + with_checksum(bytes(raw)))
+    assert [(one.name, one.error) for one in found] == [(b"a name", "")]
+    assert sets.defects == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a/b", b"a?b"), ("a\0b", b"a?b"), ("..", b"?"), (".", b"?")]
+)
+def test_names_that_cannot_be_part_of_a_path_are_told(name: str, shown: bytes) -> None:
+    (one,), _ = read(plain(name))
+    assert one.name == shown
+    assert "name" in one.error
+
+
+@pytest.mark.parametrize("characters", [0, 16, 255])
+def test_a_name_of_another_length_is_told(characters: int) -> None:
+    raw = bytearray(plain("a name"))
+    raw[35] = characters
+    (one,), _ = read(with_checksum(bytes(raw)))
+    assert "length" in one.error
+
+
+def test_singles_are_kept_for_the_root() -> None:
+    _, sets = read(b"\x81" + bytes(31) + b"\x83" + bytes(31) + b"\x03" + bytes(31))
+    assert [raw[0] for raw in sets.singles] == [0x81, 0x83]
+
+
+def test_noise_crashes_nothing() -> None:
+    chance = random.Random(8)
+    for _ in range(200):
+        kinds = chance.choices((0x85, 0xC0, 0xC1, 0xE0, 0x05, 0x81, 0xFF), k=40)
+        data = b"".join(bytes([kind]) + chance.randbytes(31) for kind in kinds)
+        found, _ = read(data, chance.choice((32, 64, 1280)))
+        assert all(one.error for one in found)
