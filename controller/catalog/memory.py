@@ -36,6 +36,7 @@ from controller.catalog.store import (
     Snapshot,
     VolumeRow,
     subtree_end,
+    with_whole_rows,
 )
 
 _AnyRow = TypeVar("_AnyRow", bound=Row)
@@ -179,15 +180,11 @@ class MemoryCatalog:
     def map_pages(
         self, backup: BackupId, *, first: int = 0, under: bytes = b""
     ) -> Iterator[MapPageRow]:
-        """Yield the pages from `first` on, with `under` only those that may have something beneath it."""
-        key = path_key(under)
-        for row in self._all(MapPageRow):
-            if row.backup != backup or row.page < first:
-                continue
-            if not under or (
-                not row.is_run and row.last_path >= key and row.first_path < subtree_end(key)
-            ):
-                yield row
+        """Yield the pages from `first` on, with `under` only those that may have something below it."""
+        pages = {row.page: row for row in self._all(MapPageRow) if row.backup == backup}
+        if under:
+            pages = _below(path_key(under), {n: row for n, row in pages.items() if not row.is_run})
+        yield from (row for page, row in pages.items() if page >= first)
 
     def _with_header(self) -> set[BackupId]:
         return {row.backup for row in self._all(MapHeaderRow)}
@@ -242,6 +239,23 @@ class MemoryCatalog:
     def _get(self, kind: type[_AnyRow], key: object) -> _AnyRow | None:
         self._check_alive()
         return self._tables[kind].get(key)
+
+
+def _below(key: bytes, pages: dict[int, MapPageRow]) -> dict[int, MapPageRow]:
+    found = [
+        page
+        for page, row in pages.items()
+        if row.last_path >= key and row.first_path < subtree_end(key)
+    ]
+    if not found:
+        return {}
+
+    def ends(page: int) -> tuple[bytes, bytes] | None:
+        row = pages.get(page)
+        return None if row is None else (row.first_path, row.last_path)
+
+    first, last = with_whole_rows(min(found), max(found), ends=ends)
+    return {page: row for page, row in pages.items() if first <= page <= last}
 
 
 def _check_values(row: Row) -> None:

@@ -73,6 +73,7 @@ from controller.catalog.store import (
     Snapshot,
     VolumeRow,
     subtree_end,
+    with_whole_rows,
 )
 
 _AnyRow = TypeVar("_AnyRow", bound=Row)
@@ -227,19 +228,37 @@ class SqlCatalog:
     def map_pages(
         self, backup: BackupId, *, first: int = 0, under: bytes = b""
     ) -> Iterator[MapPageRow]:
-        """Yield the pages from `first` on, with `under` only those that may have something beneath it.
+        """Yield the pages from `first` on, with `under` only those that may have something below it.
 
         No transaction is open between two pages: whoever reads may do something else meanwhile, or never come back.
         """
         query = select(MAP_PAGES).where(MAP_PAGES.c.backup == _cut(backup))
         if under:
-            key = path_key(under)
-            is_there = MAP_PAGES.c.last_path >= key, MAP_PAGES.c.first_path < subtree_end(key)
-            query = query.where(~MAP_PAGES.c.is_run, *is_there)
+            wanted = self._pages_below(backup, path_key(under))
+            if wanted is None:
+                return
+            query = query.where(MAP_PAGES.c.page.between(*wanted))
         query = query.order_by(MAP_PAGES.c.page).limit(MAP_PAGES_AT_ONCE)
         while found := self._find(MapPageRow, query.where(MAP_PAGES.c.page >= _cut(first))):
             yield from found
             first = found[-1].page + 1
+
+    def _pages_below(self, backup: BackupId, key: bytes) -> tuple[int, int] | None:
+        """Return the first and the last page that are wanted of a subtree; looks at no page itself."""
+        of_rows = MAP_PAGES.c.backup == _cut(backup), ~MAP_PAGES.c.is_run
+        is_there = MAP_PAGES.c.last_path >= key, MAP_PAGES.c.first_path < subtree_end(key)
+        span = select(func.min(MAP_PAGES.c.page), func.max(MAP_PAGES.c.page))
+        facts = select(MAP_PAGES.c.first_path, MAP_PAGES.c.last_path).where(*of_rows)
+        with self._transaction() as connection:
+            first, last = connection.execute(span.where(*of_rows, *is_there)).one()
+            if first is None:
+                return None
+
+            def ends(page: int) -> tuple[bytes, bytes] | None:
+                found = connection.execute(facts.where(MAP_PAGES.c.page == page)).one_or_none()
+                return None if found is None else (found.first_path, found.last_path)
+
+            return with_whole_rows(first, last, ends=ends)
 
     def close(self) -> None:
         """Close the database and release its lock; a second call does nothing."""

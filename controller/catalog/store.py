@@ -14,7 +14,7 @@ shown, never searched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
@@ -304,6 +304,23 @@ def subtree_end(key: bytes) -> bytes:
     return key + b"\1"
 
 
+def with_whole_rows(
+    first: int, last: int, *, ends: Callable[[int], tuple[bytes, bytes] | None]
+) -> tuple[int, int]:
+    """Widen a range of pages until no row of it goes on outside: only then can rows be joined.
+
+    `ends` says with which keys a page of rows begins and ends, None if there is no such page.  A row goes on if the
+    next page begins with the key with which this one ends.
+    """
+    here = ends(first)
+    while here is not None and (before := ends(first - 1)) is not None and before[1] == here[0]:
+        first, here = first - 1, before
+    here = ends(last)
+    while here is not None and (behind := ends(last + 1)) is not None and behind[0] == here[1]:
+        last, here = last + 1, behind
+    return first, last
+
+
 ENDED_STATES: Final = frozenset({"completed", "partial", "failed", "cancelled"})
 
 
@@ -370,8 +387,8 @@ class Catalog(Protocol):
     ) -> Iterator[MapPageRow]:
         """Yield the pages from `first` on, in order, a few at a time: a map need not fit into memory.
 
-        With `under`, a path, only those in which it or what is beneath it may be; no runs then.  A commit between two
-        pages may be seen or not.
+        With `under`, a path, only those in which it or what is below it may be, and the rest of rows that go on beyond
+        them; no runs then.  A commit between two pages may be seen or not.
         """
 
     def quiet_waits(self, volume: VolumeId, *, limit: int) -> list[QuietWaitRow]:

@@ -120,7 +120,8 @@ def _ask_map(desk: Desk, job: Job) -> Step:
         job.result["map"] = {"why": error.message}
         return None
     except (RefusedError, MediumError) as error:
-        yield from check_view(desk, job)
+        if isinstance(error, MediumError):
+            yield from check_view(desk, job)
         told = f"volume {name} cannot be mapped: {error.message}"
         raise error_from_kind(error.kind, told, hint=RAW_HINT) from error
     assert isinstance(reply, NodeReply)

@@ -13,7 +13,7 @@ Commands:
     volume NAME LBAS             make a volume and write the blocks (`0-3,10`)
     backup NAME [LEVEL] | group NAME NAME ... | restore N NEW | verify N | cancel JOB
     choose NAME PATTERN ...      a backup of the files that match
-    raw NAME                     a backup without a map of files
+    raw NAME [LEVEL]             a backup without a map of files
     file NAME PATH LBAS | free NAME LBAS | use NAME LBAS    what a mapper finds: files, and blocks that nobody uses
     unmappable NAME KIND WORDS   a mapper fails (not-found, refused, medium)
     incomplete NAME WORDS        a mapper does not find everything
@@ -99,8 +99,8 @@ class Player:
     def do_choose(self, name: str, *patterns: str) -> None:
         self.site.submit("backup", volume=name, paths=list(patterns))
 
-    def do_raw(self, name: str) -> None:
-        self.site.submit("backup", volume=name, raw=True)
+    def do_raw(self, name: str, level: str = "full") -> None:
+        self.site.submit("backup", volume=name, raw=True, level=level)
 
     def do_file(self, name: str, path: str, lbas: str) -> None:
         self.site.disk.by_name(name).files.table[path] = tuple(blocks_in(lbas))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backplane.errors import BackupError, MediumError
-from backplane.ids import NodeName
+from backplane.ids import BackupId, NodeName
 from backplane.scsi.sense import Sense
 from backplane.wire.messages import (
     NodeFailed,
@@ -465,6 +465,11 @@ def backed_up(site: Site, data: dict[int, bytes] = DATA, *, name: str = "vol") -
     row = site.job(job)
     assert row.state == "completed", row.reason
     return int(row.backup)
+
+
+def first_record(site: Site, backup: int) -> int:
+    """Return the object that is the first record of a backup's data."""
+    return site.machine.registry.parts[BackupId(backup), 1].data_object
 
 
 def restored(site: Site, backup: int, *, name: str = "copy") -> dict[int, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -13,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import NotFoundError, UsageError
+from backplane.file_map.header import unpack_header
+from backplane.file_map.packed import unpack_rows
 from backplane.ids import ItemId, JobId
 from backplane.wire.messages import REPLY_BYTES_MAX
 from controller import operator_interface
@@ -277,6 +280,100 @@ def test_the_latest_backup_is_the_latest_that_was_completed(full: Site) -> None:
     assert read(full, "backup.show", backup="3")["state"] == "failed"
     assert [b["backup"] for b in read(full, "backup.list")["backups"]] == [2, 1]
     assert read(full, "backup.list", volume="nix")["backups"] == []
+
+
+# --- maps of files --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(site: Site) -> Site:
+    """A site with a backup of many files, whose map has a page for every two of them."""
+    volume = site.make_volume("vol", data=DATA)
+    volume.files.rows_per_page = 2
+    volume.files.table = {f"{folder}/f{n}": (n,) for folder in ("a", "b", "c") for n in range(4)}
+    site.submit("backup", volume="vol")
+    site.run()
+    return site
+
+
+def made_map(site: Site) -> Any:
+    volume = site.disk.by_name("vol")
+    return volume.files.map(blocks=volume.row.blocks, block_bytes=512)
+
+
+def fetched(site: Site, **arguments: Any) -> list[tuple[int, bytes]]:
+    """Fetch pages as `ctl` does, until there are no more."""
+    found: list[tuple[int, bytes]] = []
+    first: int | None = 0
+    while first is not None:
+        told = read(site, "map.pages", **({"backup": "1", "first": first} | arguments))
+        found += [(each["page"], base64.b64decode(each["packed"])) for each in told["pages"]]
+        first = told["next"]
+    return found
+
+
+def test_a_backup_says_what_became_of_its_map(mapped: Site) -> None:
+    told = read(mapped, "backup.show", backup="1")
+    assert (told["map_state"], told["files"], told["selection"]) == ("complete", 12, None)
+    mapped.submit("backup", volume="vol", paths=["a"], excludes=["f3"], token="U")
+    mapped.run()
+    told = read(mapped, "backup.show", backup="2")
+    assert told["selection"] == {"paths": ["a"], "excludes": ["f3"]}
+
+
+def test_the_header_of_a_map_is_told_in_words_and_as_it_was_made(mapped: Site) -> None:
+    told = read(mapped, "map.header", backup="vol/latest")
+    header = made_map(mapped).header
+    assert unpack_header(base64.b64decode(told["packed"])) == header
+    assert (told["backup"], told["volume"], told["map_state"]) == (1, "vol", "complete")
+    assert (told["files"], told["rows"], told["run_pages"]) == (12, 16, 1)
+    assert told["file_systems"][0]["kind"] == "ext4"
+    assert told["digest"] == header.digest
+
+
+def test_all_pages_of_a_map_come_answer_by_answer(
+    mapped: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(enumerate(made_map(mapped).pages))
+    assert fetched(mapped) == expected
+    monkeypatch.setattr(operator_interface, "MAP_PAGES_MAX", 2)
+    first = read(mapped, "map.pages", backup="1")
+    assert [len(first["pages"]), first["next"]] == [2, 2]
+    assert fetched(mapped) == expected
+    monkeypatch.setattr(operator_interface, "MAP_BYTES_MAX", 1)
+    assert len(read(mapped, "map.pages", backup="1")["pages"]) == 1, "one is always sent"
+    assert fetched(mapped) == expected
+
+
+@pytest.mark.parametrize("under", ["b", "/b/", "b/f2"])
+def test_pages_beneath_a_folder_come_alone_and_without_runs(mapped: Site, under: str) -> None:
+    pages = fetched(mapped, under=under)
+    assert 0 < len(pages) < len(made_map(mapped).pages) - 3
+    rows = [row.path for _, page in pages for row in unpack_rows(page)]
+    wanted = under.strip("/").encode()
+    below = [path for path in rows if path == wanted or path.startswith(wanted + b"/")]
+    assert len(below) == (5 if wanted == b"b" else 1)
+
+
+def test_what_is_behind_the_last_page_or_beneath_nothing_is_empty(mapped: Site) -> None:
+    empty: dict[str, Any] = {"pages": [], "next": None}
+    assert read(mapped, "map.pages", backup="1", first=2**62) == empty
+    assert read(mapped, "map.pages", backup="1", under="zzz") == empty
+
+
+@pytest.mark.parametrize("verb", ["map.header", "map.pages"])
+def test_a_backup_without_a_map_says_why(mapped: Site, verb: str) -> None:
+    mapped.submit("backup", volume="vol", raw=True, token="R")
+    mapped.run()
+    with pytest.raises(NotFoundError, match="backup 2 has no map of files: it was made with --raw"):
+        read(mapped, verb, backup="2")
+    mapped.disk.by_name("vol").map_error = NotFoundError("nothing")
+    mapped.submit("backup", volume="vol", token="N")
+    mapped.run()
+    with pytest.raises(NotFoundError, match="backup 3 has no map of files: nothing on the volume"):
+        read(mapped, verb, backup="3")
+    with pytest.raises(NotFoundError, match="no backup is called"):
+        read(mapped, verb, backup="9")
 
 
 def test_a_cartridge_shows_its_parts(full: Site) -> None:

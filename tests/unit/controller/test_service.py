@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from backplane.errors import BackupError, MediumError
-from backplane.ids import JobId
+from backplane.ids import BackupId, JobId
 from backplane.runtime.keys import KeyPair
 from backplane.runtime.loop import Loop
 from backplane.testing.clock import ManualClock
@@ -42,6 +42,8 @@ from backplane.wire.messages import (
 from backplane.wire.session import Authorized
 from controller import service as service_module
 from controller.catalog.memory import MemoryCatalog
+from controller.catalog.store import MapHeaderRow, MapPageRow
+from controller.core import effects
 from controller.core.inactivity import Inactivity
 from controller.service import ControllerService
 from tests.site.disk import DiskNode
@@ -591,6 +593,33 @@ def test_extents_are_fetched_from_the_catalog_for_a_job_that_goes_on(
         peer.hello()
         peer.say(with_key(fake.inventory(), peer.keys.public))
     assert [m for m in tape.heard if isinstance(m, TapeLoad)], "it has its extents and goes on"
+
+
+@pytest.mark.parametrize(
+    ("page", "packed"), [(None, b"header"), (0, b"page"), (1, None), (None, None)]
+)
+def test_a_piece_of_a_map_is_fetched_from_the_catalog(
+    world: World, monkeypatch: pytest.MonkeyPatch, page: int | None, packed: bytes | None
+) -> None:
+    row = MapPageRow(
+        backup=BackupId(3),
+        page=0,
+        is_run=False,
+        first_path=b"",
+        last_path=b"",
+        rows=1,
+        packed=b"page",
+    )
+    world.catalog._tables[MapHeaderRow][3] = MapHeaderRow(backup=BackupId(3), packed=b"header")
+    world.catalog.commit([row])
+    fed: list[effects.Event] = []
+    monkeypatch.setattr(world.service, "_feed", fed.append)
+    backup = BackupId(3 if packed is not None or page is not None else 4)
+    world.service._perform([effects.FetchMap(job=JobId(1), backup=backup, page=page)])
+    assert fed == [], "the answer is an event of its own"
+    world.turn()
+    told = effects.MapFetched(job=JobId(1), backup=backup, page=page, packed=packed)
+    assert fed == [told]
 
 
 def test_the_state_is_logged_on_demand(

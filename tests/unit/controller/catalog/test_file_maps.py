@@ -100,6 +100,34 @@ def test_a_subtree_is_what_lies_between_its_key_and_its_end() -> None:
     assert not any(key <= path_key(path) < subtree_end(key) for path in outside)
 
 
+@pytest.mark.parametrize(
+    ("under", "found"),
+    [
+        (b"a", [0]),
+        (b"b", [1, 2, 3, 4]),
+        (b"c", [1, 2, 3, 4]),
+        (b"c/x", [1, 2, 3, 4]),
+        (b"d", [1, 2, 3, 4]),
+        (b"e", [5]),
+    ],
+)
+def test_rows_that_go_on_beyond_the_pages_of_a_folder_come_whole(
+    catalog: Catalog, rows: Any, under: bytes, found: list[int]
+) -> None:
+    """`b` goes on through pages 2 and 3, in which `c` is as well; so does `d`.  A part of a row cannot be joined."""
+    ranges = [(b"", b"a"), (b"aa", b"b"), (b"b", b"b"), (b"b", b"d"), (b"d", b"d/x"), (b"e", b"f")]
+    catalog.commit(
+        [
+            rows.map_page(n, first_path=path_key(first), last_path=path_key(last))
+            for n, (first, last) in enumerate(ranges)
+        ]
+        + [rows.map_page(6, is_run=True, first_path=b"", last_path=b"")]
+    )
+    assert pages(catalog, under=under) == found
+    for first in range(7):
+        assert pages(catalog, under=under, first=first) == [n for n in found if n >= first]
+
+
 # --- dropping ------------------------------------------------------------------------------------
 
 

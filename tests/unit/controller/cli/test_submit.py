@@ -27,6 +27,24 @@ def test_backup_takes_durations_as_people_write_them(controller: Any, ctl: Any) 
     assert (arguments["quiet_s"], arguments["sync_timeout_s"]) == (0.5, 300.0)
 
 
+def test_backup_of_chosen_files_sends_the_patterns_in_order(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    patterns = ("--path", "home/**", "--exclude", "*.iso", "--path", "etc", "--exclude", "cache/")
+    assert ctl("submit", "backup", "vol1", *patterns)[0] == 0
+    arguments = controller.arguments("job.submit")
+    assert arguments["paths"] == ["home/**", "etc"]
+    assert arguments["excludes"] == ["*.iso", "cache/"]
+    assert "raw" not in arguments
+
+
+def test_a_raw_backup_says_so(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 7}
+    assert ctl("submit", "backup", "vol1", "--raw")[0] == 0
+    arguments = controller.arguments("job.submit")
+    assert arguments["raw"] is True
+    assert "paths" not in arguments
+
+
 def test_a_call_whose_answer_was_lost_is_sent_with_the_same_token(
     controller: Any, ctl: Any
 ) -> None:

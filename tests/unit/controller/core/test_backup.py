@@ -20,7 +20,17 @@ from backplane.wire.messages import (
 from controller.core import effects as core
 from controller.core import mapping
 from tests.site.mover import copy_aborted
-from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger, restored
+from tests.site.site import (
+    DATA,
+    Site,
+    backed_up,
+    check_end,
+    connected,
+    content,
+    first_record,
+    ledger,
+    restored,
+)
 
 
 def until(site: Site, kind: type) -> Any:
@@ -189,7 +199,7 @@ def test_a_job_waits_with_the_reason_while_there_is_no_mover(site: Site) -> None
 
 def test_a_volume_whose_restore_failed_is_refused_also_if_that_shows_later(site: Site) -> None:
     backup = backed_up(site)
-    site.tapes["LTO001L8"].bad = {6}
+    site.tapes["LTO001L8"].bad = {first_record(site, backup)}
     site.submit("restore", backup=backup, new="copy")
     site.settle(steps=6)
     site.disconnect("disk")

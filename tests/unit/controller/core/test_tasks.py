@@ -17,10 +17,27 @@ from backplane.wire.messages import (
 )
 from controller.catalog.store import ItemRow, Row
 from controller.core.dispatcher import Dispatcher
-from controller.core.effects import Effect, ExtentsFetched, FetchExtents, Send
+from controller.core.effects import (
+    Effect,
+    ExtentsFetched,
+    FetchExtents,
+    FetchMap,
+    MapFetched,
+    Send,
+)
 from controller.core.extent_runs import ExtentRuns
 from controller.core.job import Job
-from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Run, Signal, Wish
+from controller.core.procedure import (
+    Ask,
+    Claim,
+    Extents,
+    MapPiece,
+    NotYet,
+    Procedure,
+    Run,
+    Signal,
+    Wish,
+)
 from controller.core.registry import Node, Registry
 from controller.core.tasks import CALL_TIMEOUT_S, RESEND_S, Task, Tasks
 from tests.site.site import connected
@@ -335,3 +352,20 @@ def test_extents_reach_the_job_that_asked_for_them(desk: Desk, tasks: Tasks) -> 
     tasks.extents_fetched(ExtentsFetched(job=job, backup=3, runs=runs))  # type: ignore[arg-type]
     tasks.run()
     assert desk.given == [runs]
+
+
+@pytest.mark.parametrize("page", [None, 0, 5])
+def test_a_piece_of_a_map_reaches_the_job_that_asked_for_it(
+    desk: Desk, tasks: Tasks, page: int | None
+) -> None:
+    tasks.spawn(desk.wants(MapPiece(backup=3, page=page)), job=desk.job)  # type: ignore[arg-type]
+    tasks.run()
+    job = desk.job.row.job
+    assert desk.effects == [FetchMap(job=job, backup=3, page=page)]  # type: ignore[arg-type]
+    others = [(99, 3, page), (job, 4, page), (job, 3, 1), (job, 3, 0 if page is None else None)]
+    for other, backup, number in others:
+        tasks.map_fetched(MapFetched(job=other, backup=backup, page=number, packed=b"no"))  # type: ignore[arg-type]
+    assert not tasks.run()
+    tasks.map_fetched(MapFetched(job=job, backup=3, page=page, packed=b"yes"))  # type: ignore[arg-type]
+    tasks.run()
+    assert desk.given == [b"yes"]

@@ -26,7 +26,7 @@ from backplane.wire.messages import (
 )
 from controller.core import effects as core
 from tests.site.disk import BLOCK
-from tests.site.site import DATA, OPERATOR, Site, backed_up, check_end, ledger
+from tests.site.site import DATA, OPERATOR, Site, backed_up, check_end, first_record, ledger
 
 IMPORT = {
     "token": "T",
@@ -97,7 +97,7 @@ def test_the_end_of_an_import_can_be_said_again(site: Site) -> None:
 def test_the_end_of_what_is_no_import_is_refused(site: Site) -> None:
     site.make_volume("vol", data=DATA)
     backup = backed_up(site, name="b")
-    site.tapes["LTO001L8"].bad = {6}
+    site.tapes["LTO001L8"].bad = {first_record(site, backup)}
     site.submit("restore", backup=backup, new="copy")
     site.run()
     with pytest.raises(RefusedError, match="is not being imported"):
