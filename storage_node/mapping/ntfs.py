@@ -133,7 +133,11 @@ class NtfsReader:
                 waiting.append(record.number)
             else:
                 yield from rows
-        yield from self._rows_at_last(builder, waiting, listed)
+        for record in self._mft.records(listed, self._problems):
+            builder.add_directory(record)
+        directories.complete()
+        for record in self._mft.records(waiting, self._problems):
+            yield from builder.rows(record, is_final=True) or []
 
     def allocated(self) -> Iterator[ByteRun]:
         """Yield what `$Bitmap` calls in use, and the copy of the boot sector, which it does not know."""
@@ -181,15 +185,6 @@ class NtfsReader:
             self._mft.keep(record)
             return None
         return record
-
-    def _rows_at_last(
-        self, builder: RowBuilder, waiting: array[int], listed: array[int]
-    ) -> Iterator[FileRow]:
-        """Yield the rows of all that had to wait: directories first tell their names."""
-        for record in self._mft.records(listed, self._problems):
-            builder.add_directory(record)
-        for record in self._mft.records(waiting, self._problems):
-            yield from builder.rows(record, is_final=True) or []
 
     def _content_of(self, number: int, name: bytes = b"") -> ClusterContent:
         """Return the data of one of the system's own files."""

@@ -82,6 +82,8 @@ class Directories:
         self._entries: dict[int, bytes] = {}
         self._cache: dict[int, bytes] = {}
         self._cache_bytes = 0
+        self._lost: set[int] = set()
+        self._is_complete = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,38 +92,51 @@ class Directories:
         """Remember a directory.  It has one name: NTFS has no hard links to directories."""
         self._entries[number] = _ENTRY.pack(name.parent, sequence) + mended(name.name)
 
+    def complete(self) -> None:
+        """Say that there are no more: what has no path by now is lost."""
+        self._is_complete = True
+
     def path(self, reference: int) -> bytes | None:
         """Return the path of a directory, `HIDDEN`, or None as long as not all of it is known."""
-        cached = self._cache.get(reference)
-        if cached is not None:
-            return cached
-        names = []
+        found = self._cache.get(reference)
+        if found is not None:
+            return found
+        found, is_for_good = self._walk(reference)
+        if found is not None:
+            self._remember(reference, found)
+        elif is_for_good or self._is_complete:
+            # So that a chain without an end is not walked for each of its members.
+            self._lost.add(reference)
+        return found
+
+    def _walk(self, reference: int) -> tuple[bytes | None, bool]:
+        """Return the path, or None and whether it will never be known."""
+        names: list[bytes] = []
         at, length = reference, 0
-        while True:
-            found = self._cache.get(at)
-            if found is not None:
-                break
+        found: bytes | None = None
+        while found is None:
             number, sequence = at & RECORD_MASK, at >> 48
             if number in (ROOT_RECORD, EXTEND_RECORD):
                 found = b"" if number == ROOT_RECORD else HIDDEN
                 break
             entry = self._entries.get(number)
-            if entry is None:
-                return None
-            parent, own_sequence = _ENTRY.unpack_from(entry)
+            if entry is None or at in self._lost:
+                return None, at in self._lost
+            at, own_sequence = _ENTRY.unpack_from(entry)
             if sequence not in (own_sequence, 0):
-                return None
+                return None, False
             names.append(entry[_ENTRY.size :])
             length += len(names[-1]) + 1
             if len(names) > DEPTH_MAX or length > PATH_BYTES_MAX:
-                return None  # too deep, or a loop
-            at = parent
-        if found != HIDDEN:
-            found = b"/".join([found, *reversed(names)] if found else reversed(names))
-            if len(found) > PATH_BYTES_MAX:
-                return None
-        self._remember(reference, found)
-        return found
+                return None, True
+            found = self._cache.get(at)
+        if found == HIDDEN:
+            return found, True
+        names.reverse()
+        path = b"/".join([found, *names] if found else names)
+        if len(path) > PATH_BYTES_MAX or path.count(b"/") >= DEPTH_MAX:
+            return None, True
+        return path, True
 
     def why_lost(self, reference: int) -> str:
         """Say why a directory has no path, once all are known."""

@@ -50,6 +50,7 @@ _PADDING: Final = bytes(_ATTRIBUTE.size)
 """Behind a record, so that the head of an attribute can be taken at once even where the record ends."""
 _PIECE: Final = struct.Struct("<QQHB5xqqq")
 """At 10h: lowest and highest VCN, place of the runs, compression unit, sizes: allocated, data, initialized."""
+_SIZES_END: Final = 0x40
 _PIECE_SHORT: Final = struct.Struct("<QQHB")
 """The sizes are true in the first piece only; later ones need not have them."""
 _FREE: Final = (1 << 64) - 1
@@ -100,7 +101,8 @@ class Record(NamedTuple):
 
 
 _new_attribute: Final = partial(tuple.__new__, Attribute)
-"""Half the time of a call of the class, for what happens five times for each file."""
+_new_piece: Final = partial(tuple.__new__, Piece)
+"""Half the time of a call of the class, for what happens some times for each file."""
 
 
 def without_fixups(raw: bytes, usa_at: int, words: int) -> bytes:
@@ -174,13 +176,16 @@ def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> li
 
 
 def _piece(data: bytes, at: int, length: int) -> Piece:
-    first, last, runs_at, unit = _PIECE_SHORT.unpack_from(data, at + 16)
-    end = 0 if last == _FREE and not first else last + 1
-    allocated = size = initialized = 0
-    if not first:
-        if length < 0x40:
+    if length >= _SIZES_END:
+        numbers = _PIECE.unpack_from(data, at + 16)
+        first, last, runs_at, unit, allocated, size, initialized = numbers
+    else:
+        first, last, runs_at, unit = _PIECE_SHORT.unpack_from(data, at + 16)
+        allocated = size = initialized = 0
+        if not first:
             raise DamagedError("an attribute is too short for its sizes")
-        *_, allocated, size, initialized = _PIECE.unpack_from(data, at + 16)
+    end = 0 if last == _FREE and not first else last + 1
     if not 0x28 <= runs_at <= length or end < first or end >> 48:
         raise DamagedError("an attribute's clusters contradict each other")
-    return Piece(first, end, unit, allocated, size, initialized, data[at + runs_at : at + length])
+    runs = data[at + runs_at : at + length]
+    return _new_piece((first, end, unit, allocated, size, initialized, runs))

@@ -262,7 +262,7 @@ class RowBuilder:
             target,
             xattrs,
             extents,
-            "; ".join((*defects, lost) if lost else defects),
+            "; ".join((*defects, lost) if lost else defects) if defects or lost else "",
         )
 
     def _content(self, attributes: list[Attribute]) -> Content:
@@ -367,7 +367,7 @@ def _place(directory: bytes, name: bytes, number: int) -> tuple[bytes, str]:
 def _stream_row(row: FileRow, path: bytes, name: bytes, content: Content, defect: str) -> FileRow:
     good = mended(name)
     whole = path + b":" + good
-    if len(whole) > PATH_BYTES_MAX:
+    if len(whole) > PATH_BYTES_MAX or len(whole) - whole.rfind(b"/") - 1 > NAME_BYTES_MAX:
         whole = lost_path(row.identity.inode) + b":" + good
         defect = "its path is too long"
     if good != name:
