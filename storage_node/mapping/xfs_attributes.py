@@ -15,11 +15,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
+from backplane.file_map.model import FileExtent
 from backplane.units import KIB
 from storage_node.mapping.limits import XATTR_BYTES_PER_ROW_MAX, XATTRS_PER_ROW_MAX
 from storage_node.mapping.reader import DamagedError
 from storage_node.mapping.xfs_blocks import ATTRIBUTE, REMOTE, Blocks
-from storage_node.mapping.xfs_inode import LOCAL, Inode, Run, attribute_runs, data_runs
+from storage_node.mapping.xfs_inode import LOCAL, Inode, attribute_extents, data_extents
 
 VALUE_BYTES_MAX: Final = 64 * KIB
 TARGET_BYTES_MAX: Final = 1024
@@ -65,9 +66,9 @@ def attributes(
     elif not inode.attribute_count:
         return ()
     else:
-        runs = attribute_runs(blocks, inode, is_any_owner=is_any_owner)
+        extents = attribute_extents(blocks, inode, is_any_owner=is_any_owner)
         owner = -1 if is_any_owner else inode.number
-        found = _AttributeFork(blocks, runs, owner).read()
+        found = _AttributeFork(blocks, extents, owner).read()
     if len(found) > XATTRS_PER_ROW_MAX:
         raise DamagedError(f"{len(found)} attributes: we take {XATTRS_PER_ROW_MAX}")
     total = sum(len(name) + len(value) for name, value in found)
@@ -114,15 +115,15 @@ def _link_parts(blocks: Blocks, inode: Inode, *, is_any_owner: bool) -> Iterator
     """Yield the parts of a target: each extent has a header of its own in version 5."""
     done = 0
     owner = -1 if is_any_owner else inode.number
-    for run in data_runs(blocks, inode, is_any_owner=is_any_owner):
+    for extent in data_extents(blocks, inode, is_any_owner=is_any_owner):
         missing = inode.size - done
         if missing <= 0:
             return
-        count = run.block_count << blocks.geometry.block_shift
+        count = extent.byte_count
         if count > 4 * TARGET_BYTES_MAX + blocks.geometry.block_bytes:
             raise DamagedError(f"a symbolic link with {count} bytes for its target")
         what = f"target of inode {inode.number}"
-        data = blocks.read_sealed(run.volume_byte, count, REMOTE, owner, what)
+        data = blocks.read_sealed(extent.volume_byte, count, REMOTE, owner, what)
         part = _remote_part(blocks, data, b"XSLM", done, missing, what)
         done += len(part)
         yield part
@@ -145,10 +146,10 @@ def _remote_part(
 class _AttributeFork:
     """The blocks of an attribute fork."""
 
-    def __init__(self, blocks: Blocks, runs: list[Run], owner: int) -> None:
+    def __init__(self, blocks: Blocks, extents: list[FileExtent], owner: int) -> None:
         self._blocks = blocks
-        self._runs = runs
-        self._starts = [run.file_block for run in runs]
+        self._extents = extents
+        self._starts = [extent.file_byte for extent in extents]
         self._owner = owner
         self._is_v4 = not blocks.geometry.has_checksums
         self._bytes = 0
@@ -176,11 +177,11 @@ class _AttributeFork:
 
     def _place(self, number: int) -> int:
         """Return where a block of the fork is."""
-        index = bisect_right(self._starts, number) - 1
-        if index < 0 or number >= self._starts[index] + self._runs[index].block_count:
+        byte = number << self._blocks.geometry.block_shift
+        index = bisect_right(self._starts, byte) - 1
+        if index < 0 or byte >= self._starts[index] + self._extents[index].byte_count:
             raise DamagedError(f"block {number} of the attributes has no place")
-        run = self._runs[index]
-        return run.volume_byte + ((number - run.file_block) << self._blocks.geometry.block_shift)
+        return self._extents[index].volume_byte + byte - self._starts[index]
 
     def _block(self, number: int) -> bytes:
         size = self._blocks.geometry.block_bytes

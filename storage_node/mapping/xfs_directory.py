@@ -16,11 +16,11 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from backplane.file_map.model import Kind
+from backplane.file_map.model import FileExtent, Kind
 from backplane.units import GIB, MIB
 from storage_node.mapping.reader import DamagedError
 from storage_node.mapping.xfs_blocks import DIRECTORY, Blocks
-from storage_node.mapping.xfs_inode import LOCAL, Inode, Run, data_runs
+from storage_node.mapping.xfs_inode import LOCAL, Inode, data_extents
 
 INDEX_BYTE: Final = 32 * GIB
 READ_BYTES: Final = MIB
@@ -62,12 +62,12 @@ def directory_entries(
             tell(error.reason)
         return
     try:
-        runs = data_runs(blocks, inode, is_any_owner=is_any_owner)
+        extents = data_extents(blocks, inode, is_any_owner=is_any_owner)
     except DamagedError as error:
         tell(error.reason)
         return
     count = 0
-    for data, places in _directory_blocks(blocks, runs, tell):
+    for data, places in _directory_blocks(blocks, extents, tell):
         count += 1
         what = f"block {count} of directory {inode.number}"
         try:
@@ -140,36 +140,33 @@ def block_entries(data: bytes, inode: int, *, is_v5: bool, has_type: bool) -> It
 
 
 def _directory_blocks(
-    blocks: Blocks, runs: list[Run], tell: Told
+    blocks: Blocks, extents: list[FileExtent], tell: Told
 ) -> Iterator[tuple[bytes, list[Piece]]]:
     """Yield each directory block and where its pieces are."""
-    geometry = blocks.geometry
-    per_block = geometry.directory_bytes >> geometry.block_shift
-    limit = INDEX_BYTE >> geometry.block_shift
+    size = blocks.geometry.directory_bytes
     parts: list[Piece] = []
     """Of a directory block that is not complete yet."""
     expected = -1
-    for run in runs:
-        at, byte = run.file_block, run.volume_byte
-        end = min(at + run.block_count, limit)
-        if at != expected and (parts or at % per_block):
+    for extent in extents:
+        at, byte = extent.file_byte, extent.volume_byte
+        end = min(at + extent.byte_count, INDEX_BYTE)
+        if at != expected and (parts or at % size):
             tell("a directory block with a hole")
             parts = []
-            skipped = -at % per_block
-            at, byte = at + skipped, byte + (skipped << geometry.block_shift)
+            at, byte = at + -at % size, byte + -at % size
         while at < end:
-            whole = (end - at) // per_block * per_block
+            whole = (end - at) // size * size
             if whole and not parts:
-                count = min(whole, max(per_block, READ_BYTES >> geometry.block_shift))
-                yield from _split(blocks, byte, count << geometry.block_shift)
+                count = min(whole, READ_BYTES)
+                yield from _split(blocks, byte, count)
             else:
-                count = min(end - at, per_block - at % per_block)
-                parts.append((byte, count << geometry.block_shift))
-                if (at + count) % per_block == 0:
+                count = min(end - at, size - at % size)
+                parts.append((byte, count))
+                if (at + count) % size == 0:
                     yield b"".join(blocks.read(*part) for part in parts), parts
                     parts = []
             at += count
-            byte += count << geometry.block_shift
+            byte += count
         expected = at
     if parts:
         tell("a directory block that ends too early")

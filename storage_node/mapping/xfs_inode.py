@@ -11,10 +11,10 @@ number of records must be what the core says: that is what tells a list that was
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from backplane.file_map.model import NO_TIME, Kind
+from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, Kind
 from storage_node.mapping.limits import EXTENTS_PER_ROW_MAX
 from storage_node.mapping.reader import DamagedError
 from storage_node.mapping.xfs_blocks import Blocks
@@ -54,18 +54,10 @@ _MANY_EXTENTS: Final = struct.Struct(">Q44xI")
 """From 24: number of extents and of attribute extents, where NREXT64_FLAG is set."""
 _RECORD: Final = struct.Struct(">QQ")
 
+_UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
 _BIGTIME_EPOCH_NS: Final = (1 << 31) * 1_000_000_000
 _SECOND_NS: Final = 1_000_000_000
 _FILE_BYTES_MAX: Final = (1 << 63) - 1
-
-
-class Run(NamedTuple):
-    """Some blocks of a fork.  `file_block` counts blocks of the file."""
-
-    file_block: int
-    volume_byte: int
-    block_count: int
-    is_unwritten: bool
 
 
 class Inode(NamedTuple):
@@ -116,7 +108,8 @@ def parse_inode(raw: bytes, number: int) -> Inode:
         flags2, birth, said = _MORE.unpack_from(raw, 120)
         if said != number:
             raise DamagedError(f"the inode says that it is {said}")
-        birth = _time_ns(birth, flags2)
+        is_new_time = flags2 & BIGTIME_FLAG
+        birth = birth - _BIGTIME_EPOCH_NS if is_new_time else _old_time_ns(birth)
     if flags2 & NREXT64_FLAG:
         count, attributes = _MANY_EXTENTS.unpack_from(raw, 24)
     fork_bytes = fork * 8
@@ -125,6 +118,12 @@ def parse_inode(raw: bytes, number: int) -> Inode:
         raise DamagedError(f"the inode tells of attributes at {fork_bytes}")
     if size > _FILE_BYTES_MAX or kind == Kind.OTHER:
         raise DamagedError(f"the inode tells of mode {mode:o} and {size} bytes")
+    if flags2 & BIGTIME_FLAG:
+        atime -= _BIGTIME_EPOCH_NS
+        mtime -= _BIGTIME_EPOCH_NS
+        ctime -= _BIGTIME_EPOCH_NS
+    else:
+        atime, mtime, ctime = map(_old_time_ns, (atime, mtime, ctime))
     return Inode(
         number,
         kind,
@@ -133,9 +132,9 @@ def parse_inode(raw: bytes, number: int) -> Inode:
         gid,
         old_links if version == 1 else links,
         size,
-        _time_ns(atime, flags2),
-        _time_ns(mtime, flags2),
-        _time_ns(ctime, flags2),
+        atime,
+        mtime,
+        ctime,
         birth,
         gen,
         data_format,
@@ -150,9 +149,8 @@ def parse_inode(raw: bytes, number: int) -> Inode:
     )
 
 
-def _time_ns(stored: int, flags2: int) -> int:
-    if flags2 & BIGTIME_FLAG:
-        return stored - _BIGTIME_EPOCH_NS
+def _old_time_ns(stored: int) -> int:
+    """Return a time of 32 bits of seconds, signed, and 32 bits of nanoseconds."""
     seconds = stored >> 32
     return (seconds - ((seconds & 0x80000000) << 1)) * _SECOND_NS + (stored & 0xFFFFFFFF)
 
@@ -165,18 +163,20 @@ def device_number(inode: Inode) -> int:
     return (stored >> 18) << 32 | (stored & 0x3FFFF)
 
 
-def data_runs(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[Run]:
+def data_extents(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[FileExtent]:
     """Return the extents of the data fork; `DamagedError` if one of them cannot be."""
     fork = inode.data_fork
     leaves = _leaves(blocks, inode, inode.data_format, fork, inode.data_count, is_any_owner)
-    return _runs(blocks, leaves, inode.data_count)
+    return _extents(blocks, leaves, inode.data_count)
 
 
-def attribute_runs(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[Run]:
+def attribute_extents(
+    blocks: Blocks, inode: Inode, *, is_any_owner: bool = False
+) -> list[FileExtent]:
     """Return the extents of the attribute fork; `DamagedError` if one of them cannot be."""
     fork, count = inode.attribute_fork, inode.attribute_count
     leaves = _leaves(blocks, inode, inode.attribute_format, fork, count, is_any_owner)
-    return _runs(blocks, leaves, count)
+    return _extents(blocks, leaves, count)
 
 
 def _leaves(
@@ -201,26 +201,24 @@ def _leaves(
     return file_leaves(blocks, inode.number, level, roots, is_any_owner=is_any_owner)
 
 
-def _runs(blocks: Blocks, leaves: Iterable[bytes], count: int) -> list[Run]:
+def _extents(blocks: Blocks, leaves: Iterable[bytes], count: int) -> list[FileExtent]:
     geometry = blocks.geometry
-    last = _FILE_BYTES_MAX >> geometry.block_shift
-    runs: list[Run] = []
+    shift = geometry.block_shift
+    last = _FILE_BYTES_MAX >> shift
+    extents: list[FileExtent] = []
     end = 0
-    for high, low in _records(leaves):
-        start = (high & 0x7FFFFFFFFFFFFFFF) >> 9
-        many = low & 0x1FFFFF
-        if start < end:
-            raise DamagedError(f"the extents at block {start} of the file overlap")
-        byte = geometry.run_byte((high & 0x1FF) << 43 | low >> 21, many)
-        end = start + many
-        runs.append(Run(start, byte, many, bool(high >> 63)))
-        if end > last or len(runs) > count:
-            raise DamagedError(f"an extent too many, at block {start} of the file")
-    if len(runs) != count:
-        raise DamagedError(f"{len(runs)} extents, where the inode tells of {count}")
-    return runs
-
-
-def _records(leaves: Iterable[bytes]) -> Iterator[tuple[int, int]]:
     for leaf in leaves:
-        yield from _RECORD.iter_unpack(leaf)
+        for high, low in _RECORD.iter_unpack(leaf):
+            start = (high & 0x7FFFFFFFFFFFFFFF) >> 9
+            many = low & 0x1FFFFF
+            if start < end:
+                raise DamagedError(f"the extents at block {start} of the file overlap")
+            byte = geometry.run_byte((high & 0x1FF) << 43 | low >> 21, many)
+            end = start + many
+            flags = _UNWRITTEN if high >> 63 else 0
+            extents.append(FileExtent(start << shift, byte, many << shift, flags))
+            if end > last or len(extents) > count:
+                raise DamagedError(f"an extent too many, at block {start} of the file")
+    if len(extents) != count:
+        raise DamagedError(f"{len(extents)} extents, where the inode tells of {count}")
+    return extents

@@ -19,8 +19,8 @@ from storage_node.mapping.xfs_superblock import INODE_BYTES_MAX
 
 CHUNK_INODES: Final = 64
 PART_INODES: Final = 4
-KEPT_BYTES_MAX: Final = 48 * MIB
-"""Inodes that are kept between the two readings: 96,000 of 512 bytes."""
+KEPT_BYTES_MAX: Final = 128 * MIB
+"""Inodes that are kept between the two readings: 262,144 of 512 bytes."""
 
 _HEADER: Final = struct.Struct(">4sIIIIII")
 """Magic, version, number and blocks of the group, inodes, root and levels of their tree."""

@@ -46,12 +46,12 @@ class Names:
         self._naming = array("q")
         """Where the record is that names a directory: in the byte string of its inode; -1 before it was looked for."""
         self._lost: set[int] = set()
-        self._used: dict[int, int] = {}
-        """Which slots belonged to an inode in use, a bit each."""
+        self._left: dict[int, int] = {}
+        """Which slots were not taken of those that were looked at: a bit each."""
         self._paths: dict[int, bytes] = {}
         self._paths_bytes = 0
-        self._unpacked_key = -1
-        self._unpacked: dict[int, list[Name]] = {}
+        self._taken_key = -1
+        self._taken: dict[int, list[Name]] = {}
 
     def add_directory(self, inode: int) -> int:
         """Take a directory, and return the number that its entries give."""
@@ -73,28 +73,32 @@ class Names:
             records += record
         return True
 
-    def of(self, inode: int) -> list[Name]:
-        """Return the names of an inode."""
+    def take(self, inode: int) -> list[Name]:
+        """Return the names of an inode, once: what is left at the end leads to no inode."""
         key = inode >> _SLOT_BITS
-        if key != self._unpacked_key:
-            self._unpacked_key, self._unpacked = key, self._unpack(key)
-        return self._unpacked.get(inode & _SLOTS - 1, [])
+        if key != self._taken_key:
+            self._leave()
+            self._taken_key, self._taken = key, self._unpack(key)
+        return self._taken.pop(inode & _SLOTS - 1, [])
 
-    def use(self, inode: int) -> None:
-        """Remember that an inode with these names exists."""
-        key = inode >> _SLOT_BITS
-        self._used[key] = self._used.get(key, 0) | 1 << (inode & _SLOTS - 1)
-
-    def unused(self) -> Iterator[tuple[int, list[Name]]]:
-        """Yield (inode, names) of names that lead to no inode in use."""
+    def untaken(self) -> Iterator[tuple[int, list[Name]]]:
+        """Yield (inode, names) of what was not taken."""
+        self._leave()
         for key in sorted(self._records):
-            used = self._used.get(key, 0)
             for slot, names in self._unpack(key).items():
-                if not used >> slot & 1:
-                    yield key << _SLOT_BITS | slot, names
+                yield key << _SLOT_BITS | slot, names
+
+    def _leave(self) -> None:
+        """Remember what is left of the 64 inodes that were looked at last."""
+        if self._taken_key >= 0:
+            self._left[self._taken_key] = sum(1 << slot for slot in self._taken)
+        self._taken_key = -1
 
     def path(self, directory: int) -> bytes | None:
         """Return the path of a directory; None if no chain of names leads to it from the root, or it is too long."""
+        found = self._paths.get(directory)
+        if found is not None:
+            return found
         chain: dict[int, bytes] = {}
         number = directory
         while (path := self._paths.get(number)) is None:
@@ -116,8 +120,6 @@ class Names:
         return path
 
     def _remember(self, directory: int, path: bytes) -> None:
-        if directory in self._paths:
-            return
         self._paths_bytes += len(path) + _PATH_OVERHEAD_BYTES
         if self._paths_bytes > PATHS_BYTES_MAX:
             self._paths.clear()
@@ -142,15 +144,12 @@ class Names:
         return Name(above, kind, bytes(records[at : at + name_bytes]))
 
     def _unpack(self, key: int) -> dict[int, list[Name]]:
+        left = self._left.get(key, -1)
         names: dict[int, list[Name]] = {}
         for _, slot, kind, directory, name in _walk(self._records.get(key, b"")):
-            names.setdefault(slot, []).append(Name(directory, kind, name))
+            if left >> slot & 1:
+                names.setdefault(slot, []).append(Name(directory, kind, name))
         return names
-
-
-def join(parent: bytes, name: bytes) -> bytes:
-    """Return the path of an entry, shown so that it can be one."""
-    return parent + b"/" + shown(name) if parent else shown(name)
 
 
 def shown(name: bytes) -> bytes:
@@ -165,8 +164,9 @@ def shown(name: bytes) -> bytes:
 def _walk(records: bytes | bytearray) -> Iterator[tuple[int, int, int, int, bytes]]:
     """Yield each record, and where it is."""
     at = 0
-    while at < len(records):
-        slot, kind, name_bytes, directory = _RECORD.unpack_from(records, at)
+    data = bytes(records)
+    while at < len(data):
+        slot, kind, name_bytes, directory = _RECORD.unpack_from(data, at)
         end = at + _RECORD.size + name_bytes
-        yield at, slot, kind, directory, bytes(records[at + _RECORD.size : end])
+        yield at, slot, kind, directory, data[at + _RECORD.size : end]
         at = end

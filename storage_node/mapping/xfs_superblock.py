@@ -127,7 +127,11 @@ class Geometry(NamedTuple):
     def run_byte(self, block: int, count: int) -> int:
         """Return where a run of blocks begins; `DamagedError` if it is not within one group."""
         group, first = block >> self.group_shift, block & ((1 << self.group_shift) - 1)
-        if group >= self.group_count or first + count > self.blocks_of_group(group) or count < 1:
+        # The last group may be shorter; the others are asked without a call: this is asked for every extent.
+        most = self.group_blocks
+        if group >= self.group_count - 1:
+            most = self.blocks_of_group(group) if group < self.group_count else 0
+        if first + count > most or count < 1:
             raise DamagedError(f"{count} blocks from block {block}: outside of its group")
         return (group * self.group_blocks + first) << self.block_shift
 

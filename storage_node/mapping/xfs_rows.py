@@ -1,0 +1,255 @@
+"""Rows of a map, from inodes of XFS and their names.
+
+An inode with names is a row for each of them.  Names that lead to no inode in use, and inodes that cannot be believed,
+are rows with an error; an inode that should have a name and has none is a problem of the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from backplane.crc import crc32c
+from backplane.file_map.model import NO_TIME, FileExtent, FileRow, Identity, Kind
+from storage_node.mapping.reader import DamagedError
+from storage_node.mapping.xfs_attributes import Attribute, attributes, link_target
+from storage_node.mapping.xfs_blocks import Blocks
+from storage_node.mapping.xfs_directory import KIND_OF_TYPE
+from storage_node.mapping.xfs_inode import Inode, data_extents, device_number, parse_inode
+from storage_node.mapping.xfs_inodes import check_inode
+from storage_node.mapping.xfs_maps import finished, marked
+from storage_node.mapping.xfs_names import Name, Names, shown
+from storage_node.mapping.xfs_replay import Replayed
+from storage_node.mapping.xfs_space import SharedBlocks
+
+_CRC_AT: Final = 100
+_NO_MODE: Final = bytes(2)
+_DEVICES: Final = (Kind.CHARACTER, Kind.BLOCK)
+
+_Content = tuple[tuple[FileExtent, ...], bytes, tuple[Attribute, ...], int, str]
+"""(extents, target, attributes, device, what is wrong)."""
+
+
+class RowMaker:
+    """Makes the rows of inodes."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        names: Names,
+        log: Replayed,
+        shared: SharedBlocks | None,
+        broken: dict[int, str],
+    ) -> None:
+        """Take what is known: `broken` are directories that could not be read wholly, and why."""
+        self._blocks = blocks
+        self._geometry = blocks.geometry
+        self._problems = blocks.problems
+        self._names = names
+        self._log = log
+        self._shared = shared
+        self._broken = broken
+        self._root = blocks.geometry.root_inode
+        self._has_root = False
+
+    def rows(self, first: int, data: bytes, in_use: int) -> Iterator[FileRow]:
+        """Yield the rows of inodes that lie together."""
+        for number, raw, error in self._checked(first, data, in_use):
+            inode = None
+            if not error:
+                if raw[2:4] == _NO_MODE:
+                    continue
+                try:
+                    inode = parse_inode(raw, number)
+                except DamagedError as damaged:
+                    error = f"inode {number}: {damaged.reason}"
+            if inode is None:
+                yield from self._damaged_rows(number, error)
+            elif inode.links:
+                yield from self._rows_of_inode(number, inode)
+            # Else it is deleted, and was still open when the view was made.
+
+    def rest(self) -> Iterator[FileRow]:
+        """Yield what is left when all inodes have come."""
+        if not self._has_root:
+            self._problems.add("the root directory is missing")
+        for number, names in self._names.untaken():
+            yield from self._error_rows(number, names, f"inode {number} is not in use")
+
+    # --- inodes that can be believed -----------------------------------------------------------------
+
+    def _checked(self, first: int, data: bytes, in_use: int) -> Iterator[tuple[int, bytes, str]]:
+        """Yield (number, bytes, what is wrong) of each inode in use."""
+        size = self._geometry.inode_bytes
+        count = len(data) // size
+        byte = self._geometry.inode_byte(first)
+        if not self._geometry.has_checksums or self._blocks.overlay.covers(byte, len(data)):
+            for at in range(count):
+                if in_use >> at & 1:
+                    raw = data[at * size : (at + 1) * size]
+                    yield first + at, raw, self._what_is_wrong(first + at, raw)
+            return
+        # What `check_inode` does, for many at once.
+        cleared = bytearray(data)
+        for at in range(_CRC_AT, _CRC_AT + 4):
+            cleared[at::size] = bytes(count)
+        view = memoryview(cleared)
+        meta_uuid = self._geometry.meta_uuid
+        for at in range(count):
+            if not in_use >> at & 1:
+                continue
+            start = at * size
+            raw = data[start : start + size]
+            error = ""
+            if crc32c(view[start : start + size]) != int.from_bytes(raw[100:104], "little"):
+                error = f"inode {first + at} fails its checksum"
+            elif raw[160:176] != meta_uuid:
+                error = f"inode {first + at} belongs to another file system"
+            yield first + at, raw, error
+
+    def _what_is_wrong(self, number: int, raw: bytes) -> str:
+        try:
+            check_inode(self._blocks, raw, number)
+        except DamagedError as error:
+            return error.reason
+        return ""
+
+    def _rows_of_inode(self, number: int, inode: Inode) -> list[FileRow]:
+        names = self._names.take(number)
+        if number == self._root:
+            return [self._root_row(inode), *self._error_rows(number, names, "the root directory")]
+        if not names:
+            if number not in self._geometry.internal_inodes:
+                self._problems.add(f"inode {number} is in use, and no directory names it")
+            return []
+        is_directory = inode.kind == Kind.DIRECTORY
+        if inode.links != len(names) and not is_directory:
+            said = f"{inode.links} links, {len(names)} names"
+            self._problems.add(f"inode {number} has {said}")
+        content = self._content(inode)
+        rows: list[FileRow] = []
+        for name in names:
+            text = shown(name.name)
+            path = self._path(name.directory, text)
+            if path is None:
+                continue
+            error = content[4]
+            if text != name.name or KIND_OF_TYPE.get(name.type, Kind.OTHER) not in (
+                inode.kind,
+                None,
+            ):
+                error = error or _what_is_wrong_with(name)
+            if is_directory and rows:
+                error = error or "a directory with a second name"
+            rows.append(_row(path, inode, content, error))
+        return rows
+
+    def _root_row(self, inode: Inode) -> FileRow:
+        self._has_root = True
+        if inode.kind != Kind.DIRECTORY:
+            self._problems.add("the root directory is none")
+        content = self._content(inode)
+        return _row(b"", inode, content, content[4])
+
+    def _path(self, directory: int, text: bytes) -> bytes | None:
+        """Return a path, or tell that it leads nowhere."""
+        parent = self._names.path(directory)
+        if parent is None:
+            self._problems.add("directories that cannot be reached from the root, or are too deep")
+            return None
+        return parent + b"/" + text if parent else text
+
+    def _content(self, inode: Inode) -> _Content:
+        """Return what an inode holds, and what is wrong with it."""
+        extents: tuple[FileExtent, ...] = ()
+        target = b""
+        device = 0
+        xattrs: tuple[Attribute, ...] = ()
+        kind, number = inode.kind, inode.number
+        is_any_owner = number in self._log.owners
+        error = self._log.doubts.get(number, "")
+        try:
+            if kind == Kind.FILE:
+                extents = self._extents(inode, is_any_owner=is_any_owner)
+            elif kind == Kind.SYMLINK:
+                target = link_target(self._blocks, inode, is_any_owner=is_any_owner)
+            elif kind == Kind.DIRECTORY:
+                error = error or self._broken.get(number, "")
+            elif kind in _DEVICES:
+                device = device_number(inode)
+        except DamagedError as damaged:
+            error = error or f"content of inode {number}: {damaged.reason}"
+        if inode.fork_bytes:
+            try:
+                xattrs = attributes(self._blocks, inode, is_any_owner=is_any_owner)
+            except DamagedError as damaged:
+                error = error or f"attributes of inode {number}: {damaged.reason}"
+        return extents, target, xattrs, device, error
+
+    def _extents(self, inode: Inode, *, is_any_owner: bool) -> tuple[FileExtent, ...]:
+        if inode.is_realtime:
+            raise DamagedError("a realtime file")
+        extents = data_extents(self._blocks, inode, is_any_owner=is_any_owner)
+        changes = self._log.maps.get(inode.number)
+        if changes:
+            extents = finished(extents, changes, self._geometry)
+        if inode.is_reflinked and self._shared is not None:
+            extents = marked(extents, self._shared)
+        return tuple(extents)
+
+    # --- what is wrong -------------------------------------------------------------------------------
+
+    def _damaged_rows(self, number: int, error: str) -> Iterator[FileRow]:
+        names = self._names.take(number)
+        if number == self._root:
+            self._has_root = True
+            self._problems.add(f"the root directory: {error}")
+            yield _error_row(b"", number, Kind.DIRECTORY, error)
+        elif names:
+            yield from self._error_rows(number, names, error)
+        else:
+            self._problems.add(error)
+
+    def _error_rows(self, number: int, names: list[Name], error: str) -> Iterator[FileRow]:
+        for name in names:
+            path = self._path(name.directory, shown(name.name))
+            if path is not None:
+                kind = KIND_OF_TYPE.get(name.type)
+                yield _error_row(path, number, Kind.OTHER if kind is None else kind, error)
+
+
+def _row(path: bytes, inode: Inode, content: _Content, error: str) -> FileRow:
+    extents, target, xattrs, device, _ = content
+    return FileRow(
+        path,
+        inode.kind,
+        inode.size,
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.mtime_ns,
+        inode.atime_ns,
+        inode.ctime_ns,
+        inode.birth_ns,
+        inode.links,
+        Identity(0, inode.number, inode.generation),
+        device,
+        target,
+        xattrs,
+        extents,
+        error,
+    )
+
+
+def _error_row(path: bytes, number: int, kind: int, error: str) -> FileRow:
+    times = (NO_TIME, NO_TIME, NO_TIME, NO_TIME)
+    identity = Identity(0, number, 0)
+    return FileRow(path, kind, 0, 0, -1, -1, *times, 1, identity, error=error)
+
+
+def _what_is_wrong_with(name: Name) -> str:
+    if shown(name.name) != name.name:
+        return "a name that no file can have"
+    kind = KIND_OF_TYPE.get(name.type)
+    said = "of a kind that we do not know" if kind is None else f"a {Kind(kind).name.lower()}"
+    return f"the directory says that it is {said}"
