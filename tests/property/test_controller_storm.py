@@ -48,12 +48,20 @@ class Story:
         self.backup = backed_up(self.site, content(*range(9)), name="old")
         for number, name in enumerate("abc"):
             last = number * 10 + self.chance.randrange(1, 20)
-            self.site.make_volume(name, data=content(*range(number * 10, last)))
+            self.make_volume(name, list(range(number * 10, last)))
         for tag in TAGS[:2]:
             tape = self.site.tapes[tag]
             tape.capacity = len(tape.objects) + self.chance.randrange(2, 40)
             if self.chance.random() < 0.3:
                 tape.end = tape.capacity + self.chance.randrange(8)
+
+    def make_volume(self, name: str, lbas: list[int]) -> None:
+        """Make a volume with two files and a block that nobody uses; its map has as many pages as rows."""
+        files = self.site.make_volume(name, data=content(*lbas)).files
+        half = len(lbas) // 2
+        files.free = set(lbas[:1])
+        files.table = {"drop": tuple(lbas[1:half]), "keep/it": tuple(lbas[half:])}
+        files.rows_per_page = 1
 
     def play(self) -> None:
         """Let the storm blow, and the sun shine after it."""
@@ -75,7 +83,8 @@ class Story:
         jobs = list(site.machine.jobs.values())
         kinds = (
             "backup",
-            "backup",
+            "choose",
+            "raw",
             "group",
             "restore",
             "verify",
@@ -87,6 +96,10 @@ class Story:
         match chance.choice(kinds):
             case "backup":
                 site.submit("backup", volume=chance.choice("abc"), token=token)
+            case "choose":
+                site.submit("backup", volume=chance.choice("abc"), paths=["keep"], token=token)
+            case "raw":
+                site.submit("backup", volume=chance.choice("abc"), raw=True, token=token)
             case "group":
                 names = chance.sample("abc", chance.choice((2, 3)))
                 timeout = chance.choice((4.0, 80.0))
@@ -186,10 +199,32 @@ class Story:
             self.judge_group(row)
         for backup in list(site.machine.backups.values()):
             assert backup.state in ("completed", "failed")
+            self.judge_map(backup)
             if backup.state == "completed":
-                source = site.volumes[backup.volume].data
                 name = f"copy-of-{backup.backup}"
-                assert restored(site, backup.backup, name=name) == source, backup
+                assert restored(site, backup.backup, name=name) == self.wanted(backup), backup
+        assert site.catalog.load().partial_maps == ()
+
+    def wanted(self, backup: Any) -> dict[int, bytes]:
+        """Return what a backup has to bring back, and nothing else."""
+        volume = self.site.volumes[backup.volume]
+        left_out: set[int] = set()
+        if backup.map_state == "complete":
+            left_out |= volume.files.free
+        if backup.selection:
+            left_out |= set(volume.files.table["drop"])
+        return {lba: data for lba, data in volume.data.items() if lba not in left_out}
+
+    def judge_map(self, backup: Any) -> None:
+        """A backup has its whole map, or nothing of any."""
+        pages = [row.packed for row in self.site.catalog.map_pages(backup.backup)]
+        if backup.state == "failed" or backup.map_state == "raw":
+            assert not pages
+            return
+        volume = self.site.volumes[backup.volume]
+        told = volume.files.map(blocks=volume.row.blocks, block_bytes=BLOCK)
+        assert tuple(pages) == told.pages
+        assert self.site.catalog.map_header(backup.backup) == told.packed_header
 
     def judge_volumes(self) -> None:
         rows = self.site.machine.registry.volumes

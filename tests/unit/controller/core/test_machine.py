@@ -81,6 +81,25 @@ def submit_backup(site: Site, _: int) -> None:
     site.submit("backup", volume="vol", token="T")
 
 
+def with_files(site: Site) -> int:
+    files = site.make_volume("vol", data=DATA).files
+    files.table = {"a": (10, 11), "b": (30, 31, 32)}
+    files.rows_per_page = 1
+    return 0
+
+
+def submit_choice(site: Site, _: int) -> None:
+    site.submit("backup", volume="vol", paths=["a"], token="T")
+
+
+def is_chosen(site: Site, job: int) -> None:
+    kept = {lba: data for lba, data in DATA.items() if lba not in (30, 31, 32)}
+    backup = site.job(job).backup
+    assert restored(site, int(backup)) == kept
+    assert len(list(site.catalog.map_pages(backup))) == 4
+    assert site.catalog.load().partial_maps == ()
+
+
 def submit_restore(site: Site, backup: int) -> None:
     site.submit("restore", backup=backup, new="copy", token="T")
 
@@ -120,6 +139,7 @@ def cancel_backup(site: Site, _: int) -> None:
 
 STORIES = [
     Story("backup", "completed", volume_only, submit_backup, reads_back),
+    Story("choice", "completed", with_files, submit_choice, is_chosen),
     Story("restore", "completed", backed_up, submit_restore, is_restored),
     Story("verify", "completed", backed_up, submit_verify, nothing_more),
     Story("import", "completed", volume_only, import_volume, is_imported),
