@@ -82,6 +82,7 @@ class MapCaller:
         self.maps = {str(each.backup): each for each in maps}
         self.backups = list(backups)
         self.calls: list[tuple[str, dict[str, object]]] = []
+        self.changes: dict[str, Any] = {"is_known": False, "reason": "no chain"}
 
     def call(self, verb: str, **arguments: object) -> dict[str, Any]:
         """Carry out a verb; a map that is not there is the error that the controller would name."""
@@ -89,6 +90,8 @@ class MapCaller:
         if verb == "backup.list":
             wanted = arguments["volume"]
             return {"backups": [b for b in self.backups if wanted in ("", b["volume"])]}
+        if verb == "backup.changes":
+            return self.changes
         found = self.maps.get(str(arguments["backup"]))
         if found is None:
             raise NotFoundError(f"backup {arguments['backup']} has no map of files")

@@ -111,8 +111,9 @@ def find(settings: Settings, pattern: str, volume: str, since: datetime | None) 
 def diff(settings: Settings, before: str, after: str) -> int:
     """Show which files differ between two backups of a volume: `+` added, `-` removed, `M` changed, and in what.
 
-    Nothing is read from tape. That content is named means that it may differ: the file lies elsewhere, has another size
-    or was written since.
+    Nothing is read from tape. Content that is named may differ: the file has another size, lies elsewhere, or blocks of
+    it were written. Which were is known if one of the backups stands on the other; else a new time of modification
+    tells.
     """
     screen = Screen(settings.output)
     with connect(settings) as client:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from backplane.errors import BackupError, ExitCode, NotFoundError, UsageError
-from backplane.file_map.changes import Change, ChangeKind, diff
+from backplane.file_map.changes import Change, ChangedRuns, ChangeKind, diff
 from backplane.file_map.header import MapHeader
 from backplane.file_map.listing import children, find
 from backplane.file_map.model import FileRow
@@ -224,16 +224,32 @@ def run_diff(client: Caller, before: str, after: str, *, screen: Screen) -> int:
             hint="only backups of one volume can be compared",
         )
     head = {"before": old.backup, "after": new.backup, "volume": new.volume}
+    changed, why_not = _changed_runs(client, old, new)
+    if changed is None:
+        screen.talk(f"what was written in place is judged by its time of modification: {why_not}")
     stream = RowStream(screen, head, "changes", line=_change_line, document=_change_document)
 
     def heard(count: int) -> None:
         screen.progress(f"{count:,} paths, {stream.count:,} changes")
 
-    for change in diff(old.rows(), new.rows(heard=heard)):
+    for change in diff(old.rows(), new.rows(heard=heard), changed):
         stream.row(change)
     is_complete = old.header.is_complete and new.header.is_complete
-    stream.finish({"is_complete": is_complete})
+    stream.finish({"is_complete": is_complete, "changed_blocks_known": changed is not None})
     return end_of_answer(screen, old, new)
+
+
+def _changed_runs(client: Caller, old: RemoteMap, new: RemoteMap) -> tuple[ChangedRuns | None, str]:
+    """Return which bytes of the volume may differ, or why nobody knows."""
+    first, second = sorted((old.backup, new.backup))
+    document = client.call("backup.changes", before=str(first), after=str(second))
+    if not document["is_known"]:
+        return None, shown_text(document["reason"])
+    block_bytes = document["block_bytes"]
+    extents = document["extents"]
+    return ChangedRuns(
+        [(lba * block_bytes, (lba + blocks) * block_bytes) for lba, blocks in extents]
+    ), ""
 
 
 def _change_line(change: Change) -> str:

@@ -259,6 +259,23 @@ def test_two_backups_are_compared() -> None:
     lines = run(run_diff, MapCaller(COMPLETE, NEWER), "3", "6")
     assert lines == ["M home/a.txt  (size, content, mode)", "- home/caf\\xe9", "+ new\\x0a"]
     assert run.code == ExitCode.OK
+    assert run.err.getvalue() == (
+        "what was written in place is judged by its time of modification: no chain\n"
+    )
+
+
+@pytest.mark.parametrize(("lba", "lines"), [(8, ["M home/a.txt  (content)"]), (16, [])])
+def test_blocks_that_were_written_in_place_tell_what_times_do_not(
+    lba: int, lines: list[str]
+) -> None:
+    caller = MapCaller(COMPLETE, PackedMap(ROWS, backup=6))
+    caller.changes = {"is_known": True, "reason": "", "block_bytes": 512, "extents": [[lba, 1]]}
+    for before, after in (("3", "6"), ("6", "3")):
+        run = Run()
+        assert run(run_diff, caller, before, after) == lines
+        assert run.err.getvalue() == ""
+    asked = [arguments for verb, arguments in caller.calls if verb == "backup.changes"]
+    assert asked == [{"before": "3", "after": "6"}] * 2
 
 
 def test_changes_as_json_lines_have_both_rows() -> None:
@@ -280,6 +297,7 @@ def test_a_comparison_with_an_incomplete_map_is_partial() -> None:
         "volume": "vol1",
         "changes": [],
         "is_complete": False,
+        "changed_blocks_known": False,
     }
     assert run.code == ExitCode.PARTIAL
 
@@ -299,6 +317,12 @@ def mapped(controller: Any) -> Any:
     controller.answers["map.header"] = COMPLETE.header_document()
     controller.answers["map.pages"] = COMPLETE.pages_document
     controller.answers["backup.list"] = {"backups": BACKUPS[2:3]}
+    controller.answers["backup.changes"] = {
+        "is_known": True,
+        "reason": "",
+        "block_bytes": 512,
+        "extents": [],
+    }
     return controller
 
 
