@@ -182,9 +182,7 @@ class Replay:
     def _apply(self, copies: list[tuple[int, Tag]], revoked: list[int]) -> None:
         for index, tag in copies:
             if tag.block >= self._block_count:
-                self.problems.append(
-                    f"the journal changes block {tag.block}: outside of the volume"
-                )
+                self._outside += 1
                 continue
             self._newest[tag.block] = len(self._indexes)
             self._indexes.append(index)
