@@ -25,6 +25,7 @@ from backplane.crc import crc32c
 from backplane.file_map.model import Kind
 
 STALE: Final = b"What somebody has deleted, and nobody may see again. " * 20
+SUPERBLOCK_PLACE: Final = 65536
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
 SECOND_NS: Final = 1_000_000_000
@@ -173,7 +174,7 @@ def write_sizes(folder: Path) -> None:
     (folder / "mixed").write_bytes(text(200_000, 1) + noise(200_000, 2) + bytes(200_000))
     rewritten = folder / "rewritten"
     rewritten.write_bytes(text(900_000, 3))
-    os.sync()
+    settle(rewritten)
     with rewritten.open("r+b") as file:
         for place in range(50_000, 800_000, 130_000):
             file.seek(place)
@@ -206,7 +207,7 @@ def write_holes(folder: Path, extents: int = 1500) -> None:
         ("zeroed", noise(300_000, 10), ("-z", "-o", "40KiB", "-l", "100KiB")),
     ):
         (folder / name).write_bytes(head)
-        os.sync()
+        settle(folder / name)
         run("fallocate", *options, folder / name)
     for name, size in (("middle", 1 << 20), ("long-middle", 6 << 20)):
         (folder / name).touch()
@@ -295,7 +296,7 @@ def write_clones(folder: Path) -> None:
     """Write files that share blocks, wholly and partly."""
     folder.mkdir()
     (folder / "original").write_bytes(noise(2_000_000, 1))
-    os.sync()
+    settle(folder / "original")
     clone(folder / "original", folder / "whole")
     clone(folder / "original", folder / "rewritten")
     with (folder / "rewritten").open("r+b") as file:
@@ -303,13 +304,19 @@ def write_clones(folder: Path) -> None:
             file.seek(place)
             file.write(noise(7000, place))
     (folder / "range").write_bytes(noise(500_000, 2))
-    os.sync()
+    settle(folder / "range")
     clone_range(folder / "original", 409_600, 204_800, folder / "range", 102_400)
     (folder / "alone").write_bytes(noise(100_000, 5))
-    os.sync()
+    settle(folder / "alone")
     with (folder / "alone").open("r+b") as file:
         file.seek(40_960)
         file.write(noise(8192, 6))
+
+
+def settle(file: Path) -> None:
+    """Let the extents of a file be what they are, and not what the kernel still has in mind."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def clone(source: Path, target: Path) -> None:

@@ -31,6 +31,13 @@ ALGORITHMS: Final = {1: "zlib", 2: "lzo", 3: "zstd"}
 INLINE_HEAD_BYTES: Final = 21
 EXTENT_BYTES: Final = 53
 
+# As plain numbers: sums of an enumeration's members are slow.
+_UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
+_INLINE: Final = int(ExtentFlag.INLINE)
+_COMPRESSED: Final = int(ExtentFlag.COMPRESSED)
+_ENCRYPTED: Final = int(ExtentFlag.ENCRYPTED)
+_SHARED: Final = int(ExtentFlag.SHARED)
+
 _HEAD: Final = struct.Struct("<8xQBBHB")
 _EXTENT: Final = struct.Struct("<8xQBBHBQQQQ")
 
@@ -71,22 +78,22 @@ class ExtentReader:
         chunk = self._chunks.find(disk, disk_bytes)
         if chunk is None or not chunk.kind & DATA:
             raise InodeDefect(f"the extent at byte {file_byte} lies in no chunk of data")
-        flags = ExtentFlag.UNWRITTEN if kind == PREALLOC else 0
+        flags = _UNWRITTEN if kind == PREALLOC else 0
         if encryption:
-            flags |= ExtentFlag.ENCRYPTED
+            flags |= _ENCRYPTED
         if is_shared or self._space.is_extent_shared(disk):
-            flags |= ExtentFlag.SHARED
+            flags |= _SHARED
         volume_byte = chunk.places[0] + disk - chunk.start
         if not compression:
             if offset + count > disk_bytes:
                 raise InodeDefect(f"the extent at byte {file_byte} goes beyond what is stored")
-            return FileExtent(file_byte, volume_byte + offset, count, int(flags))
+            return FileExtent(file_byte, volume_byte + offset, count, flags)
         if kind == PREALLOC or offset + count > raw_bytes:
             raise InodeDefect(f"the extent at byte {file_byte} goes beyond what is compressed")
-        flags |= ExtentFlag.COMPRESSED
+        flags |= _COMPRESSED
         algorithm = _algorithm(compression, disk_bytes, raw_bytes)
         return FileExtent(
-            file_byte, volume_byte, count, int(flags), disk_bytes, raw_bytes, offset, algorithm
+            file_byte, volume_byte, count, flags, disk_bytes, raw_bytes, offset, algorithm
         )
 
 
@@ -97,14 +104,14 @@ def _inline(
     stored_bytes = size - INLINE_HEAD_BYTES
     if file_byte or other:
         raise InodeDefect(f"an inline extent at byte {file_byte}, encoding {other}")
-    flags = ExtentFlag.INLINE
+    flags = _INLINE
     if encryption:
-        flags |= ExtentFlag.ENCRYPTED
+        flags |= _ENCRYPTED
     if is_shared:
-        flags |= ExtentFlag.SHARED
+        flags |= _SHARED
     volume_byte = place + at + INLINE_HEAD_BYTES
     if compression:
-        flags |= ExtentFlag.COMPRESSED
+        flags |= _COMPRESSED
         algorithm = _algorithm(compression, stored_bytes, raw_bytes)
         return FileExtent(0, volume_byte, raw_bytes, flags, stored_bytes, raw_bytes, 0, algorithm)
     if raw_bytes != stored_bytes:

@@ -7,6 +7,7 @@ when those are full), XATTR_ITEMs, and for a directory its entries, for a file i
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from backplane.file_map.model import NO_TIME, FileExtent, FileRow, Identity, Kind
@@ -28,24 +29,24 @@ NAMES_MAX: Final = 65_536
 XATTR_BYTES_MAX: Final = 256 * 1024
 
 KINDS: Final = {
-    1: Kind.FIFO,
-    2: Kind.CHARACTER,
-    4: Kind.DIRECTORY,
-    6: Kind.BLOCK,
-    8: Kind.FILE,
-    10: Kind.SYMLINK,
-    12: Kind.SOCKET,
+    1: int(Kind.FIFO),
+    2: int(Kind.CHARACTER),
+    4: int(Kind.DIRECTORY),
+    6: int(Kind.BLOCK),
+    8: int(Kind.FILE),
+    10: int(Kind.SYMLINK),
+    12: int(Kind.SOCKET),
 }
 """By the upper four bits of a mode."""
 
 ENTRY_KINDS: Final = {
-    1: Kind.FILE,
-    2: Kind.DIRECTORY,
-    3: Kind.CHARACTER,
-    4: Kind.BLOCK,
-    5: Kind.FIFO,
-    6: Kind.SOCKET,
-    7: Kind.SYMLINK,
+    1: int(Kind.FILE),
+    2: int(Kind.DIRECTORY),
+    3: int(Kind.CHARACTER),
+    4: int(Kind.BLOCK),
+    5: int(Kind.FIFO),
+    6: int(Kind.SOCKET),
+    7: int(Kind.SYMLINK),
 }
 """By the type in a directory's entry."""
 
@@ -54,60 +55,57 @@ _REF: Final = struct.Struct("<QH")
 _EXTREF: Final = struct.Struct("<QQH")
 _ENTRY: Final = struct.Struct("<QBQQHHB")
 _NANOSECONDS: Final = 1_000_000_000
+_MODE_UPPER: Final = 53
+"""The byte of an inode with the upper bits of its mode."""
+
+# Plain numbers: there are millions of inodes, and names of an enumeration are slow.
+_FILE: Final = int(Kind.FILE)
+_SYMLINK: Final = int(Kind.SYMLINK)
+_OTHER: Final = int(Kind.OTHER)
+_DEVICES: Final = (int(Kind.CHARACTER), int(Kind.BLOCK))
 
 
 class Inode:
     """The items of one inode, as they come."""
 
-    __slots__ = (
-        "defect",
-        "extents",
-        "file_byte",
-        "item",
-        "names",
-        "number",
-        "subvolumes",
-        "target",
-        "xattr_bytes",
-        "xattrs",
-    )
+    # Defaults of the class: most inodes have few of these, and there are millions of inodes.
+    item = b""
+    kind = _OTHER
+    names: Sequence[tuple[int, int, bytes]] = ()
+    """(directory, index of the entry in it, name)"""
+    extents: Sequence[FileExtent] = ()
+    file_byte = 0
+    """Where the next extent may begin."""
+    target = b""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    xattr_bytes = 0
+    subvolumes: tuple[tuple[int, bytes, int], ...] = ()
+    """(index, name, tree): entries of this directory that are subvolumes."""
+    defect = ""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.item = b""
-        self.names: list[tuple[int, int, bytes]] = []
-        """(directory, index of the entry in it, name)"""
-        self.xattrs: list[tuple[bytes, bytes]] = []
-        self.xattr_bytes = 0
-        self.extents: list[FileExtent] = []
-        self.file_byte = 0
-        """Where the next extent may begin."""
-        self.target = b""
-        self.subvolumes: list[tuple[int, bytes, int]] = []
-        """(index, name, tree): entries of this directory that are subvolumes."""
-        self.defect = ""
-
-    @property
-    def kind(self) -> Kind:
-        if not self.item:
-            return Kind.OTHER
-        return KINDS.get(self.item[53] >> 4, Kind.OTHER)
 
     def blame(self, defect: str) -> None:
         """Note what is wrong; the first defect is told."""
         self.defect = self.defect or defect
 
+    def set_item(self, item: bytes) -> None:
+        if len(item) != INODE_BYTES:
+            raise InodeDefect(f"an inode of {len(item)} bytes")
+        self.item = item
+        self.kind = KINDS.get(item[_MODE_UPPER] >> 4, _OTHER)
+
     def add_names(self, names: list[tuple[int, int, bytes]]) -> None:
-        self.names += names
-        if len(self.names) > NAMES_MAX:
-            del self.names[NAMES_MAX:]
-            self.blame(f"more than {NAMES_MAX} names")
+        if len(self.names) + len(names) > NAMES_MAX:
+            raise InodeDefect(f"more than {NAMES_MAX} names")
+        self.names = [*self.names, *names] if self.names else names
 
     def add_xattrs(self, data: bytes) -> None:
         self.xattr_bytes += len(data)
         if self.xattr_bytes > XATTR_BYTES_MAX:
             raise InodeDefect(f"more than {XATTR_BYTES_MAX} bytes of extended attributes")
-        self.xattrs += parse_xattrs(data)
+        self.xattrs += tuple(parse_xattrs(data))
 
     def add_extent(self, extent: FileExtent) -> None:
         if extent.file_byte < self.file_byte:
@@ -115,27 +113,31 @@ class Inode:
         if len(self.extents) >= EXTENTS_MAX:
             raise InodeDefect(f"more than {EXTENTS_MAX} extents")
         self.file_byte = extent.file_byte + extent.byte_count
-        self.extents.append(extent)
+        if isinstance(self.extents, list):
+            self.extents.append(extent)
+        else:
+            self.extents = [extent]
 
     def row(self, tree: int, path: bytes) -> FileRow:
         """Return the row of one of its paths."""
-        if len(self.item) < INODE_BYTES:
+        if not self.item:
             reason = self.defect or "its inode cannot be read"
-            return lost_row(tree, self.number, path, Kind.OTHER, reason)
+            return lost_row(tree, self.number, path, _OTHER, reason)
         (
             generation, _, size, links, uid, gid, mode, device,
             access_s, access_ns, change_s, change_ns, write_s, write_ns, birth_s, birth_ns,
         ) = _INODE.unpack(self.item)  # fmt: skip
         error = self.defect
-        kind = KINDS.get(mode >> 12, Kind.OTHER)
+        kind = self.kind
         if size > FILE_BYTES_MAX:
             size, error = 0, error or f"a size of {size} bytes"
-        if kind is Kind.OTHER:
+        if kind == _OTHER or mode >> 16:
             error = error or f"a mode of {mode:o}"
-        is_device = kind in (Kind.CHARACTER, Kind.BLOCK)
+        if kind == _SYMLINK and len(self.target) < size:
+            error = error or f"a link of {size} bytes has a target of {len(self.target)}"
         return FileRow(
             path,
-            int(kind),
+            kind,
             size,
             mode & 0o7777,
             uid,
@@ -147,26 +149,32 @@ class Inode:
             birth_s * _NANOSECONDS + birth_ns if birth_s or birth_ns else NO_TIME,
             links,
             Identity(tree, self.number, generation),
-            (device >> 20 & 0xFFFFFFFF) << 32 | device & 0xFFFFF if is_device else 0,
-            self.target,
-            tuple(sorted(self.xattrs)),
-            tuple(self.extents) if kind is Kind.FILE else (),
+            (device >> 20 & 0xFFFFFFFF) << 32 | device & 0xFFFFF if kind in _DEVICES else 0,
+            # The kernel takes a string: it ends before a zero byte, and mkfs.btrfs writes one.
+            self.target[:size].split(b"\0")[0],
+            tuple(sorted(self.xattrs)) if self.xattrs else (),
+            tuple(self.extents) if kind == _FILE else (),
             error,
         )
 
 
-def lost_row(tree: int, inode: int, path: bytes, kind: Kind, error: str) -> FileRow:
+def lost_row(tree: int, inode: int, path: bytes, kind: int, error: str) -> FileRow:
     """Return the row of a name whose inode cannot be read."""
     times = (NO_TIME, NO_TIME, NO_TIME, NO_TIME)
-    return FileRow(path, int(kind), 0, 0, -1, -1, *times, 0, Identity(tree, inode, 0), error=error)
+    return FileRow(path, kind, 0, 0, -1, -1, *times, 0, Identity(tree, inode, 0), error=error)
 
 
 def parse_refs(directory: int, data: bytes) -> list[tuple[int, int, bytes]]:
     """Return the names in an INODE_REF: its key's offset is the directory."""
+    size = len(data)
+    if size >= _REF.size:
+        index, count = _REF.unpack_from(data)
+        if count == size - _REF.size:  # nearly always
+            return [(directory, index, data[_REF.size :])]
     names = []
     at = 0
-    while at < len(data):
-        if at + _REF.size > len(data):
+    while at < size:
+        if at + _REF.size > size:
             raise InodeDefect("a name is cut off")
         index, count = _REF.unpack_from(data, at)
         at += _REF.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from backplane.file_map.model import Kind
+from backplane.file_map.model import ExtentFlag, Kind
 from storage_node.mapping.btrfs_extent import INLINE_HEAD_BYTES, ExtentReader, InodeDefect
 from storage_node.mapping.btrfs_inode import (
     DIR_INDEX,
@@ -23,7 +23,12 @@ from storage_node.mapping.btrfs_inode import (
 from storage_node.mapping.btrfs_names import ROOT_DIRECTORY, Name
 from storage_node.mapping.btrfs_tree import HEADER_BYTES, Gap, Leaf, Root, TreeReader
 
-_DIR_ITEM: Final = 84
+_SYMLINK: Final = int(Kind.SYMLINK)
+_INLINE: Final = int(ExtentFlag.INLINE)
+_NO_INODE: Final = -1
+
+Taker = Callable[[Inode, int, Leaf, int, int], None]
+"""(inode, offset of the key, leaf, where the item is in it, its size)"""
 
 
 class Names(Protocol):
@@ -67,59 +72,78 @@ class InodeWalk:
 
     def inodes(self, names: Names) -> Iterator[Inode]:
         """Yield the inodes, each when all of its items have come."""
-        inode: Inode | None = None
+        takers = self._takers(names)
+        inode = Inode(_NO_INODE)
+        number = _NO_INODE
         for part in self._tree.walk(self._root, is_shared=self._is_shared):
             if isinstance(part, Gap):
-                self.has_gaps = True
-                self._report(f"subvolume {self._root.tree}: {part.reason}")
-                if inode is not None and inode.number == part.first[0]:
-                    inode.blame("some of its items cannot be read")
+                self._tell_gap(part, inode)
                 continue
             for objectid, kind, offset, start, size in part.items:
-                if inode is None or inode.number != objectid:
-                    if inode is not None:
+                if number != objectid:
+                    if number != _NO_INODE:
                         yield inode
                     inode = Inode(objectid)
-                if kind == _DIR_ITEM:
-                    continue  # the same entries, ordered by hash
-                try:
-                    self._take(inode, kind, offset, part, HEADER_BYTES + start, size, names)
-                except InodeDefect as defect:
-                    inode.blame(str(defect))
-        if inode is not None:
+                    number = objectid
+                take = takers.get(kind)
+                if take is not None:
+                    try:
+                        take(inode, offset, part, HEADER_BYTES + start, size)
+                    except InodeDefect as defect:
+                        inode.blame(str(defect))
+        if number != _NO_INODE:
             yield inode
 
-    def _take(
-        self, inode: Inode, kind: int, offset: int, leaf: Leaf, at: int, size: int, names: Names
-    ) -> None:
-        data = leaf.data
-        if kind == DIR_INDEX:
-            child, key_kind, entry_kind, name = parse_entry(data, at, size)
+    def _tell_gap(self, gap: Gap, inode: Inode) -> None:
+        self.has_gaps = True
+        self._report(f"subvolume {self._root.tree}: {gap.reason}")
+        if inode.number == gap.first[0]:
+            inode.blame("some of its items cannot be read")
+
+    def _takers(self, names: Names) -> dict[int, Taker]:
+        """Return who takes an item of which type; DIR_ITEMs are the same as DIR_INDEXes, ordered by hash."""
+
+        def take_entry(inode: Inode, offset: int, leaf: Leaf, at: int, size: int) -> None:
+            child, key_kind, entry_kind, name = parse_entry(leaf.data, at, size)
             if key_kind == ROOT_ITEM:
-                inode.subvolumes.append((offset, name, child))
+                inode.subvolumes += ((offset, name, child),)
             else:
                 names.add_entry((inode.number, offset, child, name), entry_kind)
-        elif kind == EXTENT_DATA:
-            if inode.kind is Kind.SYMLINK:
-                inode.target = data[at + INLINE_HEAD_BYTES : at + size]
-            extent = self._extents.read(
-                offset, data, at, size, leaf.place, is_shared=leaf.is_shared
-            )
-            if extent is not None:
-                inode.add_extent(extent)
-        elif kind == INODE_ITEM:
-            inode.item = data[at : at + size]
-        elif kind in (INODE_REF, INODE_EXTREF):
-            self._take_names(inode, kind, offset, data[at : at + size], names)
-        elif kind == XATTR_ITEM:
-            inode.add_xattrs(data[at : at + size])
 
-    def _take_names(
-        self, inode: Inode, kind: int, offset: int, packed: bytes, names: Names
-    ) -> None:
-        if inode.number == ROOT_DIRECTORY:
-            return  # its name is `..`
-        found = parse_refs(offset, packed) if kind == INODE_REF else parse_extrefs(packed)
-        inode.add_names(found)
-        for directory, index, name in found:
-            names.add_reference((directory, index, inode.number, name))
+        def take_names(inode: Inode, found: list[tuple[int, int, bytes]]) -> None:
+            if inode.number != ROOT_DIRECTORY:  # whose name is `..`
+                inode.add_names(found)
+                for directory, index, name in found:
+                    names.add_reference((directory, index, inode.number, name))
+
+        def take_refs(inode: Inode, offset: int, leaf: Leaf, at: int, size: int) -> None:
+            take_names(inode, parse_refs(offset, leaf.data[at : at + size]))
+
+        def take_extrefs(inode: Inode, _: int, leaf: Leaf, at: int, size: int) -> None:
+            take_names(inode, parse_extrefs(leaf.data[at : at + size]))
+
+        return {
+            INODE_ITEM: _take_inode,
+            INODE_REF: take_refs,
+            INODE_EXTREF: take_extrefs,
+            XATTR_ITEM: _take_xattrs,
+            DIR_INDEX: take_entry,
+            EXTENT_DATA: self._take_extent,
+        }
+
+    def _take_extent(self, inode: Inode, offset: int, leaf: Leaf, at: int, size: int) -> None:
+        data, place, _, is_shared = leaf
+        extent = self._extents.read(offset, data, at, size, place, is_shared=is_shared)
+        if extent is None:
+            return
+        inode.add_extent(extent)
+        if inode.kind == _SYMLINK and extent.flags & _INLINE and not extent.algorithm:
+            inode.target = data[at + INLINE_HEAD_BYTES : at + size]
+
+
+def _take_inode(inode: Inode, _: int, leaf: Leaf, at: int, size: int) -> None:
+    inode.set_item(leaf.data[at : at + size])
+
+
+def _take_xattrs(inode: Inode, _: int, leaf: Leaf, at: int, size: int) -> None:
+    inode.add_xattrs(leaf.data[at : at + size])

@@ -29,6 +29,8 @@ from storage_node.mapping.btrfs_tree import Root
 UNPLACED_MAX: Final = 100_000
 """Directories that cannot be read, and have something in them."""
 
+_DIRECTORY: Final = int(Kind.DIRECTORY)
+
 STUB_INODE: Final = 2
 """What the kernel shows where a snapshot has an entry for a subvolume that hangs elsewhere: an empty directory."""
 
@@ -66,7 +68,7 @@ class Subvolume:
             yield from self._rows_of(inode)
         if not self._has_root:
             top = self._directories.top
-            yield self._lost(ROOT_DIRECTORY, top, Kind.DIRECTORY, "its inode cannot be read")
+            yield self._lost(ROOT_DIRECTORY, top, _DIRECTORY, "its inode cannot be read")
         odd = sums.odd_buckets()
         if odd:
             yield from self._odd_rows(OddNames(odd))
@@ -75,39 +77,42 @@ class Subvolume:
         if self._unplaced_names:
             self._tell(f"{self._unplaced_names} names lie in directories that cannot be read")
 
-    def _rows_of(self, inode: Inode, only: Collection[int] | None = None) -> Iterator[FileRow]:
-        """Yield a row for each name of an inode, or for those in some directories."""
+    def _rows_of(self, inode: Inode, only: Collection[int] | None = None) -> list[FileRow]:
+        """Return a row for each name of an inode, or for those in some directories."""
+        rows = []
         for directory, _, raw_name in inode.names:
             if only is not None and directory not in only:
                 continue
             name, wrong = safe_name(raw_name)
             if wrong:
                 inode.blame(wrong)
-            if inode.kind is Kind.DIRECTORY:
+            if inode.kind == _DIRECTORY:
                 self._directories.add(inode.number, directory, name)
             parent = self._directories.path(directory)
             if parent is not None:
-                yield inode.row(self._number, joined(parent, name))
+                rows.append(inode.row(self._number, joined(parent, name)))
             elif only is None and len(self._unplaced) < UNPLACED_MAX:
                 self._unplaced.add(directory)
             else:
                 self._unplaced_names += 1
-        if inode.subvolumes:
-            yield from self._subvolume_rows(inode)
+        return rows + self._subvolume_rows(inode) if inode.subvolumes else rows
 
-    def _subvolume_rows(self, inode: Inode) -> Iterator[FileRow]:
-        """Yield a row for each entry that is a subvolume which hangs elsewhere, or cannot be read."""
+    def _subvolume_rows(self, inode: Inode) -> list[FileRow]:
+        """Return a row for each entry that is a subvolume which hangs elsewhere, or cannot be read."""
         path = self._directories.path(inode.number)
         if path is None:
-            return  # Then its own name is among those without a place.
-        for index, raw_name, tree in inode.subvolumes:
+            return []  # Then its own name is among those without a place.
+        rows = []
+        for number, raw_name, tree in inode.subvolumes:
             name, wrong = safe_name(raw_name)
             place = joined(path, name)
-            if self._mounts.get(tree) != (self._number, inode.number, index, raw_name):
-                stub = self._lost(STUB_INODE, place, Kind.DIRECTORY, wrong)
-                yield stub._replace(mode=0o755, links=1)
+            if self._mounts.get(tree) != (self._number, inode.number, number, raw_name):
+                stub = self._lost(STUB_INODE, place, _DIRECTORY, wrong)
+                rows.append(stub._replace(mode=0o755, links=1))
             elif tree not in self._alive:
-                yield self._lost(0, place, Kind.DIRECTORY, f"subvolume {tree} cannot be read")
+                reason = f"subvolume {tree} cannot be read"
+                rows.append(self._lost(0, place, _DIRECTORY, reason))
+        return rows
 
     # What damage has left.
 
@@ -117,7 +122,7 @@ class Subvolume:
             pass
         entries = names.only_entries()
         for (directory, _, number, raw_name), kind in entries:
-            if ENTRY_KINDS.get(kind) is Kind.DIRECTORY:
+            if ENTRY_KINDS.get(kind) == _DIRECTORY:
                 self._directories.add(number, directory, safe_name(raw_name)[0])
         self._directories.forget_lost()
         for (directory, _, number, raw_name), kind in entries:
@@ -127,7 +132,7 @@ class Subvolume:
                 self._unplaced_names += 1
                 continue
             reason = wrong or f"inode {number} cannot be read, or does not know of this name"
-            row_kind = ENTRY_KINDS.get(kind, Kind.OTHER)
+            row_kind = ENTRY_KINDS.get(kind, int(Kind.OTHER))
             yield self._lost(number, joined(path, name), row_kind, reason)
         if not names.is_complete:
             self._tell("more names without an inode than can be told")
@@ -141,7 +146,7 @@ class Subvolume:
             if any(directory in unplaced for directory, _, _ in inode.names):
                 yield from self._rows_of(inode, unplaced)
 
-    def _lost(self, inode: int, path: bytes, kind: Kind, reason: str) -> FileRow:
+    def _lost(self, inode: int, path: bytes, kind: int, reason: str) -> FileRow:
         return lost_row(self._number, inode, path, kind, reason)
 
     def _tell(self, what: str) -> None:
