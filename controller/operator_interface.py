@@ -82,6 +82,8 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "to": _TEXT,
         "new": _TEXT,
         "force": Argument(bool, False),
+        "staging": Argument(bool, False),
+        "check": Argument(bool, True),
     },
     "job.list": {"limit": Argument(int, 100), "state": _TEXT},
     "job.show": {"job": _NUMBER, "items_from": Argument(int, 0), "items_max": Argument(int, 64)},

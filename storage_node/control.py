@@ -51,6 +51,7 @@ from backplane.wire.messages import (
     VolumeReserve,
     VolumeState,
     VolumeUnreserve,
+    VolumeZero,
 )
 from storage_node.access import Access
 from storage_node.core.write_inactivity import AskAgain, QuietWait
@@ -210,6 +211,8 @@ class Control:
                 self._release_view(message)
             case VolumeReserve():
                 self._volume(message, lambda disk: disk.reserve(message))
+            case VolumeZero():
+                self._volume(message, lambda disk: disk.zero(message))
             case VolumeUnreserve():
                 self._volume(message, lambda disk: disk.unreserve(message))
             case ViewNarrow():
@@ -254,6 +257,7 @@ class Control:
             | VolumeMirror
             | VolumeReserve
             | VolumeUnreserve
+            | VolumeZero
         ),
         work: Callable[[DiskControl], VolumeState | None],
     ) -> None:

@@ -9,6 +9,7 @@ may itself need a step, for its first write or its failed flush.  The caller ser
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from backplane.errors import BackupError, BusyError
+from backplane.errors import BackupError, BusyError, UsageError
 from backplane.ids import Designator, JobId, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
@@ -30,6 +31,7 @@ from backplane.wire.messages import (
     VolumeReserve,
     VolumeState,
     VolumeUnreserve,
+    VolumeZero,
 )
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Unit, UnitKind, WriteGate
@@ -59,6 +61,8 @@ from storage_node.hooks import HookRound, around_view, run_leftover
 from storage_node.state_file import StateError
 
 log = logging.getLogger(__name__)
+
+EXTENT: Final = struct.Struct(">QQ")
 NO_HOOKS: Final[Mapping[str, HookPair]] = MappingProxyType({})
 
 
@@ -423,8 +427,24 @@ class DiskControl:
             )
             return self._volume_state(record)
 
+    def zero(self, message: VolumeZero) -> None:
+        """Write zeros to extents of a reserved volume."""
+        with self.step:
+            record = self.book.volume(message.volume)
+            self._reservations.require(message.volume, message.job)
+            live = self.live[message.volume]
+        if len(message.extents) % EXTENT.size:
+            raise UsageError("extents: no whole number of pairs")
+        size = record.block_bytes
+        for lba, blocks in EXTENT.iter_unpack(message.extents):
+            live.zero(lba * size, blocks * size, may_punch=True, writer=f"job {message.job}")
+
     def unreserve(self, message: VolumeUnreserve) -> None:
-        """Let workstations use the volume again."""
+        """Let workstations use the volume again; what was written is durable then."""
+        with self.step:
+            live = self.live.get(message.volume)
+        if live is not None:
+            live.flush_if_dirty()
         with self.step:
             self._reservations.unreserve(message.volume, message.job)
 

@@ -628,8 +628,19 @@ class VolumeReserve(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeZero(Message):
+    """Write zeros to `extents` (packed `>QQ`: LBA, blocks) of a volume that the job has reserved."""
+
+    kind: ClassVar[str] = "volume.zero"
+    request: int
+    volume: VolumeId
+    job: JobId
+    extents: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeUnreserve(Message):
-    """End a reservation.  Idempotent."""
+    """End a reservation; what was written is durable then.  Idempotent."""
 
     kind: ClassVar[str] = "volume.unreserve"
     request: int
@@ -803,6 +814,7 @@ ALL: Final[tuple[type[Message], ...]] = (
     ViewMapPage,
     ViewNarrow,
     VolumeReserve,
+    VolumeZero,
     VolumeUnreserve,
     TapeLoad,
     TapeDigest,

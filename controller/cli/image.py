@@ -22,15 +22,14 @@ from backplane.errors import (
     BackupError,
     CopyError,
     MediumError,
-    NotAuthorizedError,
     NotFoundError,
     RefusedError,
     UsageError,
 )
-from backplane.scsi.sense import Sense
-from backplane.transport.stream import Channel, Reply
+from backplane.transport.stream import Channel
 from backplane.units import KIB, MIB, align_down, align_up
 from backplane.wire.frames import Entry, Opcode, Protection
+from controller.cli.channel import check_reply
 
 PIECE_BYTES: Final = MIB
 """Data of one frame: large enough that headers cost nothing, small enough that a window is a few MiB."""
@@ -43,7 +42,6 @@ ATTEMPTS_MAX: Final = 3
 
 _ZEROS: Final = bytes(GRAIN_BYTES)
 _GUARD_CHECK_FAILED: Final = b"\x10\x01"
-_NOT_AUTHORIZED: Final = b"\x26\x15"
 
 Report = Callable[[int], None]
 
@@ -166,7 +164,7 @@ def send_image(
     if _stamp(descriptor) != before:
         raise MediumError("the image was changed while it was read", hint="nothing may write to it")
     channel.request(Opcode.FLUSH)
-    _check(channel.reply(), what="making the volume durable")
+    check_reply(channel.reply(), what="making the volume durable")
     report(size)
     return sent
 
@@ -191,7 +189,7 @@ def _settle_write(channel: Channel, in_flight: deque[_Request]) -> None:
         request.attempts += 1
         _send(channel, in_flight, request)
         return
-    _check(reply, what=f"writing byte {request.byte_address}")
+    check_reply(reply, what=f"writing byte {request.byte_address}")
 
 
 def receive_image(
@@ -240,7 +238,7 @@ def _settle_read(
     """Take the reply to the oldest read and store it; ask again if it arrived damaged."""
     request = in_flight.popleft()
     reply = channel.reply()
-    _check(reply, what=f"reading byte {request.byte_address}")
+    check_reply(reply, what=f"reading byte {request.byte_address}")
     header = reply.header
     if header.length != request.byte_count or header.protection is not Protection.CRC32C:
         raise CopyError(
@@ -269,16 +267,6 @@ def _write(descriptor: int, data: memoryview, at: int) -> None:
             data, at = data[count:], at + count
     except OSError as error:
         raise BackupError(f"cannot write the file: {error.strerror}") from error
-
-
-def _check(reply: Reply, *, what: str) -> None:
-    if reply.is_good:
-        return
-    sense = reply.sense
-    if sense[12:14] == _NOT_AUTHORIZED:
-        raise NotAuthorizedError(f"{what}: the disk node refused the grant")
-    told = Sense.decode(sense).describe() if sense else f"status {reply.header.status:02X}h"
-    raise CopyError(f"{what}: {told}")
 
 
 @contextmanager

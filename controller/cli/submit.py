@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
@@ -12,6 +13,7 @@ from controller.cli.client import connect, new_token
 from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import DURATION, Group, Settings
 from controller.cli.render import Screen
+from controller.cli.restore_files import run_restore_files
 
 VIEW_MEANS: Final = ("auto", "snapshot", "clone", "mirror", "hold")
 LEVELS: Final = ("full", "differential", "incremental", "auto")
@@ -155,23 +157,75 @@ def backup(
         "ctl submit restore vol1/latest --new vol1-copy --wait",
         "ctl submit restore vol1/2026-01-11T10:43:48Z --to vol1 --force",
         "ctl submit restore 3 --to vol2",
+        "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --wait",
+        "ctl submit restore vol1/latest --path etc/fstab --out /tmp/found",
+        "ctl submit restore vol1/latest --path 'home/ada/thesis.tex' --wait",
     ]
 )
 @click.argument("backup", metavar="BACKUP")
 @click.option("--to", metavar="VOLUME", default="", help="Restore onto this existing volume.")
 @click.option("--new", metavar="NAME", default="", help="Restore to a new volume of this name.")
 @click.option("--force", is_flag=True, help="With --to: overwrite what is on the volume.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATTERN",
+    help="Restore only files that match: `home/**` is a place, `*.iso` a name anywhere, a folder is all that is in it. "
+    "May be given several times.",
+)
+@click.option(
+    "--exclude",
+    "excludes",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files that match. May be given several times.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="FOLDER",
+    help="With --path: make the files in this folder, here, with their attributes. Waits until they are there.",
+)
+@click.option(
+    "--no-check",
+    "is_unchecked",
+    is_flag=True,
+    help="With --path: do not read the records once more to compare them with what was restored.",
+)
 @_wait
 @click.pass_obj
-def restore(settings: Settings, backup: str, to: str, new: str, force: bool, wait: bool) -> int:
-    """Restore BACKUP from tape, onto a volume or to a new one.
+def restore(
+    settings: Settings,
+    backup: str,
+    to: str,
+    new: str,
+    force: bool,
+    paths: tuple[str, ...],
+    excludes: tuple[str, ...],
+    out: Path | None,
+    is_unchecked: bool,
+    wait: bool,
+) -> int:
+    """Restore BACKUP from tape: a volume, or files.
 
-    BACKUP is a number, VOLUME/latest or VOLUME/TIME as `ctl backup list` shows it.  The volume is offline until all
-    data are there.
+    BACKUP is a number, VOLUME/latest or VOLUME/TIME as `ctl backup list` shows it.  A volume that is restored is
+    offline until all data are there.
+
+    Files come back in one of three ways.  With --new (or --to) to a volume of their own, which can be mounted and has
+    the names of all files, but only the contents of those.  With --out to a folder on this machine.  With neither to
+    where they were, if the volume is not in use and a fresh map proves that they still own the same blocks.  What does
+    not come back is listed, and the exit code is 3.
     """
-    check_target(to=to, new=new, force=force)
+    files = {"paths": list(paths), "excludes": list(excludes), "check": not is_unchecked}
+    check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out)
     with connect(settings) as client:
-        job = run_restore(client, backup=backup, to=to, new=new, force=force)
+        if out is not None:
+            screen = Screen(settings.output)
+            return run_restore_files(client, backup=backup, out=out, files=files, screen=screen)
+        chosen = files if paths or excludes else {}
+        job = run_restore(client, backup=backup, to=to, new=new, force=force, **chosen)
         return _finish(client, [job], settings=settings, wait=wait)
 
 
@@ -188,8 +242,20 @@ def verify(settings: Settings, backup: str, wait: bool) -> int:
         return _finish(client, [run_verify(client, backup=backup)], settings=settings, wait=wait)
 
 
-def check_target(*, to: str, new: str, force: bool) -> None:
+def check_target(
+    *, to: str, new: str, force: bool, has_files: bool = False, out: Path | None = None
+) -> None:
     """Refuse a restore that names no target, two targets, or forces nothing."""
+    if out is not None:
+        if to or new or force:
+            raise UsageError(
+                "--out is a target of its own", hint="leave --to, --new and --force out"
+            )
+        if not has_files:
+            raise UsageError("--out makes files", hint="say which with --path PATTERN")
+        return
+    if has_files and not to and not new:
+        return
     if bool(to) == bool(new):
         raise UsageError("a restore needs one target", hint="give either --to VOLUME or --new NAME")
     if force and not to:
@@ -209,9 +275,11 @@ def run_group(client: Caller, *, volumes: Sequence[str], **options: object) -> l
     return [int(job) for job in answer["jobs"]]
 
 
-def run_restore(client: Caller, *, backup: str, to: str, new: str, force: bool) -> int:
+def run_restore(
+    client: Caller, *, backup: str, to: str, new: str, force: bool, **files: object
+) -> int:
     """Submit a restore and return its job."""
-    return _submit(client, kind="restore", backup=backup, to=to, new=new, force=force)
+    return _submit(client, kind="restore", backup=backup, to=to, new=new, force=force, **files)
 
 
 def run_verify(client: Caller, *, backup: str) -> int:

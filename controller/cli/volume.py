@@ -13,9 +13,9 @@ import click
 
 from backplane.errors import BackupError, RefusedError, UsageError
 from backplane.runtime.clock import SystemClock
-from backplane.transport.stream import Channel, open_unit
 from backplane.units import align_up, format_size
 from controller.cli import image, render
+from controller.cli.channel import opened
 from controller.cli.client import Client, connect, new_token
 from controller.cli.follow import Caller
 from controller.cli.mirror import mirror
@@ -283,7 +283,7 @@ def run_import(
             holder=client.keys.public.hex(),
         )
         try:
-            with _opened(client, begun["channel"]) as channel:
+            with opened(client, begun["channel"]) as channel:
                 image.send_image(
                     channel,
                     descriptor,
@@ -311,7 +311,7 @@ def run_export(
     try:
         extents = volume_extents(client, begun["channel"]["designator"], blocks=blocks)
         with (
-            _opened(client, begun["channel"]) as channel,
+            opened(client, begun["channel"]) as channel,
             image.new_file(file, size=size, is_forced=is_forced) as descriptor,
         ):
             received = image.receive_image(
@@ -338,16 +338,6 @@ def volume_extents(client: Caller, designator: str, *, blocks: int) -> Iterator[
         if page["next_lba"] <= lba:
             raise BackupError(f"the disk node's list of extents does not go on after LBA {lba}")
         lba = page["next_lba"]
-
-
-def _opened(client: Client, channel: Document) -> Channel:
-    return open_unit(
-        channel["addresses"],
-        node_key=bytes.fromhex(channel["node_key"]),
-        body=bytes.fromhex(channel["grant"]),
-        tag=bytes.fromhex(channel["tag"]),
-        secret_key=client.keys.secret,
-    )
 
 
 def _reporter(screen: Screen, what: str, total: int) -> image.Report:

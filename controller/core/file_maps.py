@@ -38,7 +38,7 @@ from controller.core.chain import everything
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.job import Job, JobState
-from controller.core.map_pages import Chosen, MapPages, blocks_of
+from controller.core.map_pages import BlockRuns, Chosen, MapPages
 from controller.core.procedure import Ask, MapPiece, Step
 from controller.core.views import check_view
 
@@ -138,7 +138,9 @@ def _fetch_pages(desk: Desk, job: Job, header: MapHeader, chosen: Chosen | None)
     desk.save(job, DropMap(backup=backup))
     where = "the header of its map"
     try:
-        pages = MapPages(header, volume_bytes=volume.blocks * volume.block_bytes, chosen=chosen)
+        pages = MapPages(
+            header, blocks=volume.blocks, block_bytes=volume.block_bytes, chosen=chosen
+        )
         for page in range(header.row_pages + header.run_pages):
             where = f"page {page} of its map"
             reply = yield _ask_page(job, volume.node, page)
@@ -205,14 +207,14 @@ def _judged(
             )
         desk.log(job, "warning", f"the map is incomplete, all that is allocated is copied: {told}")
         return FileMap(state, everything(volume.blocks), header)
-    used = blocks_of(pages.allocated(), block_bytes=volume.block_bytes)
     if chosen is None:
-        return FileMap(state, used, header)
+        return FileMap(state, pages.used, header)
     if not chosen.paths:
         raise NotFoundError(f"no file of volume {volume.name} matches {_patterns(job)}")
     job.result["chosen_paths"] = chosen.paths
-    runs = blocks_of(chosen.runs(pages.allocated()), block_bytes=volume.block_bytes)
-    return FileMap(state, used, header, runs)
+    wanted = BlockRuns(volume.block_bytes)
+    wanted.add(chosen.runs())
+    return FileMap(state, pages.used, header, wanted.runs)
 
 
 def _doubts(header: MapHeader) -> list[str]:
@@ -260,22 +262,15 @@ def fetch_known(row: BackupRow) -> Step:
         if packed is None:
             return None
         header = unpack_header(packed)
-        begun = ExtentRuns()
+        known = BlockRuns(row.block_bytes)
         for page in range(header.row_pages, header.row_pages + header.run_pages):
             packed = yield MapPiece(backup=row.backup, page=page)
             if packed is None:
                 return None
-            _append(begun, blocks_of(unpack_runs(packed), block_bytes=row.block_bytes))
+            known.add(unpack_runs(packed))
     except MapDamagedError:
         return None
-    return begun
-
-
-def _append(begun: ExtentRuns, runs: ExtentRuns) -> None:
-    for lba, blocks in runs:
-        first = max(lba, begun.end_lba)
-        if lba + blocks > first:
-            begun.append(first, lba + blocks - first)
+    return known.runs
 
 
 # --- what people see -----------------------------------------------------------------------------

@@ -7,26 +7,31 @@ and `export`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
-from controller.catalog.store import ItemRow
+from controller.catalog.store import BackupRow, ItemRow
 from controller.core import documents, manual_views, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
 from controller.core.effects import Call
+from controller.core.file_maps import COMPLETE, INCOMPLETE
 from controller.core.groups import check_group
+from controller.core.in_place import clean_up_in_place, restore_in_place
 from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
 from controller.core.procedure import Procedure, Step
-from controller.core.restore import check_target_size, clean_up_restore, restore
+from controller.core.restore import IN_PLACE, check_target_size, clean_up_restore, restore
 from controller.core.verify import verify
 from controller.core.views import MEANS
 from controller.core.volumes import new_volume_row
+
+IN_PLACE_SYNC_TIMEOUT_S: Final = 10.0
+"""How long the view of a volume that nobody uses may take."""
 
 
 def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
@@ -35,6 +40,8 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
         case "backup":
             return backup(desk, job, item=item)
         case "restore":
+            if job.plan.get("way") == IN_PLACE:
+                return restore_in_place(desk, job, item=item)
             return restore(desk, job, item=item)
         case "verify":
             return verify(desk, job, item=item)
@@ -52,7 +59,10 @@ def clean_up(desk: Desk, job: Job) -> Step:
         case "backup":
             yield from clean_up_backup(desk, job)
         case "restore":
-            yield from clean_up_restore(desk, job)
+            if job.plan.get("way") == IN_PLACE:
+                yield from clean_up_in_place(desk, job)
+            else:
+                yield from clean_up_restore(desk, job)
         case "import":
             yield from transfer.drop_import(desk, job)
         case "export":
@@ -175,10 +185,15 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         raise NotFoundError(
             f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
         )
+    files = _files(row, arguments)
+    if not arguments["to"] and not arguments["new"] and files:
+        return _submit_in_place(desk, row, arguments, files)
     if bool(arguments["to"]) == bool(arguments["new"]):
         raise UsageError(
             "a restore goes either to an existing volume or to a new one", hint="--to or --new"
         )
+    if row.selection and not files:
+        files = {"selection": Selection().to_json(), "way": "volume", "is_checked": False}
     if arguments["new"]:
         volume = new_volume_row(
             desk,
@@ -220,7 +235,62 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
             subject=subject,
             volume=volume,
             backup=row.backup,
-            plan=plan,
+            plan=plan | files,
+        )
+    )
+
+
+def _files(row: BackupRow, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the plan of a restore says of chosen files; nothing if the whole volume is wanted."""
+    paths, excludes = arguments["paths"], arguments["excludes"]
+    if not paths and not excludes:
+        if arguments["staging"]:
+            raise UsageError("files have to be chosen", hint="--path PATTERN")
+        return {}
+    if row.map_state not in (COMPLETE, INCOMPLETE):
+        raise RefusedError(
+            f"backup {row.backup} has no map of its files",
+            hint="restore the whole volume with --new NAME",
+        )
+    selection = Selection(paths=tuple(paths), excludes=tuple(excludes))
+    way = "staging" if arguments["staging"] else "volume"
+    return {"selection": selection.to_json(), "way": way, "is_checked": bool(arguments["check"])}
+
+
+def _submit_in_place(
+    desk: Desk, row: BackupRow, arguments: dict[str, Any], files: dict[str, Any]
+) -> Job:
+    """Begin to put files back to where they were, if nobody uses the volume."""
+    volume = desk.registry.volumes.get(row.volume)
+    elsewhere = "restore to --new NAME or --out FOLDER"
+    state = desk.registry.volume_state(row.volume)
+    if volume is None or state is None:
+        raise RefusedError(
+            f"volume {row.volume_name}, which the files came from, is not there", hint=elsewhere
+        )
+    if state.state != "online":
+        raise BusyError(f"volume {volume.name} is {state.state}", hint=elsewhere)
+    if state.connections:
+        raise RefusedError(
+            f"volume {volume.name} is used by {state.connections} NBD connection"
+            f"{'s' if state.connections > 1 else ''}: its files cannot be put back beneath it",
+            hint=f"unmount it, or {elsewhere}",
+        )
+    plan = {
+        "is_new": False,
+        "is_forced": False,
+        "quiet_s": 0.0,
+        "sync_timeout_s": IN_PLACE_SYNC_TIMEOUT_S,
+    }
+    return desk.begin_job(
+        job_row(
+            desk,
+            "restore",
+            arguments["token"],
+            subject=f"files of backup {row.backup} -> where they were on {volume.name}",
+            volume=volume,
+            backup=row.backup,
+            plan=plan | files | {"way": IN_PLACE},
         )
     )
 

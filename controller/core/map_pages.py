@@ -30,12 +30,30 @@ PAGES_MAX: Final = 1 << 18
 PATH_SHOWN_MAX: Final = 200
 
 
+class BlockRuns:
+    """Blocks that are made of ascending runs of bytes, rounded out: two runs may share a block."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self.runs = ExtentRuns()
+
+    def add(self, runs: Iterable[ByteRun]) -> None:
+        """Add runs behind those that are there."""
+        made, size = self.runs, self._block_bytes
+        for begin, end in runs:
+            first = max(begin // size, made.end_lba)
+            behind = -(-end // size)
+            if behind > first:
+                made.append(first, behind - first)
+
+
 class Chosen:
     """What the files need that somebody has chosen, gathered while the rows pass."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._kept = KeptRuns(selection)
+        self._begins, self._ends = array("Q"), array("Q")
         self.paths = 0
         """Rows that were picked."""
 
@@ -44,16 +62,25 @@ class Chosen:
         self._kept.add(row)
         self.paths += not is_continued and self._selection.picks(row)
 
-    def runs(self, allocated: Iterable[ByteRun]) -> Iterator[ByteRun]:
-        """Yield what they need of what is allocated, metadata included."""
-        return self._kept.iterate(allocated)
+    def allocate(self, runs: Iterable[ByteRun]) -> None:
+        """Note what is in use, behind what is known already."""
+        for begin, end in runs:
+            self._begins.append(begin)
+            self._ends.append(end)
+
+    def runs(self) -> Iterator[ByteRun]:
+        """Yield what they need of what is in use, metadata included."""
+        return self._kept.iterate(zip(self._begins, self._ends, strict=True))
 
 
 class MapPages:
     """The pages of one map, in order.  `MapDamagedError` says where one contradicts itself, or the others."""
 
-    def __init__(self, header: MapHeader, *, volume_bytes: int, chosen: Chosen | None) -> None:
+    def __init__(
+        self, header: MapHeader, *, blocks: int, block_bytes: int, chosen: Chosen | None
+    ) -> None:
         """Refuse a header that is not of this volume."""
+        volume_bytes = blocks * block_bytes
         if header.volume_bytes != volume_bytes:
             raise MapDamagedError(f"it maps {header.volume_bytes} bytes, and not {volume_bytes}")
         if header.row_pages + header.run_pages > PAGES_MAX:
@@ -64,7 +91,13 @@ class MapPages:
         self._next = self._rows = 0
         self._last_key: bytes | None = None
         self._goes_on = False
-        self._begins, self._ends = array("Q"), array("Q")
+        self._end = 0
+        self._used = BlockRuns(block_bytes)
+
+    @property
+    def used(self) -> ExtentRuns:
+        """The blocks that are in use, as far as pages have come."""
+        return self._used.runs
 
     def take(self, backup: BackupId, packed: bytes) -> MapPageRow:
         """Check the next page; returns its row."""
@@ -96,10 +129,6 @@ class MapPages:
         if self._digest.hexdigest() != self._header.digest:
             raise MapDamagedError("its pages have another digest than the header says")
 
-    def allocated(self) -> Iterator[ByteRun]:
-        """Yield what is in use, in bytes."""
-        return zip(self._begins, self._ends, strict=True)
-
     # --- pages -----------------------------------------------------------------------------------
 
     def _take_rows(self, packed: bytes) -> tuple[bytes, bytes, int]:
@@ -122,12 +151,14 @@ class MapPages:
     def _take_runs(self, packed: bytes) -> int:
         self._require_end_of_rows()
         runs = unpack_runs(packed)
-        if self._ends and runs[0][0] < self._ends[-1]:
+        if runs[0][0] < self._end:
             raise MapDamagedError("its runs are not behind those of the page before")
         if runs[-1][1] > self._header.volume_bytes:
             raise MapDamagedError("it has a run outside of the volume")
-        self._begins.extend(begin for begin, _ in runs)
-        self._ends.extend(end for _, end in runs)
+        self._end = runs[-1][1]
+        self._used.add(runs)
+        if self._chosen is not None:
+            self._chosen.allocate(runs)
         return len(runs)
 
     def _require_end_of_rows(self) -> None:
@@ -150,14 +181,3 @@ def shown(path: bytes) -> str:
     """Return a path as people can be told."""
     text = path[:PATH_SHOWN_MAX].decode("utf-8", "backslashreplace") or "/"
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def blocks_of(runs: Iterable[ByteRun], *, block_bytes: int) -> ExtentRuns:
-    """Return ascending runs of bytes as blocks, rounded out: two runs may share a block."""
-    made = ExtentRuns()
-    for begin, end in runs:
-        first = max(begin // block_bytes, made.end_lba)
-        behind = -(-end // block_bytes)
-        if behind > first:
-            made.append(first, behind - first)
-    return made

@@ -295,15 +295,18 @@ def plan_restore(
     disk: Designator,
     tape: Designator,
     identifier: int,
+    is_exact: bool = False,
 ) -> PlannedList:
     """Plan the next list of a restore: per run of records locate, then 09h segments onto the blocks they came from.
 
-    Something has to be wanted of record `first`.
+    Something has to be wanted of record `first`.  With `is_exact` the list is so short that its grant covers just
+    these blocks, and none between them: for a volume that others use.
     """
+    most = GRANT_EXTENTS_MAX if is_exact else SEGMENTS_MAX
     end = part.fitting_end(first)
     assert end > first
     segments, records = _restore_segments(part, first, end, data_object=data_object)
-    while len(segments) > SEGMENTS_MAX and end - first > 1:
+    while len(segments) > most and end - first > 1:
         end = first + (end - first) // 2
         segments, records = _restore_segments(part, first, end, data_object=data_object)
     extents = part.extents_of(first, end)

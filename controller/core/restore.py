@@ -10,6 +10,13 @@ its parts are read in the order of the tapes, each block once.  What a chain say
 the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, so it is
 worked out again after a restart.
 
+A restore of chosen files takes only their blocks (`file_choice`), goes on behind damaged records, compares what it has
+written with the cartridge (`file_check`), and says which files did not come back.  `way` in the plan says where to:
+
+    volume     a volume of its own, with everything else in use but other files' contents: it can be mounted
+    staging    a volume of its own with nothing but the contents: `ctl` makes files of it elsewhere, and deletes it
+    in-place   onto the volume that the files came from, which stays online (`in_place`)
+
 What was asked of the target's node is in the plan before it is asked, so a clean-up knows what may have happened:
 
     is_made       the node was told to create the volume (a restore to a new one)
@@ -18,13 +25,34 @@ What was asked of the target's node is in the plan before it is asked, so a clea
 
 from __future__ import annotations
 
-from backplane.errors import BackupError, MediumError, RefusedError
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from backplane.errors import BackupError, ExitCode, MediumError, NotFoundError, RefusedError
+from backplane.file_map.content import refuse
+from backplane.file_map.model import FileRow, Kind
+from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
 from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
 from controller.core.chain import Reading, chain_of, lay_over, tape_order
 from controller.core.desk import Desk
+from controller.core.extent_runs import ExtentRuns
+from controller.core.file_check import check_list
+from controller.core.file_choice import (
+    LISTED_MAX,
+    FileChoice,
+    Visit,
+    fetch_allocated,
+    fetch_header,
+    lost_files,
+    only,
+    summary,
+    visit_rows,
+    without,
+)
 from controller.core.items import (
     adopt_item,
     disk_use,
@@ -34,6 +62,7 @@ from controller.core.items import (
     tolerantly,
 )
 from controller.core.job import Job, JobState
+from controller.core.map_pages import shown
 from controller.core.part_reader import PartReader
 from controller.core.planner import PartPicks, plan_restore
 from controller.core.procedure import (
@@ -47,12 +76,17 @@ from controller.core.procedure import (
 )
 from controller.core.volumes import ask_create, ask_publish, drop_volume, forget_volume
 
+IN_PLACE: Final = "in-place"
+WAYS: Final = ("volume", "staging", IN_PLACE)
+LOST_EXTENTS_MAX: Final = 50_000
+"""Pieces that could not be restored, in one job: more is no restore."""
+
 
 def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     """Run or go on with a restore job."""
     row = desk.backups[job.row.backup]
     target = desk.registry.volumes[job.row.volume]
-    yield Claim(attempt=lambda: _claim_target(desk, job))
+    yield Claim(attempt=lambda: claim_target(desk, job))
     if job.state in (JobState.QUEUED, JobState.COPYING):
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
@@ -62,16 +96,24 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         yield from _take_offline(desk, job)
         desk.enter(job, JobState.COPYING)
     if job.state is JobState.COPYING:
-        reader = PartReader(desk, job)
-        ended = yield from adopt_item(desk, job, item)
-        if ended is not None:
-            _take(reader, readings, ended)
-        while job.plan["part"] <= len(readings):
-            yield from _restore_part(reader, readings)
+        yield from copy_readings(desk, job, readings, item)
         desk.enter(job, JobState.COMMITTING)
+    yield from list_lost_files(desk, job)
     yield ask_publish(desk, job, "online")
     job.result["volume"] = target.name
-    desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
+    end_restore(desk, job)
+
+
+def end_restore(desk: Desk, job: Job) -> None:
+    """Say how a restore has ended: completed, or with files that did not come back."""
+    failed = job.result.get("files", {}).get("failed", 0)
+    if not failed:
+        desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
+        return
+    first = job.result["files"]["listed"][0]
+    more = f", and {failed - 1} more" if failed > 1 else ""
+    reason = f"not restored: {first['path']} ({first['reason']}){more}"
+    desk.end_job(job, JobState.PARTIAL, reason=reason, exit_code=int(ExitCode.PARTIAL))
 
 
 def clean_up_restore(desk: Desk, job: Job) -> Step:
@@ -95,7 +137,8 @@ def clean_up_restore(desk: Desk, job: Job) -> Step:
         forget_volume(desk, volume)
 
 
-def _claim_target(desk: Desk, job: Job) -> bool | NotYet:
+def claim_target(desk: Desk, job: Job) -> bool | NotYet:
+    """Claim the volume that is written."""
     volume = desk.registry.volumes[job.row.volume]
     holder = desk.registry.volume_claims.get(volume.volume, job.row.job)
     if holder != job.row.job:
@@ -153,17 +196,28 @@ def _ask_last_fence(desk: Desk, job: Job, volume: VolumeRow) -> Ask:
     )
 
 
-# --- copying -------------------------------------------------------------------------------------
+# --- what is taken -------------------------------------------------------------------------------
 
 
 def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
     """Return the parts to visit, in order, and what to take of each."""
+    if "selection" not in job.plan:
+        return (yield from lay_out(desk, job, row, None))
+    choice: FileChoice = yield from choose_files(desk, job, row)
+    return (yield from lay_out(desk, job, row, choice.wanted))
+
+
+def lay_out(desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None) -> Step:
+    """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted."""
     chain = chain_of(row, desk.backups)
     maps = []
     for member in chain:
         runs = yield Extents(backup=member.backup)
         maps.append(runs)
-    readings = tape_order(chain, lay_over(maps), desk.registry)
+    picks = lay_over(maps)
+    if wanted is not None:
+        picks = [only(each, wanted) for each in picks]
+    readings = tape_order(chain, picks, desk.registry)
     if len(chain) > 1 and job.state is JobState.QUEUED:
         names = ", ".join(str(member.backup) for member in chain[1:])
         tags = list(dict.fromkeys(reading.part.tag for reading in readings))
@@ -174,9 +228,53 @@ def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
     return readings
 
 
-def _content(reading: Reading) -> PartPicks:
+def choose_files(desk: Desk, job: Job, row: BackupRow, on_file: Visit | None = None) -> Step:
+    """Go through the map of a backup; returns the `FileChoice`.  `on_file` sees each file that comes back.
+
+    Raises `NotFoundError` if no path is meant, `RefusedError` if no file that is meant can come back.
+    """
+    selection = Selection.from_json(job.plan["selection"])
+    within = Selection.from_json(json.loads(row.selection)) if row.selection else None
+    choice = FileChoice(
+        selection, within=within, is_volume=job.plan["way"] == "volume", on_file=on_file
+    )
+    header = yield from fetch_header(row.backup)
+    yield from visit_rows(row.backup, header, choice.add)
+    if not choice.paths:
+        patterns = ", ".join(selection.paths) or "anything but what is excluded"
+        raise NotFoundError(
+            f"backup {row.backup} has nothing that matches {patterns}",
+            hint=f"ctl backup files {row.backup} lists what it has",
+        )
+    if choice.failed and not choice.files:
+        first = choice.listed[0]
+        raise RefusedError(
+            f"none of {choice.failed} files can be restored: {first['path']}: {first['reason']}"
+        )
+    allocated = []
+    if job.plan["way"] == "volume":
+        allocated = yield from fetch_allocated(row.backup, header)
+    choice.finish(allocated, block_bytes=row.block_bytes)
+    if job.state is JobState.QUEUED:
+        job.result["files"] = summary(choice)
+        told = f"{choice.files} files with {choice.file_bytes} bytes are restored"
+        desk.log(job, "info", told + (f", {choice.failed} cannot be" if choice.failed else ""))
+    return choice
+
+
+# --- copying -------------------------------------------------------------------------------------
+
+
+def _content(reading: Reading, bad: Sequence[int] = ()) -> PartPicks:
+    """Return what is taken of a part; nothing of the records that are known to be bad."""
+    size = reading.row.record_bytes // reading.row.block_bytes
+    start = reading.part.stream_start // reading.row.block_bytes
+    picks = reading.picks
+    if bad:
+        holes = [(start + number * size, start + (number + 1) * size) for number in sorted(bad)]
+        picks = without(picks, holes)
     return PartPicks(
-        picks=reading.picks,
+        picks=picks,
         block_bytes=reading.row.block_bytes,
         record_bytes=reading.row.record_bytes,
         stream_start=reading.part.stream_start,
@@ -184,14 +282,28 @@ def _content(reading: Reading) -> PartPicks:
     )
 
 
+def copy_readings(desk: Desk, job: Job, readings: list[Reading], item: ItemRow | None) -> Step:
+    """Copy everything that is taken onto the target, from where the plan says."""
+    reader = PartReader(desk, job)
+    ended = yield from adopt_item(desk, job, item)
+    if ended is not None:
+        yield from _take(reader, readings, ended)
+    while job.plan["part"] <= len(readings):
+        yield from _restore_part(reader, readings)
+
+
 def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
     """Copy what is left to take of one part onto the target."""
     desk, plan = reader.desk, reader.plan
     reading = readings[plan["part"] - 1]
-    part, content = reading.part, _content(reading)
+    part = reading.part
     volume = desk.registry.volumes[reader.job.row.volume]
     yield from reader.turn_to(part)
-    while (first := content.wanted_from(plan["record"])) is not None:
+    while True:
+        content = _content(reading, plan.get("bad", ()))
+        first = content.wanted_from(plan["record"])
+        if first is None:
+            break
         # What a list has read is counted from here: nobody wants the records before.
         plan["record"] = first
         planned = plan_restore(
@@ -201,6 +313,7 @@ def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
             disk=volume.designator,
             tape=reader.drive_unit,
             identifier=list_identifier(desk.next_number("list")),
+            is_exact=plan.get("way") == IN_PLACE,
         )
         rights = Rights.READ | Rights.WRITE
         uses = (
@@ -208,38 +321,95 @@ def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
             tape_use(reader.node, reader.drive_unit, planned),
         )
         ended = yield from reader.run(planned, "restore", uses)
-        _take(reader, readings, ended)
+        yield from _take(reader, readings, ended)
         if ended.state != "done":
             yield from _settle(reader, part, volume)
     behind = readings[plan["part"] :]
+    plan.pop("bad", None)
     reader.next_part(behind[0].part if behind else None)
 
 
-def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> None:
-    """Move on behind a list that was done; stop at a damaged record."""
-    number = reader.plan["part"] - 1
-    part, content = readings[number].part, _content(readings[number])
+def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> Step:
+    """Move on behind a list that was done; stop at a damaged record, or go around it."""
+    plan, number = reader.plan, reader.plan["part"] - 1
+    part, content = readings[number].part, _content(readings[number], plan.get("bad", ()))
+    volume = reader.desk.registry.volumes[reader.job.row.volume]
     if ended.state == "done":
-        volume = reader.desk.registry.volumes[reader.job.row.volume]
         written = ledger_total(ended, volume.designator, "bytes_written")
         if written != ended.planned_bytes:
             raise BackupError(
                 f"item {ended.item}: the mover reports {written} bytes written, "
                 f"{ended.planned_bytes} were planned"
             )
-        reader.plan["record"] = reader.plan["next_record"]
+        if plan.get("is_checked"):
+            yield from reader.turn_to(part)
+            wrong = yield from check_list(
+                reader, part, content, volume, first=plan["record"], end=plan["next_record"]
+            )
+            if wrong:
+                told = f"{len(wrong)} pieces of part {part.part} read differently than they are on {part.tag}"
+                reader.desk.log(reader.job, "error", told)
+                _lose(reader, wrong)
+        plan["record"] = plan["next_record"]
         before = sum(each.blocks * each.row.block_bytes for each in readings[:number])
-        reader.job.update(done_bytes=before + content.bytes_before(reader.plan["record"]))
+        reader.job.update(done_bytes=before + content.bytes_before(plan["record"]))
         reader.desk.save(reader.job)
         return
     damaged = reader.damaged_record(ended, content)
-    if damaged is not None:
-        lost = reader.note_damage(part, content, damaged, ended)
+    if damaged is None:
+        return
+    lost = reader.note_damage(part, content, damaged, ended)
+    if "selection" in plan:
+        _lose(reader, content.extents_of(damaged, damaged + 1))
+        plan.setdefault("bad", []).append(damaged)
+        reader.desk.save(reader.job)
+        return
+    raise MediumError(
+        f"cartridge {part.tag}: object {lost['object']} cannot be read; "
+        f"LBA {lost['first_lba']} to {lost['last_lba']} of the volume cannot be restored",
+        hint=f"the volume stays offline; ctl submit verify {part.backup} lists all damage",
+    )
+
+
+def _lose(reader: PartReader, extents: Sequence[tuple[int, int]]) -> None:
+    """Remember blocks that are not there, so that their files can be named."""
+    lost = reader.plan.setdefault("lost", [])
+    lost += [list(extent) for extent in extents]
+    if len(lost) > LOST_EXTENTS_MAX:
         raise MediumError(
-            f"cartridge {part.tag}: object {lost['object']} cannot be read; "
-            f"LBA {lost['first_lba']} to {lost['last_lba']} of the volume cannot be restored",
-            hint=f"the volume stays offline; ctl submit verify {part.backup} lists all damage",
+            f"more than {LOST_EXTENTS_MAX} pieces cannot be restored",
+            hint=f"ctl submit verify {reader.job.row.backup} lists all damage",
         )
+
+
+def list_lost_files(desk: Desk, job: Job) -> Step:
+    """Name the files that lost blocks belong to; they count as not restored."""
+    lost = job.plan.get("lost")
+    if not lost:
+        return
+    row = desk.backups[job.row.backup]
+    found = lost_files(lost, block_bytes=row.block_bytes)
+    selection = Selection.from_json(job.plan["selection"])
+
+    def see(each: FileRow) -> None:
+        if each.kind == Kind.FILE and selection.picks(each) and not refuse(each):
+            found.add(each)
+
+    header = yield from fetch_header(row.backup)
+    yield from visit_rows(row.backup, header, see)
+    files = job.result["files"]
+    for path in found.paths[: LISTED_MAX - len(files["listed"])]:
+        files["listed"].append(
+            {"path": shown(path), "reason": "some of its blocks could not be read"}
+        )
+    if not found.paths:
+        reason = "some blocks could not be read: the volume may not be mountable"
+        files["listed"].append({"path": "(metadata)", "reason": reason})
+    files["failed"] += max(1, len(found.paths))
+    files["restored"] -= len(found.paths)
+    files["bytes"] -= found.file_bytes
+    job.plan["lost"] = []
+    desk.save(job)
 
 
 def _settle(reader: PartReader, part: PartRow, volume: VolumeRow) -> Step:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from backplane.errors import BusyError, UsageError
+from backplane.errors import BusyError, RefusedError, UsageError
 from backplane.ids import JobId, VolumeId
 
 RESERVED_S_MAX: Final = 7 * 86400.0
@@ -52,6 +52,12 @@ class Reservations:
                 hint="unmount the volume and disconnect, or restore to another place",
             )
         self._held[volume] = _Reservation(job, now + ttl_s)
+
+    def require(self, volume: VolumeId, job: JobId) -> None:
+        """Raise `RefusedError` unless a job has the volume."""
+        held = self._held.get(volume)
+        if held is None or held.job != job:
+            raise RefusedError(f"job {job} has not reserved the volume")
 
     def unreserve(self, volume: VolumeId, job: JobId) -> None:
         """Give a volume back; what another job has, or nobody, is left as it is."""

@@ -390,6 +390,8 @@ class Site:
             "paths": [],
             "excludes": [],
             "raw": False,
+            "staging": False,
+            "check": True,
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
             "view": "auto",

@@ -82,7 +82,7 @@ def test_subjects_are_words_for_people(site: Site) -> None:
 @pytest.mark.parametrize("kind", ["backup", "restore", "verify", "import", "export"])
 def test_every_kind_of_job_has_a_procedure_and_a_clean_up(site: Site, kind: str) -> None:
     backed_up(site)
-    job: Any = type("J", (), {"row": type("R", (), {"kind": kind})})
+    job: Any = type("J", (), {"row": type("R", (), {"kind": kind}), "plan": {}})
     assert jobs.begin(site.machine, job) is not None
     assert jobs.clean_up(site.machine, job) is not None
 

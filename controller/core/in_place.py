@@ -1,0 +1,278 @@
+"""Files put back onto the volume that they came from, where they still have the same blocks.
+
+    reserve the volume -> view -> map -> which files are what they were? -> copy their blocks -> fence -> unreserve
+
+The volume stays online, and is reserved so that no workstation uses it meanwhile.  A fresh map proves that a file still
+owns the extents that the backup says: only then are its blocks written, and no others are granted.  A file that is
+gone, or another one, or lies elsewhere now, is named and left alone.
+
+Whatever interrupts the job ends what the map has proved: it is asked again before anything is written.  A job that
+fails half way leaves a mixture in the files that it was writing, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from backplane.errors import BusyError, RefusedError
+from backplane.file_map.header import unpack_header
+from backplane.file_map.model import ExtentFlag, FileExtent, FileRow
+from backplane.file_map.packed import join_rows
+from backplane.file_map.page import GOES_ON_IN_NEXT, PageKind, open_page
+from backplane.file_map.runs import RunCollector
+from backplane.ids import Designator, Epoch, ViewId
+from backplane.wire.messages import (
+    NodeReply,
+    UnitFence,
+    ViewMap,
+    ViewMapPage,
+    VolumeReserve,
+    VolumeUnreserve,
+    VolumeZero,
+)
+from controller.catalog.store import BackupRow, ItemRow, VolumeRow
+from controller.core.chain import Reading
+from controller.core.desk import Desk
+from controller.core.extent_runs import ExtentRuns, subtract, unite
+from controller.core.file_choice import FileChoice, content_runs, summary
+from controller.core.items import tolerantly
+from controller.core.job import Job, JobState
+from controller.core.map_pages import blocks_of, shown
+from controller.core.procedure import Ask, Claim, Procedure, Step
+from controller.core.restore import (
+    choose_files,
+    claim_target,
+    copy_readings,
+    end_restore,
+    lay_out,
+    list_lost_files,
+)
+from controller.core.samples import pack_ranges
+from controller.core.views import ask_release_view, ask_view
+
+RESERVED_S: Final = 3600.0
+"""How long a node keeps workstations away if it hears no more of us, and no mover can write any more."""
+
+EXTENTS_PER_MESSAGE: Final = 40_000
+
+MIXTURE: Final = "files that were being written may be a mixture now: restore them again"
+
+
+def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
+    """Run or go on with a restore of files to where they were."""
+    row = desk.backups[job.row.backup]
+    volume = desk.registry.volumes[job.row.volume]
+    yield Claim(attempt=lambda: claim_target(desk, job))
+    if job.state in (JobState.QUEUED, JobState.COPYING):
+        wanted = yield from _prove(desk, job, row, volume)
+        readings = yield from lay_out(desk, job, row, wanted)
+    if job.state is JobState.QUEUED:
+        job.update(started=desk.wall, planned_bytes=wanted.total_blocks * row.block_bytes)
+        job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0, is_writing=True)
+        desk.enter(job, JobState.COPYING)
+    if job.state is JobState.COPYING:
+        yield from _zero(job, volume, subtract(wanted, _taken(readings)))
+        yield from copy_readings(desk, job, readings, item)
+        desk.enter(job, JobState.COMMITTING)
+    yield from list_lost_files(desk, job)
+    yield _ask_fence(desk, volume)
+    yield _ask_unreserve(job, volume)
+    job.result["volume"] = volume.name
+    end_restore(desk, job)
+
+
+def clean_up_in_place(desk: Desk, job: Job) -> Step:
+    """Nobody writes any more, and workstations may have the volume again."""
+    volume = desk.registry.volumes[job.row.volume]
+    if job.plan.get("is_reserved"):
+        yield from tolerantly(desk, job, _ask_fence(desk, volume))
+        yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
+        yield from tolerantly(desk, job, _ask_unreserve(job, volume))
+    if job.plan.get("is_writing"):
+        desk.log(job, "error", MIXTURE)
+
+
+# --- the proof -----------------------------------------------------------------------------------
+
+
+def _prove(desk: Desk, job: Job, row: BackupRow, volume: VolumeRow) -> Step:
+    """Reserve the volume and return the blocks of those chosen files that still have them; refuse if none has."""
+    proof = Proof(block_bytes=volume.block_bytes)
+    choice: FileChoice = yield from choose_files(desk, job, row, proof.expect)
+    yield from _reserve(desk, job, volume)
+    yield from _map_volume(desk, job, volume, proof)
+    for path, reason in proof.objections():
+        choice.refuse(path, reason)
+    if not proof.files:
+        path, reason = next(proof.objections())
+        raise RefusedError(
+            f"no file can be put back in place: {shown(path)}: {reason}",
+            hint="restore it to a volume of its own with --new NAME, or to a folder with --out FOLDER",
+        )
+    job.result["files"] = summary(choice) | {"restored": proof.files, "bytes": proof.file_bytes}
+    desk.log(job, "info", f"{proof.files} files still have the blocks that the backup says")
+    return proof.wanted()
+
+
+class Proof:
+    """Compares the rows of chosen files in a backup with those of the same paths on the volume now."""
+
+    def __init__(self, *, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._expected: dict[bytes, FileRow] = {}
+        self._objections: dict[bytes, str] = {}
+        self._runs = RunCollector()
+        self.files = self.file_bytes = 0
+
+    def expect(self, row: FileRow) -> None:
+        """Take the row of a file as the backup has it."""
+        self._expected[row.path] = row
+
+    def compare(self, row: FileRow) -> None:
+        """Take a row of the volume as it is now."""
+        expected = self._expected.pop(row.path, None)
+        if expected is None:
+            return
+        objection = self._objection(expected, row)
+        if objection:
+            self._objections[row.path] = objection
+            return
+        self.files += 1
+        self.file_bytes += row.size
+        for first, end in content_runs(row):
+            self._runs.add(first, end)
+
+    def objections(self) -> Iterator[tuple[bytes, str]]:
+        """Yield the files that stay as they are, and why."""
+        yield from self._objections.items()
+        for path in self._expected:
+            yield path, "it is not on the volume any more"
+
+    def wanted(self) -> ExtentRuns:
+        """Return the blocks that may be written."""
+        return blocks_of(self._runs.runs(), block_bytes=self._block_bytes)
+
+    def _objection(self, expected: FileRow, row: FileRow) -> str:
+        if row.error:
+            return f"its map is not to be trusted: {row.error}"
+        if (row.kind, row.identity) != (expected.kind, expected.identity):
+            return "another file has its name now"
+        if row.size != expected.size:
+            return f"it has {row.size} bytes now, and had {expected.size}"
+        if sorted(row.extents) != sorted(expected.extents):
+            return "it has other blocks now"
+        return next(filter(None, map(self._defect, row.extents)), "")
+
+    def _defect(self, extent: FileExtent) -> str:
+        if extent.flags & ExtentFlag.UNWRITTEN:
+            return ""
+        if extent.flags:
+            words = "|".join(flag.name or "?" for flag in ExtentFlag(extent.flags)).lower()
+            return f"its blocks are not its own alone, or not plain ({words})"
+        if extent.volume_byte % self._block_bytes or extent.byte_count % self._block_bytes:
+            return "its blocks are smaller than those of the volume"
+        return ""
+
+
+def _map_volume(desk: Desk, job: Job, volume: VolumeRow, proof: Proof) -> Step:
+    """Take a view of the volume as it is, show its rows to the proof, and release it."""
+    job.update(view=ViewId(desk.new_uuid()))
+    desk.save(job)
+    yield ask_view(job, volume.node)
+    view = ViewId(job.row.view)
+    reply = yield Ask(
+        node=volume.node,
+        make=lambda request: ViewMap(request=request, view=view),
+        what="map the volume as it is now",
+    )
+    assert isinstance(reply, NodeReply)
+    header = unpack_header(reply.map_header)
+    if any(each.state == "dirty" for each in header.file_systems):
+        raise RefusedError(
+            f"volume {volume.name} is dirty: its newest changes cannot be told from its blocks",
+            hint="mount and unmount it once, or restore to another place",
+        )
+    held: list[bytes] = []
+    for number in range(header.row_pages):
+        reply = yield Ask(
+            node=volume.node,
+            make=lambda request, page=number: ViewMapPage(  # type: ignore[misc]
+                request=request, view=view, page=page
+            ),
+            what="fetch the map of the volume",
+        )
+        assert isinstance(reply, NodeReply)
+        held.append(reply.map_page)
+        if not open_page(held[-1], PageKind.ROWS).flags & GOES_ON_IN_NEXT:
+            for row in join_rows(held):
+                proof.compare(row)
+            held = []
+    yield ask_release_view(volume.node, view, gives_up=False)
+
+
+# --- the volume ----------------------------------------------------------------------------------
+
+
+def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
+    job.plan["is_reserved"] = True
+    desk.save(job)
+    try:
+        yield Ask(
+            node=volume.node,
+            make=lambda request: VolumeReserve(
+                request=request, volume=volume.volume, job=job.row.job, ttl_s=RESERVED_S
+            ),
+            what=f"reserve volume {volume.name}",
+        )
+    except BusyError as error:
+        raise RefusedError(
+            f"volume {volume.name} is in use: {error.message}", hint=error.hint
+        ) from error
+
+
+def _ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
+    return Ask(
+        node=volume.node,
+        make=lambda request: VolumeUnreserve(
+            request=request, volume=volume.volume, job=job.row.job
+        ),
+        what=f"give volume {volume.name} back",
+    )
+
+
+def _ask_fence(desk: Desk, volume: VolumeRow) -> Ask:
+    epoch: Epoch = desk.next_epoch()
+    return Ask(
+        node=volume.node,
+        make=lambda request: UnitFence(
+            request=request, designator=Designator(volume.designator), epoch=epoch
+        ),
+        what=f"fence volume {volume.name}",
+    )
+
+
+def _taken(readings: Sequence[Reading]) -> ExtentRuns:
+    """Return the blocks that are read from tape."""
+    found = ExtentRuns()
+    for picks in {id(reading.picks): reading.picks for reading in readings}.values():
+        lbas = sorted((lba, blocks) for _, lba, blocks in picks.slice(0, 1 << 63))
+        found = unite(found, ExtentRuns(lbas))
+    return found
+
+
+def _zero(job: Job, volume: VolumeRow, runs: ExtentRuns) -> Step:
+    """Have the node write zeros where the backup has none but zeros: no tape has those."""
+    extents = list(runs)
+    for first in range(0, len(extents), EXTENTS_PER_MESSAGE):
+        some = extents[first : first + EXTENTS_PER_MESSAGE]
+        yield Ask(
+            node=volume.node,
+            make=lambda request, some=some: VolumeZero(  # type: ignore[misc]
+                request=request,
+                volume=volume.volume,
+                job=job.row.job,
+                extents=pack_ranges(some),
+            ),
+            what=f"zero blocks of volume {volume.name}",
+        )
