@@ -28,7 +28,7 @@ from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns, intersect
-from controller.core.map_pages import blocks_of, shown
+from controller.core.map_pages import shown
 from controller.core.procedure import MapPiece, Step
 
 LISTED_MAX: Final = 1000
@@ -122,6 +122,17 @@ def content_runs(row: FileRow) -> Iterator[ByteRun]:
     for piece in pieces(row):
         if piece.volume_byte is not None:
             yield piece.volume_byte, piece.volume_byte + (piece.stored_bytes or piece.byte_count)
+
+
+def blocks_of(runs: Iterable[ByteRun], *, block_bytes: int) -> ExtentRuns:
+    """Return ascending runs of bytes as blocks, rounded out: two runs may share a block."""
+    made = ExtentRuns()
+    for begin, end in runs:
+        first = max(begin // block_bytes, made.end_lba)
+        behind = -(-end // block_bytes)
+        if behind > first:
+            made.append(first, behind - first)
+    return made
 
 
 # --- reading a map -------------------------------------------------------------------------------

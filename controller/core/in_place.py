@@ -35,10 +35,10 @@ from controller.catalog.store import BackupRow, ItemRow, VolumeRow
 from controller.core.chain import Reading
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns, subtract, unite
-from controller.core.file_choice import FileChoice, content_runs, summary
+from controller.core.file_choice import FileChoice, blocks_of, content_runs, summary
 from controller.core.items import tolerantly
 from controller.core.job import Job, JobState
-from controller.core.map_pages import blocks_of, shown
+from controller.core.map_pages import shown
 from controller.core.procedure import Ask, Claim, Procedure, Step
 from controller.core.restore import (
     choose_files,
