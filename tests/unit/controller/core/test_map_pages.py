@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from backplane.file_map.damage import MapDamagedError
 from backplane.file_map.header import map_digest
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Kind
+from backplane.file_map.model import ByteRun, ExtentFlag, FileExtent, FileRow, Kind
 from backplane.file_map.packed import PIECE_EXTENTS, pack_rows, pack_runs
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import MapPageRow
 from controller.core import map_pages
-from controller.core.map_pages import Chosen, MapPages, blocks_of, shown
+from controller.core.extent_runs import ExtentRuns
+from controller.core.map_pages import BlockRuns, Chosen, MapPages, shown
 from tests.site.maps import Made, make_map, row, rows_of
 
 SIZE = 64 * 512
@@ -31,8 +32,14 @@ def made(**changes: Any) -> Made:
     return make_map(rows, facts.pop("runs", [(0, 8 * 512), (9 * 512, 14 * 512)]), **facts)
 
 
-def begun(told: Made, *, chosen: Chosen | None = None, volume_bytes: int = SIZE) -> MapPages:
-    return MapPages(told.header, volume_bytes=volume_bytes, chosen=chosen)
+def begun(told: Made, *, chosen: Chosen | None = None) -> MapPages:
+    return MapPages(told.header, blocks=SIZE // 512, block_bytes=512, chosen=chosen)
+
+
+def blocks_of(runs: Iterable[ByteRun]) -> ExtentRuns:
+    made = BlockRuns(512)
+    made.add(runs)
+    return made.runs
 
 
 def taken(told: Made, *, chosen: Chosen | None = None) -> tuple[MapPages, list[MapPageRow]]:
@@ -82,24 +89,20 @@ def test_the_runs_of_all_pages_are_kept() -> None:
     runs = [*pack_runs([(0, 512)]), *pack_runs([(512, 1024), (2048, SIZE)])]
     told = with_pages(told, *told.pages[: told.header.row_pages], *runs)
     pages, _ = taken(told)
-    assert list(pages.allocated()) == [(0, 512), (512, 1024), (2048, SIZE)]
+    assert list(pages.used) == [(0, 2), (4, 60)]
 
 
 def test_a_map_without_any_row_or_run_is_one() -> None:
     pages, rows = taken(made(rows=[], runs=[]))
     assert rows == []
-    assert list(pages.allocated()) == []
+    assert list(pages.used) == []
 
 
 def test_what_the_chosen_files_need_is_all_but_the_content_of_the_others() -> None:
     chosen = Chosen(Selection(paths=("home/**",), excludes=("b",)))
-    pages, _ = taken(made(), chosen=chosen)
+    taken(made(), chosen=chosen)
     assert chosen.paths == 2, "a folder and a file"
-    assert list(blocks_of(chosen.runs(pages.allocated()), block_bytes=512)) == [
-        (0, 1),
-        (3, 4),
-        (9, 3),
-    ]
+    assert list(blocks_of(chosen.runs())) == [(0, 1), (3, 4), (9, 3)]
 
 
 def test_a_row_on_several_pages_is_one_row_and_is_picked_once() -> None:
@@ -244,9 +247,16 @@ def test_other_pages_than_the_header_names_are_refused() -> None:
 
 def test_runs_of_bytes_are_rounded_out_to_blocks() -> None:
     runs = [(100, 200), (300, 513), (600, 700), (1536, 2048), (2048, 2049), (5000, 5001)]
-    assert list(blocks_of(runs, block_bytes=512)) == [(0, 2), (3, 2), (9, 1)]
-    assert list(blocks_of([(0, 1), (1, 2), (510, 512)], block_bytes=512)) == [(0, 1)]
-    assert list(blocks_of([], block_bytes=512)) == []
+    assert list(blocks_of(runs)) == [(0, 2), (3, 2), (9, 1)]
+    assert list(blocks_of([(0, 1), (1, 2), (510, 512)])) == [(0, 1)]
+    assert list(blocks_of([])) == []
+
+
+def test_runs_that_share_a_block_may_come_at_different_times() -> None:
+    made = BlockRuns(4096)
+    for run in ((0, 4097), (4099, 8000), (8000, 8192), (8192, 8193), (20480, 20481)):
+        made.add([run])
+    assert list(made.runs) == [(0, 3), (5, 1)]
 
 
 def test_a_path_can_be_told_to_people() -> None:
@@ -265,7 +275,10 @@ def test_a_map_that_passes_leaves_its_runs_and_nothing_else_in_memory() -> None:
     told = made(rows=rows, rows_per_page=1000, runs=[(0, 512)])
     page = told.pages[0]
     pages = MapPages(
-        told.header._replace(row_pages=9), volume_bytes=SIZE, chosen=Chosen(Selection(("f0",)))
+        told.header._replace(row_pages=9),
+        blocks=SIZE // 512,
+        block_bytes=512,
+        chosen=Chosen(Selection(("f0",))),
     )
     pages.take(BACKUP, page)
     tracemalloc.start()
