@@ -80,7 +80,6 @@ def enter(
     used_bytes = _address_space_bytes()
     for name in CODECS:
         codecs.lookup(name)
-    os.environ.clear()
     os.chdir("/")
     os.umask(0o077)
     os.nice(NICENESS)

@@ -143,3 +143,32 @@ def test_a_released_child_runs_on_and_is_stopped_by_its_identity(tmp_path: Path)
     assert stop(identity) is Ended.STOPPED
     assert not identity.is_running
     os.waitpid(identity.pid, 0)
+
+
+def test_a_child_has_what_it_was_given_and_nothing_else_of_ours(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    code = (
+        "import os,sys; seen = map(int, os.listdir('/proc/self/fd'))\n"
+        "found = sorted(n for n in seen if os.path.exists(f'/proc/self/fd/{n}'))\n"
+        "is_leader = os.getsid(0) == os.getpid()\n"
+        "os.write(int(sys.argv[1]), repr((sorted(os.environ), found, is_leader)).encode())"
+    )
+    with told.open("wb") as file, (tmp_path / "secret").open("wb") as secret:
+        os.set_inheritable(secret.fileno(), True)
+        child = supervise.start_with(
+            python(code, file.fileno()),
+            name="x",
+            descriptors=[file.fileno()],
+            environment={"PYTHONPATH": "/nowhere", "LC_ALL": "C.UTF-8"},
+        )
+        assert child.wait(timeout_s=20) == 0
+        names, descriptors, is_leader = eval(told.read_text())
+        assert names == ["LC_ALL", "PYTHONPATH"]
+        assert descriptors == [0, 1, 2, file.fileno()]
+        assert is_leader
+    assert child.log_tail() == ""
+
+
+def test_a_command_that_does_not_exist_is_no_child() -> None:
+    with pytest.raises(StartError, match="cannot start x: No such file or directory: /nowhere"):
+        supervise.start_with(["/nowhere"], name="x", descriptors=[], environment={})
