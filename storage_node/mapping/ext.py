@@ -17,7 +17,7 @@ from backplane.file_map.model import PATH_BYTES_MAX, ByteRun, FileRow, FileSyste
 from storage_node.mapping.ext_bitmaps import Bitmaps, set_bits
 from storage_node.mapping.ext_blocks import BlockMaps
 from storage_node.mapping.ext_directory import (
-    KINDS,
+    ENTRY_KINDS,
     Directories,
     Directory,
     Entry,
@@ -26,7 +26,14 @@ from storage_node.mapping.ext_directory import (
 )
 from storage_node.mapping.ext_features import HAS_JOURNAL, RECOVER
 from storage_node.mapping.ext_groups import Groups
-from storage_node.mapping.ext_inode import ATTRIBUTE_VALUE, ENCRYPTED, Inode, parse_inode
+from storage_node.mapping.ext_inode import (
+    ATTRIBUTE_VALUE,
+    DIRECTORY_MODE,
+    ENCRYPTED,
+    KINDS,
+    Inode,
+    parse_inode,
+)
 from storage_node.mapping.ext_inodes import InodeTable
 from storage_node.mapping.ext_journal import JournalFile, Replay
 from storage_node.mapping.ext_overlay import Overlay
@@ -107,7 +114,7 @@ class ExtReader:
             runs = BlockMaps(superblock, source).runs(number, inode)
         except DamagedError as error:
             raise DamagedError(f"the journal cannot be found: {error.reason}") from error
-        if inode.kind is not Kind.FILE or not inode.links:
+        if inode_defect(inode, Kind.FILE):
             raise DamagedError("the inode of the journal is no file")
         replay = Replay(JournalFile(source, superblock.block_bytes, runs), superblock.block_count)
         copies = replay.run()
@@ -209,7 +216,7 @@ class ExtReader:
             if len(name) > longest:
                 self._tell(f"a path is longer than {PATH_BYTES_MAX} bytes")
                 continue
-            said = KINDS[type_number] if type_number < len(KINDS) else None
+            said = ENTRY_KINDS[type_number] if type_number < 8 else None
             row = self._linked.get(number)
             if row is not None and not error and said in (None, row.kind):
                 rows.append(row._replace(path=prefix + name))
@@ -229,7 +236,7 @@ class ExtReader:
             raw, inode = self._named_inode(number, said)
         except DamagedError as damage:
             return error_row(path, number, said, f"{error}; {damage.reason}".removeprefix("; "))
-        if inode.kind is Kind.DIRECTORY:
+        if inode.mode >> 12 == DIRECTORY_MODE:
             if error:
                 self._note_bad_name(number, error)
             return None
@@ -244,9 +251,11 @@ class ExtReader:
             raise DamagedError(f"inode {number} belongs to the file system itself")
         raw = self._inodes.read(number)
         inode = parse_inode(raw)
-        defect = inode_defect(inode, said)
-        if defect:
-            raise DamagedError(defect)
+        is_right = inode.links and KINDS.get(inode.mode >> 12) is said
+        if not is_right or inode.flags & ATTRIBUTE_VALUE:
+            defect = inode_defect(inode, said)
+            if defect:
+                raise DamagedError(defect)
         return raw, inode
 
     def _note_bad_name(self, number: int, error: str) -> None:

@@ -173,11 +173,16 @@ class Attributes:
             self._cached_bytes = size
 
 
+def has_inner_attributes(raw: bytes, extra: int) -> bool:
+    """Say whether there are entries inside an inode."""
+    return raw.startswith(MAGIC, OLD_INODE_BYTES + extra)
+
+
 def inode_entries(raw: bytes, inode: Inode) -> list[Entry]:
     """Return the entries inside an inode."""
-    at = OLD_INODE_BYTES + inode.extra
-    if raw[at : at + 4] != MAGIC:
+    if not has_inner_attributes(raw, inode.extra):
         return []
+    at = OLD_INODE_BYTES + inode.extra
     return parse_entries(raw, at + 4, at + 4)
 
 

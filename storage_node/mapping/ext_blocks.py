@@ -33,6 +33,7 @@ _LEAF: Final = struct.Struct("<IHHI")
 _INDEX: Final = struct.Struct("<IIH2x")
 """First block of the file, low and high part of the node's block."""
 _MAGIC: Final = 0xF30A
+_ONE_EXTENT: Final = struct.pack("<HHHH", _MAGIC, 1, 4, 0)
 _HEADER_BYTES: Final = 12
 _ENTRY_BYTES: Final = 12
 _COUNT_MAX: Final = 32768
@@ -55,15 +56,27 @@ class BlockMaps:
     def __init__(self, superblock: Superblock, source: Source) -> None:
         self._superblock = superblock
         self._source = source
-        self._block_bytes = superblock.block_bytes
+        self._least = max(superblock.first_block, 1)
+        self._end = superblock.block_count
 
     def runs(self, number: int, inode: Inode) -> list[Run]:
         """Return the runs of an inode, ascending and disjoint; `DamagedError` if they cannot be trusted."""
         if inode.flags & EXTENTS:
+            content = inode.content
+            if content.startswith(_ONE_EXTENT):
+                # Most files: one leaf in the inode, with one extent.
+                first, count, high, low = _LEAF.unpack_from(content, _HEADER_BYTES)
+                block = high << 32 | low
+                if 0 < count <= _COUNT_MAX and self._is_inside(first, block, count):
+                    return [Run(first, block, count, False)]
             return self._tree_runs(number, inode)
         walk = _PointerWalk(self._superblock, self._source)
         walk.visit(struct.unpack("<15I", inode.content))
         return walk.runs
+
+    def _is_inside(self, first: int, block: int, count: int) -> bool:
+        end = block + count
+        return self._least <= block and end <= self._end and first + count <= FILE_BLOCKS_MAX
 
     def _tree_runs(self, number: int, inode: Inode) -> list[Run]:
         seed = None

@@ -36,7 +36,7 @@ READ_BYTES: Final = MIB
 DEFECTS_MAX: Final = 4
 """Defects of a directory that are told; one is as bad as many."""
 
-KINDS: Final = (
+ENTRY_KINDS: Final = (
     None,
     Kind.FILE,
     Kind.DIRECTORY,

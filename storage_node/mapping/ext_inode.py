@@ -27,6 +27,8 @@ ATTRIBUTE_VALUE: Final = 0x200000
 INLINE: Final = 0x10000000
 """Flags; `ATTRIBUTE_VALUE` is an inode that is the value of an extended attribute."""
 
+SECOND_NS: Final = 1_000_000_000
+
 _FIELDS: Final = struct.Struct("<HHIiii4xHH4xI4x60sIII6xHHH4xH2xIIIiI")
 _EXTRA_BYTES: Final = 32
 _BIRTH_END: Final = 20
@@ -34,7 +36,6 @@ _BIRTH_END: Final = 20
 _ALL_TIMES_END: Final = 24
 _SUM_HIGH_END: Final = 4
 _NO_SUM: Final = b"\0\0"
-_SECOND_NS: Final = 1_000_000_000
 
 KINDS: Final = {
     0x1: Kind.FIFO,
@@ -46,6 +47,7 @@ KINDS: Final = {
     0xC: Kind.SOCKET,
 }
 """By the high four bits of the mode."""
+DIRECTORY_MODE: Final = 0x4
 
 
 class Inode(NamedTuple):
@@ -74,25 +76,6 @@ class Inode(NamedTuple):
     birth: int
     birth_extra: int
 
-    @property
-    def kind(self) -> Kind | None:
-        return KINDS.get(self.mode >> 12)
-
-    @property
-    def birth_ns(self) -> int:
-        if self.extra < _BIRTH_END:
-            return NO_TIME
-        return time_ns(self.birth, self.birth_extra)
-
-    @property
-    def device(self) -> int:
-        """Major << 32 | minor, from either of the two forms that there are."""
-        old = int.from_bytes(self.content[:4], "little")
-        new = int.from_bytes(self.content[4:8], "little")
-        if old:
-            return (old >> 8 & 0xFF) << 32 | old & 0xFF
-        return (new >> 8 & 0xFFF) << 32 | new & 0xFF | new >> 12 & 0xFFF00
-
 
 def parse_inode(raw: bytes) -> Inode:
     """Take an inode apart; `DamagedError` if it says that it is larger than it is."""
@@ -108,7 +91,21 @@ def parse_inode(raw: bytes) -> Inode:
 
 def time_ns(seconds: int, extra: int) -> int:
     """Return a time in nanoseconds: two bits of `extra` go on where 32 bits of seconds end."""
-    return (seconds + ((extra & 3) << 32)) * _SECOND_NS + (extra >> 2)
+    return (seconds + ((extra & 3) << 32)) * SECOND_NS + (extra >> 2)
+
+
+def birth_ns(extra: int, seconds: int, fraction: int) -> int:
+    """Return the time of birth, if `extra` fields reach that far."""
+    return time_ns(seconds, fraction) if extra >= _BIRTH_END else NO_TIME
+
+
+def device_of(content: bytes) -> int:
+    """Return major << 32 | minor of a device, from either of the two forms that there are."""
+    old = int.from_bytes(content[:4], "little")
+    new = int.from_bytes(content[4:8], "little")
+    if old:
+        return (old >> 8 & 0xFF) << 32 | old & 0xFF
+    return (new >> 8 & 0xFFF) << 32 | new & 0xFF | new >> 12 & 0xFFF00
 
 
 def blocks_seed(seed: int, number: int, generation: int) -> int:
