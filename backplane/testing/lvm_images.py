@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 SECTOR: Final = 512
 AREA_AT: Final = 4096
 AREA_BYTES: Final = 64 * 1024
+SECOND_AT: Final = AREA_AT + AREA_BYTES
 DATA_AT: Final = 1024 * 1024
 EXTENT_BYTES: Final = 64 * 1024
 _START: Final = 0xF597A6CF
@@ -87,11 +88,16 @@ def physical_volume(
     ring_at: int = 512,
     label_sector: int = 1,
     flags: int = 0,
+    second: str | None = None,
 ) -> bytearray:
-    """Return a physical volume whose newest text begins at `ring_at` of its metadata area (None: no area)."""
+    """Return a physical volume whose newest text begins at `ring_at` of its metadata area (None: no area).
+
+    A `second` text lies in an area of its own behind the first.
+    """
     disk = bytearray(size_bytes)
     lists = struct.pack("<QQQQ", DATA_AT, 0, 0, 0)
     lists += struct.pack("<QQ", AREA_AT, AREA_BYTES) if text is not None else b""
+    lists += struct.pack("<QQ", SECOND_AT, AREA_BYTES) if second is not None else b""
     header = ident(name).encode() + struct.pack("<Q", size_bytes) + lists + bytes(16)
     sector = struct.pack("<8sQII8s", b"LABELONE", label_sector, 0, 32, b"LVM2 001") + header
     sector = sector.ljust(SECTOR, b"\0")
@@ -99,17 +105,21 @@ def physical_volume(
     disk[label_sector * SECTOR : (label_sector + 1) * SECTOR] = sector
     if text is not None:
         write_area(disk, text, ring_at=ring_at, flags=flags)
+    if second is not None:
+        write_area(disk, second, area_at=SECOND_AT)
     return disk
 
 
-def write_area(disk: bytearray, text: str, *, ring_at: int = 512, flags: int = 0) -> None:
-    """Write the metadata area with this text."""
+def write_area(
+    disk: bytearray, text: str, *, ring_at: int = 512, flags: int = 0, area_at: int = AREA_AT
+) -> None:
+    """Write a metadata area with this text."""
     data = text.encode() + b"\0"
     place = struct.pack("<QQII", ring_at, len(data), crc(data), flags)
-    body = struct.pack("<16sIQQ", b" LVM2 x[5A%r0N*>", 1, AREA_AT, AREA_BYTES) + place
+    body = struct.pack("<16sIQQ", b" LVM2 x[5A%r0N*>", 1, area_at, AREA_BYTES) + place
     body = body.ljust(SECTOR - 4, b"\0")
-    disk[AREA_AT : AREA_AT + SECTOR] = struct.pack("<I", crc(body)) + body
+    disk[area_at : area_at + SECTOR] = struct.pack("<I", crc(body)) + body
     first = data[: AREA_BYTES - ring_at]
-    disk[AREA_AT + ring_at : AREA_AT + ring_at + len(first)] = first
+    disk[area_at + ring_at : area_at + ring_at + len(first)] = first
     rest = data[len(first) :]
-    disk[AREA_AT + SECTOR : AREA_AT + SECTOR + len(rest)] = rest
+    disk[area_at + SECTOR : area_at + SECTOR + len(rest)] = rest

@@ -399,6 +399,25 @@ def test_a_directory_that_is_another_one_is_not_entered(patch: Patch) -> None:
     assert reader.problems
 
 
+def test_a_directory_that_calls_itself_another_is_not_entered(patch: Patch) -> None:
+    at = patch.data.index(b".          ")
+    patch.data[at + 26] ^= 1
+    reader, rows = read(patch.data)
+    assert "is another one" in rows[b"dir0"].error
+    assert not any(path.startswith(b"dir0/") for path in rows)
+    assert "is another one" in reader.problems[0]
+
+
+def test_a_file_on_the_first_cluster_of_another_is_not_another_name_of_it(patch: Patch) -> None:
+    at = patch.entry_of(b"TOP     TXT")
+    cluster = patch.cluster(b"dir1/a file of some length 10")
+    patch.data[at + 26 : at + 28] = struct.pack("<H", cluster)
+    _, rows = read(patch.data)
+    one, other = rows[b"top.txt"], rows[b"dir1/a file of some length 10"]
+    assert bool(one.error) != bool(other.error)
+    assert one.identity != other.identity
+
+
 def test_a_directory_with_another_parent_is_entered_and_told(patch: Patch) -> None:
     at = patch.data.index(b"..         ")
     patch.data[at + 26] = 77

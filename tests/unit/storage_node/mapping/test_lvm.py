@@ -163,6 +163,16 @@ def test_the_newest_copy_counts() -> None:
         assert notes == []
 
 
+def test_the_newest_of_two_areas_of_one_physical_volume_counts() -> None:
+    old = group_text("vg", ONE, {"root": [Segment(4, [("pv0", 9)])]}, seqno=7)
+    new = group_text("vg", ONE, LINEAR, seqno=8)
+    for first, second in ((old, new), (new, old)):
+        disk = physical_volume("pv0", PV_BYTES, first, second=second)
+        volumes, notes = logical_volumes(found(disk))
+        assert places(volumes[0]) == [extent(0, 2, 4)]
+        assert notes == []
+
+
 def test_two_different_copies_of_the_same_age_are_believed_neither() -> None:
     one = group_text("vg", BOTH, LINEAR, seqno=7)
     two = group_text("vg", BOTH, {"root": [Segment(4, [("pv0", 3)])]}, seqno=7)
