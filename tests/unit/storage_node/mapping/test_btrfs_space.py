@@ -82,6 +82,14 @@ def test_an_extent_is_shared_if_it_has_users_other_than_one_place_of_one_file() 
     assert shared == [4, 5, 6, 7, 8]
 
 
+def test_references_that_are_cut_off_say_nothing() -> None:
+    """The item stands at the end of its leaf, and what would come next does not exist."""
+    for refs in (b"", data_ref(2)[:-1], struct.pack("<BQ", 172, 5)):
+        assert space_of([((DATA_LOGICAL, 168, BLOCK), used_item(2, refs=refs))]).is_extent_shared(
+            DATA_LOGICAL
+        )
+
+
 def test_a_node_is_shared_if_two_trees_point_at_it() -> None:
     space = space_of(
         [

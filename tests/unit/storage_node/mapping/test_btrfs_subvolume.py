@@ -22,6 +22,7 @@ from backplane.testing.btrfs_forge import (
     extent_item,
     file_items,
     inode_item,
+    name_extref,
     name_ref,
     root_backref,
     small_tree,
@@ -293,6 +294,8 @@ def test_a_directory_that_cannot_be_read_keeps_what_is_in_it() -> None:
     items += file(500, 300, 2, b"kept")
     items += directory(600, 300, 3, b"below")
     items += file(601, 600, 3, b"deeper")
+    items += [((601, 13, 5), name_extref(256, 4, b"elsewhere"))]
+    items += [((256, 96, 4), entry(601, b"elsewhere"))]
     # What is in inode 300's leaf, and only that.
     items += [((299, 24, at), b"f" * 1000) for at in range(4)]
     items += [((301, 24, at), b"f" * 1000) for at in range(4)]
@@ -311,7 +314,7 @@ def test_a_directory_that_cannot_be_read_keeps_what_is_in_it() -> None:
     rows, problems = outcome_of(forge)
     assert "inode 300 cannot be read" in rows[b"lost"].error
     assert rows[b"lost"].kind == Kind.DIRECTORY
-    for path in (b"lost/kept", b"lost/below", b"lost/below/deeper"):
+    for path in (b"lost/kept", b"lost/below", b"lost/below/deeper", b"elsewhere"):
         assert not rows[path].error
     assert not [one for one in problems if "lie in directories" in one]
 

@@ -139,6 +139,14 @@ def double_item(forge: Forge, node: Node) -> None:
     forge.image[at + ITEM.size : at + ITEM.size + 17] = forge.image[at : at + 17]
 
 
+def stretch_last_item(forge: Forge, node: Node) -> None:
+    """Let the data of the last item begin where the items themselves are."""
+    count = int.from_bytes(forge.image[node.place + 96 : node.place + 100], "little")
+    at = node.place + HEADER.size + (count - 1) * ITEM.size + 17
+    start, size = struct.unpack_from("<II", forge.image, at)
+    struct.pack_into("<II", forge.image, at, 8, start + size - 8)
+
+
 LAST_KEY = 101 + 25 * 20
 """Of an item in the middle of a leaf."""
 
@@ -155,6 +163,7 @@ DAMAGES: dict[str, tuple[Callable[[Forge, Node], None], str]] = {
     "last key": (put("<Q", 101 + 25 * 10, 9999), "do not ascend"),
     "order": (swap_items, "do not ascend"),
     "the same key twice": (double_item, "do not ascend"),
+    "an item over the items": (stretch_last_item, "over each other"),
     "place of an item": (put("<I", LAST_KEY + 17, 1000), "beside each other"),
     "size of an item": (put("<I", LAST_KEY + 21, 0xFFFFFFFF), "beside each other"),
     "size of an item by one": (put("<I", LAST_KEY + 21, 10), "beside each other"),
