@@ -38,6 +38,8 @@ from storage_node.mapping.ext_superblock import CRC_MASK
 from storage_node.mapping.reader import DamagedError, Source, UnsupportedError
 
 READ_BYTES: Final = MIB
+LOOK_AHEAD_BYTES: Final = 8 * MIB
+"""Behind the end of the log, what is looked at for more of it."""
 COPIES_MAX: Final = 1024 * 1024
 """Blocks that a journal may have changed: 4 GiB, with blocks of 4 KiB."""
 
@@ -107,6 +109,7 @@ class Replay:
             while self._take_transaction():
                 self._sequence = self._sequence + 1 & CRC_MASK
                 self.transactions += 1
+            self._look_ahead()
             self._look_for_fast_commits()
         if self._outside:
             self.problems.append(
@@ -168,7 +171,7 @@ class Replay:
         # What is older than the transaction before it was left there by an earlier life of the journal.
         is_stale = seconds < self._last_seconds
         if not is_stale and (is_doubtful or not self.journal.is_async or self._goes_on()):
-            self.problems.append(f"transaction {self._sequence} of the journal is damaged")
+            self._tell_damage()
         return False
 
     def _goes_on(self) -> bool:
@@ -195,6 +198,30 @@ class Replay:
             self._newest.pop(block, None)
 
     # --- behind the last transaction ---------------------------------------------------------------
+
+    def _look_ahead(self) -> None:
+        """Look for transactions behind the end of the log: then it has not ended, one of its blocks is damaged.
+
+        No transaction begins before the one before it is complete.  Only checksums tell what follows from what an
+        earlier life of the journal has left.
+        """
+        journal = self.journal
+        if not journal.has_block_sums:
+            return
+        index = self._next
+        for _ in range(min(self._left, LOOK_AHEAD_BYTES // self._file.block_bytes)):
+            block = self._file.read(index)
+            kind, sequence = parse_header(block)
+            is_later = 0 < (sequence - self._sequence & CRC_MASK) <= journal.end
+            if is_later and kind in (DESCRIPTOR, REVOKE) and has_right_tail(block, journal):
+                self._tell_damage()
+                return
+            index = index + 1 if index + 1 < journal.end else journal.first
+
+    def _tell_damage(self) -> None:
+        problem = f"transaction {self._sequence} of the journal is damaged"
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def _look_for_fast_commits(self) -> None:
         journal = self.journal

@@ -409,6 +409,23 @@ def test_a_copy_that_fails_its_checksum_is_left_out_and_told() -> None:
     assert replay.problems == ["1 blocks in the journal fail their checksums, the first block 11"]
 
 
+@pytest.mark.parametrize("byte", [0, 7, 11])
+def test_a_log_that_goes_on_behind_a_damaged_header_is_damaged(byte: int) -> None:
+    """Its magic, its kind, or its sequence: without more it looks like the end of the log."""
+    forge = Forge()
+    forge.change(7, 11)
+    forge.commit(7)
+    damaged = forge.at
+    forge.change(8, 12)
+    forge.commit(8)
+    forge.change(9, 13)
+    forge.commit(9)
+    forge.flip(damaged, byte)
+    replay = forge.replay()
+    assert list(places(replay)) == [11]
+    assert replay.problems == ["transaction 8 of the journal is damaged"]
+
+
 def test_copies_of_blocks_that_the_volume_has_not_are_told() -> None:
     forge = Forge()
     forge.change(7, 11, HOME, 1 << 40)
