@@ -193,21 +193,29 @@ from storage_node.mapping.limits import MappingRules
 from storage_node.mapping.mapper import Mapper
 from tests.site.mapping_parser import MemoryView, parser
 
-folder, mode, mark = sys.argv[1:]
+folder, mode, mark, begun = sys.argv[1:]
+
+
+class Begun(MemoryView):
+    def read_into(self, byte_address, buffer):
+        Path(begun).touch()
+        super().read_into(byte_address, buffer)
+
+
 mapper = Mapper(Path(folder), rules=MappingRules(), clock=SystemClock(), parser=parser(mode, mark))
-mapper.mapping(ViewId("11" * 16), MemoryView()).run()
+mapper.mapping(ViewId("11" * 16), Begun()).run()
 """
 
 
 @pytest.mark.parametrize("mode", ["sleeps", "stubborn", "spins", "endless", "takes_no_answers"])
 def test_nothing_outlives_a_node_that_is_killed(attack: Attack, mode: str) -> None:
     attack.folder.mkdir()
+    begun, pause = attack.folder.with_name("begun"), threading.Event()
     with subprocess.Popen(
-        [sys.executable, "-c", NODE, str(attack.folder), mode, attack.mark],
+        [sys.executable, "-c", NODE, str(attack.folder), mode, attack.mark, str(begun)],
         env=sandbox.python_environment(),
     ) as node:
-        pause = threading.Event()
-        while not running(attack.mark):
+        while not begun.exists():
             assert node.poll() is None
             pause.wait(0.01)
         node.send_signal(signal.SIGKILL)

@@ -232,6 +232,7 @@ def overlapping_runs(source: Source, teller: Teller) -> None:
 
 def endless(source: Source, teller: Teller) -> None:
     """Rows without an end."""
+    source.read(0, 512)
     while True:
         teller.rows(GOOD * 128)
 
@@ -286,6 +287,7 @@ def allocates(source: Source, teller: Teller) -> None:
 
 def spins(source: Source, teller: Teller) -> None:
     """All processor time there is."""
+    source.read(0, 512)
     while True:
         pass
 

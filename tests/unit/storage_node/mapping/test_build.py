@@ -19,7 +19,7 @@ from storage_node.mapping import build as module
 from storage_node.mapping.build import MapBuilder, UnbelievableError
 from storage_node.mapping.map_file import MapFile, MapFolder, MapWriter
 from storage_node.mapping.row_codec import RowFormatError, encode_rows
-from storage_node.mapping.spool import Spool
+from storage_node.mapping.spool import BLOCK_ELEMENTS, Spool
 from storage_node.mapping.stream import encode_runs
 from tests.site.mapping_parser import BLOCK, FILE_SYSTEM, GOOD, ROOT, row, synthetic
 
@@ -168,6 +168,16 @@ def test_a_path_that_occurs_twice_is_kept_once_with_an_error(tmp_path: Path) -> 
     assert built.rows[3].extents == GOOD[1].extents
     assert built.errors["b"] == "its path occurs twice"
     assert not built.header.is_complete
+
+
+def test_a_path_that_occurs_twice_is_found_wherever_a_block_of_the_sort_ends(
+    tmp_path: Path,
+) -> None:
+    for count in range(BLOCK_ELEMENTS - 3, BLOCK_ELEMENTS + 1):
+        rows = [row(f"f{at:04}") for at in range(count)]
+        built = build(tmp_path, [ROOT, *rows, row("z"), row("z"), row("z")])
+        assert built.header.rows == count + 2
+        assert built.errors == {"z": "its path occurs twice"}
 
 
 def test_a_file_below_no_directory_gets_an_error(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def test_two_files_with_the_same_bytes_are_found_wherever_the_blocks_end() -> No
     rows = [file(0, 8, inode=1), file(2, 1, inode=1), file(5, 9, inode=2)]
     for block in (1, 2, 3):
         assert found(rows, [(0, 20)], block=block) == ([(5, 8)], [])
+    far = [file(0, 10, inode=1), file(2, 1, inode=1), file(5, 1, inode=2), file(12, 2, inode=3)]
+    for block in (1, 2, 3, 4):
+        assert found(far, [(0, 20)], block=block) == ([(5, 6)], [])
 
 
 def test_the_names_of_one_file_share_its_bytes() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,14 @@ os.read(waits, 1)
 MEMORY = 64 * 1024 * 1024
 
 
-def sandboxed(**changes: Any) -> dict[str, Any]:
+SERVICE = (
+    *("setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"),
+    *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
+)
+"""Runs a command as a service that has a capability without being root."""
+
+
+def sandboxed(*, runner: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
     """Return what a process says of itself once it has given up everything, and what the kernel says of it."""
     settings = {
         "parent": os.getpid(),
@@ -44,7 +53,7 @@ def sandboxed(**changes: Any) -> dict[str, Any]:
         "is_filtered": False,
         **changes,
     }
-    command = [sys.executable, "-c", CHILD, json.dumps(settings)]
+    command = [*runner, sys.executable, "-c", CHILD, json.dumps(settings)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
     ) as child:
@@ -83,6 +92,16 @@ def test_nobody_stays_root_and_nobody_has_a_capability() -> None:
     for kind in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
         assert int(status[kind][0], 16) == 0, kind
     assert status["NoNewPrivs"] == ["1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run a command as somebody else")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv here")
+def test_a_service_keeps_its_user_and_loses_its_capabilities() -> None:
+    found = sandboxed(runner=SERVICE, is_filtered=True)
+    status = status_of(found)
+    assert status["Uid"] == ["1000"] * 4
+    assert int(status["CapEff"][0], 16) == int(status["CapPrm"][0], 16) == 0
+    assert found["missing"] == ["a network namespace of its own"]
 
 
 def test_every_limit_is_set_and_cannot_be_raised() -> None:
