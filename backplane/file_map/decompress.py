@@ -69,9 +69,6 @@ def _zlib(stored: bytes, raw_bytes: int) -> bytes:
     stream = zlib.decompressobj()
     try:
         raw = stream.decompress(stored, raw_bytes)
-        if len(raw) == raw_bytes:
-            # The checksum is looked at only when the stream is asked for what comes behind the last byte.
-            stream.decompress(stream.unconsumed_tail, 1)
     except zlib.error as error:
         raise ContentError(f"zlib: {error}") from error
     if len(raw) < raw_bytes and not stream.eof:
@@ -133,7 +130,7 @@ def _lzo1x(stored: bytes, raw_max: int) -> bytearray:
                 _copy_back(raw, distance, length, raw_max, "lzo")
             raw += stored[at : at + literals]
             at += literals
-            if at > len(stored) or len(raw) > raw_max:
+            if at > len(stored):
                 raise ContentError(f"lzo: a run of {literals} literals goes too far")
     except IndexError:
         raise ContentError("lzo: the stream is cut off") from None

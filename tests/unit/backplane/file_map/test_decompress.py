@@ -337,6 +337,7 @@ def test_lznt1_a_short_chunk_is_followed_by_zeros_up_to_the_next() -> None:
         (packed_chunk(b"\x02a\x00"), "cut off in a token"),
         (packed_chunk(b"\x02a\x00\x10"), "back, after 1"),
         (packed_chunk(b"\x06a\xff\x0f\xff\x0f"), "more than 4096"),
+        (packed_chunk(b"\x02a\xfc\x0fb"), "chunk of 4097"),
     ],
 )
 def test_lznt1_a_chunk_that_breaks_a_rule_is_refused(stream: bytes, reason: str) -> None:
