@@ -374,6 +374,8 @@ class Machine:
             return  # Late or doubled: answered already.
         if isinstance(message, NodeFailed):
             error = error_from_kind(message.error, message.reason, hint=message.hint)
+            if isinstance(error, JobCancelledError):  # That is what operators do, and no node.
+                error = BackupError(message.reason, hint=message.hint)
             self._tasks.refused(message.request, error)
             return
         if isinstance(message, NodeReply):

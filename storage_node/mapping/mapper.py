@@ -77,7 +77,7 @@ class Mapper:
 class CancelledError(BackupError):
     """The mapping was ended by who wanted it."""
 
-    kind = "cancelled"
+    kind = "mapping-cancelled"
 
 
 class Mapping:

@@ -33,6 +33,7 @@ from controller.catalog.store import BackupRow, DropMap, MapHeaderRow, MapPageRo
 from controller.core import effects as core
 from controller.core import file_maps, views
 from controller.core.extent_runs import ExtentRuns
+from controller.core.procedure import JobCancelledError
 from controller.core.samples import unpack_samples
 from tests.site.disk import Volume
 from tests.site.maps import Made, make_map, row
@@ -237,6 +238,12 @@ def test_a_view_that_broke_while_it_was_mapped_is_to_blame(site: Site, volume: V
 def test_an_error_of_another_kind_fails_the_job_as_it_is(site: Site, volume: Volume) -> None:
     volume.map_error = BusyError("too many maps at once")
     assert failed(site).reason == "too many maps at once"
+
+
+def test_a_node_cannot_cancel_a_job(site: Site, volume: Volume) -> None:
+    """Only operators do; whatever a node calls its error, the job has failed."""
+    volume.map_error = JobCancelledError("the mapping was cancelled")
+    assert failed(site).reason == "the mapping was cancelled"
 
 
 def test_an_incomplete_map_is_kept_with_its_reasons_and_not_trusted(site: Site) -> None:
