@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from storage_node.mapping import btrfs, exfat, ext, fat, ntfs
+from storage_node.mapping import btrfs, exfat, ext, fat, ntfs, xfs
 from storage_node.mapping.layout import (
     WHOLE,
     Layout,
@@ -66,6 +66,7 @@ READERS: Final[tuple[Adapter, ...]] = (
     (fat.recognise, fat.FatReader),
     (exfat.recognise, exfat.ExfatReader),
     (btrfs.recognise, btrfs.BtrfsReader),
+    (xfs.recognise, xfs.XfsReader),
 )
 """Every file system that we read: whether it is one, and who reads it."""
 

@@ -34,7 +34,7 @@ NICENESS: Final = 5
 FIRST_DESCRIPTOR: Final = 3
 """Behind standard input, output and error, which are /dev/null or the node's log."""
 
-CODECS: Final = ("ascii", "latin-1", "utf-8", "utf-16-le", "utf-16-be", "utf-32-le")
+CODECS: Final = ("ascii", "latin-1", "cp437", "utf-8", "utf-16-le", "utf-16-be", "utf-32-le")
 """The interpreter imports a codec when it is first needed, and later there is nothing that could be imported."""
 
 DESCRIPTORS_CLOSED: Final = 4096

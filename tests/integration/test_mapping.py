@@ -148,6 +148,82 @@ def test_every_file_is_where_the_map_says(node: DiskProcess, image: Path, tree: 
     assert header.files == len(expected) - 1, "a file with two names is one"
 
 
+FILES = {"a.txt": b"hello", "big.bin": random.Random(2).randbytes(300_000), "b/c.bin": b"x" * 9000}
+"""What every file system gets that a tool can fill without a mount."""
+
+
+def run(*command: object) -> None:
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+
+def make_fat(path: Path, tree: Path) -> None:
+    run("mkfs.fat", "-F", "32", path)
+    run("mcopy", "-s", "-i", path, *sorted(tree.iterdir()), "::")
+
+
+def make_btrfs(path: Path, tree: Path) -> None:
+    run("mkfs.btrfs", "-q", "-f", "-r", tree, path)
+
+
+def make_xfs(path: Path, tree: Path) -> None:
+    lines = ["/", "0 0", "d--755 0 0"]
+    lines += [f"{name} ---644 0 0 {tree / name}" for name in ("a.txt", "big.bin")]
+    lines += ["b d--755 0 0", f"c.bin ---644 0 0 {tree / 'b' / 'c.bin'}", "$", "$"]
+    prototype = path.with_suffix(".proto")
+    prototype.write_text("\n".join(lines) + "\n")
+    run("mkfs.xfs", "-q", "-f", "-K", "-p", prototype, path)
+
+
+def make_ntfs(path: Path, tree: Path) -> None:
+    """ntfscp makes no directories."""
+    (tree / "b" / "c.bin").unlink()
+    (tree / "b").rmdir()
+    run("mkntfs", "-q", "-F", "-f", path)
+    for name in ("a.txt", "big.bin"):
+        run("ntfscp", path, tree / name, name)
+
+
+def make_disk(path: Path, tree: Path) -> None:
+    """Two partitions, ext4 in the second."""
+    run("sgdisk", "-o", "-n", "1:2048:+8M", "-n", "2:0:+200M", path)
+    offset = 1 * MIB + 8 * MIB
+    run("mkfs.ext4", "-q", "-F", "-E", f"offset={offset}", "-d", tree, path, "200M")
+
+
+KINDS = {
+    "FAT32": (make_fat, "", "mcopy"),
+    "btrfs": (make_btrfs, "", "mkfs.btrfs"),
+    "XFS": (make_xfs, "", "mkfs.xfs"),
+    "NTFS": (make_ntfs, "", "ntfscp"),
+    "GPT": (make_disk, "p2/", "sgdisk"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_system_is_read_by_a_parser_that_can_open_nothing(
+    node: DiskProcess, tmp_path: Path, kind: str
+) -> None:
+    """What the interpreter would import only when it is needed is not there any more."""
+    make_image, prefix, tool = KINDS[kind]
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} here")
+    path, tree = tmp_path / "image", tmp_path / "tree"
+    (tree / "b").mkdir(parents=True)
+    for name, content in FILES.items():
+        (tree / name).write_bytes(content)
+    with path.open("wb") as file:
+        file.truncate(320 * MIB)
+    make_image(path, tree)
+    attach(node, "a", path)
+    header, pages = pages_of(node)
+    assert (header.is_complete, header.reasons) == (True, ())
+    rows = rows_of(header, pages)
+    assert not {path: row.error for path, row in rows.items() if row.error}
+    with node.nbd(f"a@{VIEW}") as view:
+        found = read_from(view, rows)
+    assert found == {f"{prefix}{name}": digest for name, digest in truth(tree).items()}
+
+
 def test_a_restore_of_what_is_allocated_is_the_file_system(
     node: DiskProcess, image: Path, tmp_path: Path
 ) -> None:

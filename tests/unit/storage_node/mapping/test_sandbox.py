@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from storage_node.mapping import sandbox
 from storage_node.mapping.sandbox import NOBODY, python, python_environment
 from storage_node.mapping.seccomp import MACHINES
 
@@ -138,6 +140,17 @@ def test_the_network_is_another_one_or_that_is_told() -> None:
 def test_a_process_whose_parent_is_gone_does_not_begin() -> None:
     """It would never get the signal of its parent's end."""
     assert sandboxed(parent=1)["refused"] == "the parent ended before its child began"
+
+
+def test_every_codec_that_a_reader_uses_is_there_before_the_files_are_out_of_reach() -> None:
+    folder = Path(sandbox.__file__).parent
+    used = {
+        name
+        for path in folder.glob("*.py")
+        for name in re.findall(r"""(?:code\(|encoding=)"([\w-]+)\"""", path.read_text())
+    }
+    assert {"cp437", "utf-16-le"} <= used, "or this search is blind"
+    assert used <= set(sandbox.CODECS)
 
 
 def test_the_interpreter_finds_what_we_find() -> None:
