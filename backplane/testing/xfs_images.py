@@ -6,6 +6,7 @@ An image is filled with a pattern first, and nothing discards it: whoever reads 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -15,11 +16,12 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
 from backplane.testing.file_truth import content_digest
@@ -37,6 +39,7 @@ _FIEMAP_UNWRITTEN: Final = 0x800
 _FIEMAP_SHARED: Final = 0x2000
 _FIEMAP_AT_ONCE: Final = 512
 _KEEP_SIZE: Final = 1
+_PUNCH: Final = 3
 _COMMAND_S: Final = 60
 
 KINDS: Final = {
@@ -66,6 +69,28 @@ def run(*command: str | Path) -> str:
 def missing_for_images() -> str:
     """Return which program an image needs and this machine has not."""
     return "" if shutil.which("mkfs.xfs") else "mkfs.xfs is missing (package xfsprogs)"
+
+
+def write_proto(top: Path, proto: Path) -> None:
+    """Describe a tree of directories, files, links and pipes for `mkfs.xfs -p`."""
+    lines = ["/", "0 0", "d--755 0 0"]
+
+    def describe(folder: Path) -> None:
+        for path in sorted(folder.iterdir()):
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            if path.is_symlink():
+                lines.append(f"{path.name} l--777 0 0 {path.readlink()}")
+            elif path.is_dir():
+                lines.append(f"{path.name} d--{mode:03o} 1000 100")
+                describe(path)
+                lines.append("$")
+            elif path.is_fifo():
+                lines.append(f"{path.name} p--{mode:03o} 0 0")
+            else:
+                lines.append(f"{path.name} ---{mode:03o} 1000 100 {path}")
+
+    describe(top)
+    proto.write_text("\n".join([*lines, "$", "$", ""]), encoding="utf-8")
 
 
 def missing_for_mounts() -> str:
@@ -156,6 +181,22 @@ def make_tree(top: Path, *, has_reflinks: bool = True) -> None:
     os.sync()
 
 
+def cut_free_space(top: Path, hole_bytes: int, step_bytes: int) -> None:
+    """Leave nothing free on a mounted file system but holes of this size, so far apart."""
+    # The kernel keeps a reserve, if it is let.
+    run("xfs_io", "-x", "-c", "resblks 0", top)
+    count = 0
+    for size in (64 * MIB, 16 * MIB, 4 * MIB, MIB, 64 * KIB, 4 * KIB):
+        with suppress(OSError):
+            while True:
+                with (top / f"full {count}").open("wb") as file:
+                    fallocate(file.fileno(), 0, 0, size)
+                count += 1
+    for full in top.glob("full *"):
+        size = full.stat().st_size
+        punch(full, range(0, size - step_bytes, step_bytes), hole_bytes)
+
+
 def _make_kinds(top: Path) -> None:
     top.mkdir()
     write(top / "file", data(1, 10_000))
@@ -182,14 +223,14 @@ def _make_kinds(top: Path) -> None:
 
 def _make_names(top: Path) -> None:
     top.mkdir()
-    for count in (3, 60, 700, 4000):
+    for count in (3, 60, 700, 2500):
         folder = top / f"{count}"
         folder.mkdir()
         for number in range(count):
             (folder / f"an entry with the number {number}").touch()
-    for number in range(0, 4000, 3):
-        (top / "4000" / f"an entry with the number {number}").unlink()
-    os.mkdir(os.fsencode(top) + b"/not utf-8 \xff\xfe")
+    for number in range(0, 2500, 3):
+        (top / "2500" / f"an entry with the number {number}").unlink()
+    (top / os.fsdecode(b"not utf-8 \xff\xfe")).mkdir()
     write(top / ("n" * 255), data(5, 100))
     deep = top
     for number in range(40):
@@ -212,12 +253,13 @@ def _make_extents(top: Path) -> None:
     ):
         write(top / name, data(12, size))
         _allocate(top / name, length, mode)
+    write(top / "partly written", b"")
     _allocate(top / "partly written", MIB, 0)
     write(top / "partly written", data(13, 9000), 500_000)
     many = data(14, 4096)
     write(top / "many", many, *range(0, 6000 * 8192, 8192))
     parts = [top / f"in turn {number}" for number in range(3)]
-    for number in range(200):
+    for number in range(50):
         for part in parts:
             with part.open("ab") as file:
                 file.write(data(number, 4096))
@@ -226,8 +268,28 @@ def _make_extents(top: Path) -> None:
 
 
 def _allocate(path: Path, length: int, mode: int) -> None:
-    keep = ("-k",) if mode else ()
-    run("xfs_io", "-f", "-c", " ".join(("falloc", *keep, "0", str(length))), path)
+    with path.open("r+b") as file:
+        fallocate(file.fileno(), mode, 0, length)
+
+
+def punch(path: Path, places: Iterable[int], count: int) -> None:
+    """Make holes in a file."""
+    with path.open("r+b") as file:
+        for place in places:
+            fallocate(file.fileno(), _PUNCH, place, count)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, count: int) -> None:
+    """Call what the standard library has only without a mode."""
+    arguments = (
+        ctypes.c_int(descriptor),
+        ctypes.c_int(mode),
+        ctypes.c_int64(offset),
+        ctypes.c_int64(count),
+    )
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.fallocate(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _make_attributes(top: Path) -> None:
@@ -292,6 +354,75 @@ def _make_reflinks(top: Path) -> None:
     (top / "third").unlink()
 
 
+def make_small_tree(top: Path) -> None:
+    """Fill a mounted file system with a little of everything: for what is read very often."""
+    _make_kinds(top / "kinds")
+    _make_attributes(top / "attributes")
+    _make_links(top / "links")
+    _make_reflinks(top / "reflinks")
+    (top / "names").mkdir()
+    for number in range(300):
+        (top / "names" / f"an entry with the number {number}").touch()
+    many = top / "many"
+    write(many, data(60, 4096), *range(0, 600 * 8192, 8192))
+    run("sync", "-f", top)
+
+
+def keep_busy(top: Path, seed: int, stop: threading.Event) -> None:
+    """Change a tree in every way that comes to mind, until told to stop."""
+    chance = random.Random(seed)
+    top.mkdir()
+    folders = [top / f"folder {number}" for number in range(8)]
+    files: list[Path] = []
+    number = 0
+    while not stop.is_set():
+        number += 1
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        path = chance.choice(folders) / f"{number} {'x' * chance.randrange(60)}"
+        if len(files) < 5 or chance.random() < 0.3:
+            write(path, chance.randbytes(chance.choice((0, 10, 3000, 9000, 60_000))))
+            files.append(path)
+            continue
+        index = chance.randrange(len(files))
+        with suppress(OSError):
+            _change(files, index, path, chance)
+        if chance.random() < 0.003:
+            gone = chance.choice(folders)
+            shutil.rmtree(gone)
+            files = [file for file in files if file.parent != gone]
+
+
+def _change(files: list[Path], index: int, path: Path, chance: random.Random) -> None:
+    file = files[index]
+    size = chance.randrange(30_000)
+    match chance.randrange(9):
+        case 0:
+            file.rename(path)
+            files[index] = path
+        case 1:
+            files.pop(index).unlink()
+        case 2:
+            write(file, chance.randbytes(size), size)
+        case 3:
+            os.truncate(file, size)
+        case 4:
+            count = chance.choice((5, 200, 2000))
+            os.setxattr(file, f"user.{chance.randrange(9)}", chance.randbytes(count))
+        case 5:
+            with file.open("r+b") as opened:
+                fallocate(opened.fileno(), chance.choice((0, _KEEP_SIZE, _PUNCH)), size, size + 1)
+        case 6:
+            run("cp", "--reflink=always", file, path)
+            write(path, bytes(size), size)
+            files.append(path)
+        case 7:
+            path.symlink_to("t" * chance.randrange(1, 900))
+        case _:
+            os.link(file, path)
+            files.append(path)
+
+
 # --- what the kernel says ----------------------------------------------------------------------
 
 
@@ -309,27 +440,24 @@ class Truth:
 def kernel_truth(top: Path) -> dict[bytes, Truth]:
     """Return everything under a mount point."""
     os.sync()
-    root = os.fsencode(top)
     found: dict[bytes, Truth] = {}
-    waiting = [b""]
+    waiting = [top]
     while waiting:
         path = waiting.pop()
-        full = os.path.join(root, path) if path else root
-        truth = _truth(full)
-        found[path] = truth
+        truth = _truth(path)
+        found[os.fsencode(path.relative_to(top)) if path != top else b""] = truth
         if stat.S_ISDIR(truth.status.st_mode):
-            names = os.listdir(full)
-            waiting += [path + b"/" + name if path else name for name in names]
+            waiting += path.iterdir()
     return found
 
 
-def _truth(full: bytes) -> Truth:
-    truth = Truth(os.lstat(full))
+def _truth(full: Path) -> Truth:
+    truth = Truth(full.lstat())
     kind = stat.S_IFMT(truth.status.st_mode)
     if kind == stat.S_IFLNK:
-        truth.target = os.readlink(full)
+        truth.target = os.fsencode(full.readlink())
     if kind == stat.S_IFREG:
-        with open(full, "rb") as file:
+        with full.open("rb") as file:
             if truth.status.st_blocks * 512 < truth.status.st_size // 64:
                 truth.digest = ""
             else:
@@ -401,7 +529,9 @@ def differences(
             elif known is None:
                 found.append(f"{row.path!r} is not there ({row.error})")
             else:
-                found += [f"{row.path!r}: {text}" for text in _differences(row, known, is_recovered)]
+                found += [
+                    f"{row.path!r}: {text}" for text in _differences(row, known, is_recovered)
+                ]
                 if known.digest and known.digest != content_digest(row, read):
                     found.append(f"{row.path!r}: content")
             seen.add(row.path)
@@ -460,6 +590,26 @@ def _within(
     ]
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def log_blocks(image: bytes) -> tuple[int, int]:
+    """Return the first block of the log and the one behind it, for images whose log is in one group."""
+    (start,) = struct.unpack_from(">Q", image, 48)
+    (group_blocks,) = struct.unpack_from(">I", image, 84)
+    (count,) = struct.unpack_from(">I", image, 96)
+    shift = image[124]
+    first = (start >> shift) * group_blocks + (start & (1 << shift) - 1)
+    return first, first + count
+
+
+def inode_byte(image: Path, number: int) -> int:
+    """Return where an inode is, as xfs_db says it."""
+    said = run("xfs_db", "-r", "-c", f"convert inode {number} fsbyte", image)
+    return int(said.split("(")[1].split(")")[0])
+
+
 def copy_runs(image: Path, target: Path, runs: Iterable[ByteRun]) -> int:
     """Copy some bytes of an image into a file full of EEh; return how many."""
     total = 0
@@ -494,7 +644,7 @@ class FileSource:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> FileSource:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
