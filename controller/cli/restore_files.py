@@ -8,14 +8,16 @@ an export does, and never pass through the controller.  The staging volume has n
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from backplane.crc import crc32c
 from backplane.errors import BackupError, ExitCode, MediumError, NotFoundError
+from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
 from backplane.transport.stream import Channel
 from backplane.units import MIB
@@ -32,6 +34,8 @@ PIECE_BYTES: Final = MIB
 WINDOW_REQUESTS: Final = 4
 ATTEMPTS_MAX: Final = 3
 POLL_S: Final = 0.25
+DELETE_TRIES_MAX: Final = 80
+"""Twenty seconds: a volume is held until the job that has read it, or was cancelled, has ended."""
 
 
 class VolumeReader:
@@ -90,9 +94,7 @@ def run_restore_files(
         lost = _lost(fetch_job(client, job))
         with _bytes_of(client, name) as read:
             folder.read_from(read)
-            for row in remote.rows():
-                if not selection.picks(row):
-                    continue
+            for row in _with_folders(remote.rows(), selection):
                 reason = lost.pop(shown(row.path), "")
                 if reason:
                     folder.refuse(row.path, reason)
@@ -111,6 +113,20 @@ def run_restore_files(
     }
     screen.show(document, table=lambda: _words(document))
     return int(ExitCode.PARTIAL if folder.failed else ExitCode.OK)
+
+
+def _with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[FileRow]:
+    """Yield what is picked, and the folders on the way to it: they get their attributes back, too."""
+    above: list[FileRow] = []
+    for row in rows:
+        while above and not row.path.startswith(above[-1].path + b"/"):
+            above.pop()
+        if selection.picks(row):
+            yield from above
+            above = []
+            yield row
+        elif row.kind == Kind.DIRECTORY and row.path:
+            above.append(row)
 
 
 @contextmanager
@@ -138,10 +154,23 @@ def _staged(
             raise BackupError(f"job {job} has {detail['state']}: {detail['reason']}")
         yield job, name
     finally:
-        with suppress(BackupError):
+        with suppress(BackupError):  # it has ended, as a rule
             client.call("job.cancel", job=job)
-        with suppress(BackupError):
+        _delete(client, name, screen)
+
+
+def _delete(client: Client, name: str, screen: Screen) -> None:
+    """Delete the staging volume as soon as nobody holds it."""
+    for _ in range(DELETE_TRIES_MAX):
+        try:
             client.call("volume.delete", name=name, force=True)
+            return
+        except NotFoundError:
+            return
+        except BackupError as error:
+            problem = error
+            threading.Event().wait(POLL_S)
+    screen.talk(f"ctl: the staging volume {name} is left: {problem.message}")
 
 
 @contextmanager
