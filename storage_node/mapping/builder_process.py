@@ -150,6 +150,8 @@ class _Builder:
                 self._fail(Failure.PARSER, f"the parser sent what is no map: {error}")
             except NoRoomError as error:
                 self._fail(Failure.NO_ROOM, str(error))
+            except sandbox.SandboxError as error:
+                self._fail(Failure.NOT_STARTED, f"the builder did not begin: {error}")
             except MemoryError:
                 self._fail(Failure.PARSER, "the map needs more memory than allowed")
             finally:
@@ -266,7 +268,8 @@ class _Builder:
 
 
 def _stop(parser: supervise.Child) -> None:
-    """Let a parser go that has said everything, and kill any other."""
+    """Kill a parser that is still there, and take note of its end: else nobody does, where there is no init."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # we are about to end anyway
     if parser.wait(timeout_s=0.0) is None:
         parser.signal(signal.SIGKILL)
         parser.wait(timeout_s=PARSER_END_S)

@@ -285,5 +285,5 @@ def _kill(parser: int) -> None:
 
 
 def _end(builder: supervise.Child) -> None:
-    """See the builder off: one that is done goes by itself."""
+    """Have the builder take note of its parser's end, and go."""
     builder.stop(grace_s=BUILDER_GRACE_S)
