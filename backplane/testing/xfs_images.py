@@ -403,7 +403,9 @@ def _change(files: list[Path], index: int, path: Path, chance: random.Random) ->
         case 1:
             files.pop(index).unlink()
         case 2:
-            write(file, chance.randbytes(size), size)
+            with file.open("ab") as opened:
+                opened.write(chance.randbytes(size))
+                os.fsync(opened.fileno())
         case 3:
             os.truncate(file, size)
         case 4:
@@ -594,14 +596,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def log_blocks(image: bytes) -> tuple[int, int]:
-    """Return the first block of the log and the one behind it, for images whose log is in one group."""
-    (start,) = struct.unpack_from(">Q", image, 48)
-    (group_blocks,) = struct.unpack_from(">I", image, 84)
-    (count,) = struct.unpack_from(">I", image, 96)
+def log_bytes(image: bytes) -> tuple[int, int]:
+    """Return where the log is: its first byte, and the one behind it."""
+    block_bytes, group_blocks = (struct.unpack_from(">I", image, at)[0] for at in (4, 84))
+    start, count = struct.unpack_from(">Q", image, 48)[0], struct.unpack_from(">I", image, 96)[0]
     shift = image[124]
     first = (start >> shift) * group_blocks + (start & (1 << shift) - 1)
-    return first, first + count
+    return first * block_bytes, (first + count) * block_bytes
 
 
 def inode_byte(image: Path, number: int) -> int:

@@ -410,8 +410,8 @@ def metadata_of(data: bytes) -> list[tuple[int, int]]:
     blocks = {
         at // 4096 for offset, count in source.reads for at in range(offset, offset + count, 4096)
     }
-    log = range(*images.log_blocks(data))
-    return [(block * 4096, 4096) for block in sorted(blocks) if block not in log]
+    log = range(*images.log_bytes(data))
+    return [(block * 4096, 4096) for block in sorted(blocks) if block * 4096 not in log]
 
 
 @needs_mkfs
