@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -71,6 +72,10 @@ SYNC_TIMEOUT_S_MAX: Final = 86400.0
 WAITING_PAUSE_S: Final = 1.0
 """How a wait for quiet stands is told at most this often."""
 
+RESERVES_PAUSE_S: Final = 5.0
+ALONE_S: Final = 60.0
+"""How long no controller is heard before a nearly full snapshot is released: longer than one takes to restart."""
+
 
 @dataclass(slots=True)
 class _Wait:
@@ -122,8 +127,12 @@ class Control:
         mapper: Mapper | None = None,
         mappings_max: int = 1,
         send: Callable[[Message], None],
+        is_alone: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_alone`: no controller is heard."""
         self._loop = loop
+        self._is_alone = is_alone
+        self._alone_since: float | None = None
         self._workers = workers
         self._access = access
         self._identity = identity
@@ -149,6 +158,8 @@ class Control:
         self._inventory_timer: Timer | None = None
         for view in self._views.views() if self._views is not None else ():
             self._remember_view(view.view, view.volume, view.ttl_s)
+        if disk is not None:
+            self._loop.after(RESERVES_PAUSE_S, self._look_after_reserves)
 
     # --- inventory -------------------------------------------------------------------------------
 
@@ -439,6 +450,35 @@ class Control:
 
         self._known.volumes[view] = volume
         self._known.expiries[view] = self._loop.after(ttl_s, expire)
+
+    def _look_after_reserves(self) -> None:
+        """Release snapshots that nobody may ever ask for again, before they use up their reserve.
+
+        A snapshot breaks at the end of its reserve, and what it has saved then takes space for nothing.  With a
+        controller that is heard, that is for the job to see.
+        """
+        self._loop.after(RESERVES_PAUSE_S, self._look_after_reserves)
+        if self._disk is None or not self._is_alone():
+            self._alone_since = None
+            return
+        now = self._loop.now()
+        if self._alone_since is None:
+            self._alone_since = now
+        if now - self._alone_since < ALONE_S:
+            return
+        disk = self._disk
+
+        def look() -> None:
+            found = disk.nearly_full()
+            self._loop.post(lambda: self._give_up(found))
+
+        with suppress(BackupError):  # the workers have too much to do: next time, then
+            self._workers.submit("reserves", look)
+
+    def _give_up(self, views: Sequence[ViewId]) -> None:
+        for view in views:
+            log.warning("released a snapshot that no controller asks for", extra={"view": view})
+            self._release(view, None)
 
     # --- workers ---------------------------------------------------------------------------------
 

@@ -63,6 +63,8 @@ from storage_node.state_file import StateError
 log = logging.getLogger(__name__)
 
 EXTENT: Final = struct.Struct(">QQ")
+NEARLY_FULL: Final = 0.9
+"""Of a snapshot's reserve: beyond it nobody keeps one for a controller that is away."""
 NO_HOOKS: Final[Mapping[str, HookPair]] = MappingProxyType({})
 
 
@@ -111,6 +113,11 @@ class DiskControl:
         orphans = maker.sweep(set(self.book.views))
         if orphans:
             log.info("removed what belonged to no static view", extra={"names": orphans})
+
+    def nearly_full(self) -> list[ViewId]:
+        """Return the views whose reserve is nearly used up."""
+        with self.step:
+            return [view for view, data in self.view_data.items() if data.used_share >= NEARLY_FULL]
 
     def close(self) -> None:
         """Leave the data of the views to the next start."""

@@ -116,6 +116,7 @@ class StorageNode:
             mapper=self._open_mapper(clock) if self._disk is not None else None,
             mappings_max=config.mappings_max,
             send=self._peer.send,
+            is_alone=lambda: not self._peer.is_ready,
         )
         stack.callback(self._control.close)
         self._server = server

@@ -58,6 +58,10 @@ class StaticView(Protocol):
     def used_bytes(self) -> int:
         """What it takes beside the volume."""
 
+    @property
+    def used_share(self) -> float:
+        """What of its reserve is used: 1 is all; 0 for what has none."""
+
     def install(self) -> None:
         """Begin, in the instant; raises `BackupError` if the view cannot be."""
 
@@ -86,6 +90,7 @@ class HeldView:
     leg = ""
     broken = ""
     used_bytes = 0
+    used_share = 0.0
 
     def __init__(self, volume: LiveVolume) -> None:
         self.device: BlockDevice = volume.device
@@ -125,6 +130,11 @@ class SnapshotView:
         """What was saved."""
         return self._snapshot.used_bytes
 
+    @property
+    def used_share(self) -> float:
+        """How near the reserve's end is."""
+        return self._snapshot.used_bytes / max(1, self._snapshot.reserve_bytes)
+
     def install(self) -> None:
         """From the next write on, what is there is saved."""
         self._volume.attach(self._snapshot)
@@ -151,6 +161,7 @@ class ClonedView:
 
     means = Means.CLONE
     leg = ""
+    used_share = 0.0
     broken = ""
 
     def __init__(self, volume: LiveVolume, source: Path, folder: Path) -> None:
@@ -201,6 +212,7 @@ class MirrorView:
 
     means = Means.MIRROR
     used_bytes = 0
+    used_share = 0.0
 
     def __init__(self, mirror: MirroredDevice, leg: str) -> None:
         self._mirror = mirror
@@ -252,6 +264,7 @@ class LostView:
     """A view whose data could not be found after a restart; it is told as broken until it is released."""
 
     leg = ""
+    used_share = 0.0
     used_bytes = 0
 
     def __init__(self, means: Means, volume: LiveVolume, reason: str) -> None:

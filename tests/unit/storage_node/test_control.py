@@ -42,9 +42,9 @@ from backplane.wire.messages import (
     VolumeUnreserve,
 )
 from storage_node.access import Access
-from storage_node.control import Control, NodeIdentity
+from storage_node.control import ALONE_S, RESERVES_PAUSE_S, Control, NodeIdentity
 from storage_node.core.admission import Admission, Request
-from storage_node.disk.static_views import SnapshotRules, SnapshotView, ViewMaker
+from storage_node.disk.static_views import HeldView, SnapshotRules, SnapshotView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
 from storage_node.tape.library import TapeLibrary
@@ -67,6 +67,7 @@ class Node:
         self.sent: list[Message] = []
         self.inventories: list[NodeInventory] = []
         self.told: list[ViewWaiting] = []
+        self.is_alone = False
         self.workers = KeyedWorkers(threads=2)
         self.access = Access(
             Admission(node=NodeName("node-1"), boot_id=BOOT, floors=bench.store.floors),
@@ -101,6 +102,7 @@ class Node:
             disk=self.disk if "disk" in roles else None,
             tape=self.tape if "tape" in roles else None,
             send=self._send,
+            is_alone=lambda: self.is_alone,
         )
 
     def _send(self, message: Message) -> None:
@@ -295,6 +297,37 @@ def test_a_view_comes_when_the_volume_is_quiet(node: Node) -> None:
     node.clock.advance(0.2)
     node.pump(lambda: bool(node.sent))
     assert reply(node.sent[0]).request == 20
+
+
+class NearlyFull(HeldView):
+    used_share = 0.95
+
+
+def test_a_snapshot_near_the_end_of_its_reserve_is_released_if_no_controller_is_heard(
+    node: Node,
+) -> None:
+    node.answer(create())
+    node.answer(view(2, ttl_s=5000.0))
+    other = ViewId("55" * 16)
+    node.answer(replace(create(), request=3, volume=VolumeId("66" * 16), name="other"))
+    node.answer(replace(view(4, name=other, ttl_s=5000.0), volume=VolumeId("66" * 16)))
+    node.disk.view_data[VIEW].__class__ = NearlyFull
+
+    def wait(seconds: float) -> set[ViewId]:
+        for _ in range(int(seconds / RESERVES_PAUSE_S)):
+            node.clock.advance(RESERVES_PAUSE_S)
+            node.settle()
+            node.settle()
+        return set(node.disk.book.views)
+
+    assert wait(ALONE_S * 0.7) == {VIEW, other}, "a controller is heard: it sees for itself"
+    node.is_alone = True
+    assert wait(ALONE_S * 0.5) == {VIEW, other}
+    node.is_alone = False
+    wait(RESERVES_PAUSE_S)
+    node.is_alone = True
+    assert wait(ALONE_S * 0.8) == {VIEW, other}, "it was heard in between"
+    assert wait(ALONE_S * 0.5) == {other}
 
 
 def test_writes_put_it_off_until_the_timeout(node: Node) -> None:
