@@ -62,6 +62,7 @@ Adapter = tuple[Callable[[Source], bool], Callable[[Source], Reader]]
 
 READERS: Final[tuple[Adapter, ...]] = (
     (ext.recognise, ext.ExtReader),
+    (xfs.recognise, xfs.XfsReader),
     (ntfs.recognise, ntfs.NtfsReader),
     (fat.recognise, fat.FatReader),
     (exfat.recognise, exfat.ExfatReader),
