@@ -67,7 +67,6 @@ READERS: Final[tuple[Adapter, ...]] = (
     (fat.recognise, fat.FatReader),
     (exfat.recognise, exfat.ExfatReader),
     (btrfs.recognise, btrfs.BtrfsReader),
-    (xfs.recognise, xfs.XfsReader),
 )
 """Every file system that we read: whether it is one, and who reads it."""
 
