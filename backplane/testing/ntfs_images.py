@@ -14,6 +14,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,13 @@ LARGE_BYTES: Final = 64 * 1024 * 1024
 """Of a sparse file: larger than the volume it is in."""
 _TICKS_TO_1970: Final = 116_444_736_000_000_000
 
+_TOOLS: Final = {
+    "mkntfs": "ntfs-3g",
+    "ntfs-3g": "ntfs-3g",
+    "ntfsfix": "ntfs-3g",
+    "setpriv": "util-linux",
+    "umount": "mount",
+}
 _KINDS: Final = (
     (stat.S_ISREG, Kind.FILE),
     (stat.S_ISDIR, Kind.DIRECTORY),
@@ -57,9 +65,9 @@ class Truth(NamedTuple):
 
 def missing() -> str:
     """Name what volumes of NTFS need here and do not find ("" if nothing)."""
-    for tool in ("mkntfs", "ntfs-3g", "ntfsfix"):
+    for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
-            return f"needs {tool} (Debian: ntfs-3g)"
+            return f"needs {tool} (Debian: {package})"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "needs /dev/fuse"
     return "" if os.geteuid() == 0 else "needs root, to mount"
@@ -82,11 +90,15 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def mounted(image: Path, folder: Path, options: str = "") -> Iterator[Path]:
-    """Mount a volume; yields its root."""
-    folder.mkdir(exist_ok=True)
+def mounted(image: Path, options: str = "") -> Iterator[Path]:
+    """Mount a volume; yields its root.
+
+    Not in a folder of the test: pytest removes those of older runs, and a run that was killed may have left a mount.
+    For the same reason ntfs-3g ends, and unmounts, when its parent does.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="sb-ntfs-"))
     words = f"compression,streams_interface=xattr,big_writes,no_detach{options and ','}{options}"
-    command = ["ntfs-3g", "-o", words, str(image), str(folder)]
+    command = ["setpriv", "--pdeathsig", "TERM", "ntfs-3g", "-o", words, str(image), str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -98,15 +110,28 @@ def mounted(image: Path, folder: Path, options: str = "") -> Iterator[Path]:
                 time.sleep(0.01)
             yield folder
         finally:
-            if folder.is_mount():
-                run("umount", str(folder))
-            process.wait(MOUNT_S)
+            _unmount(folder, process)
+            folder.rmdir()
 
 
-def tree_truth(image: Path, folder: Path, options: str = "ro") -> dict[bytes, Truth]:
+def _unmount(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Leave no mount and no ntfs-3g behind, even if somebody else looks into the folder, or holds a copy of it."""
+    end = time.monotonic() + MOUNT_S
+    while folder.is_mount():
+        # Lazily at last: then nobody finds it any more, and it ends when they let go.
+        options = ["-l"] if time.monotonic() > end else []
+        subprocess.run(["umount", *options, str(folder)], capture_output=True, check=False)
+        time.sleep(0.01)
+    try:
+        process.wait(MOUNT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def tree_truth(image: Path, options: str = "ro") -> dict[bytes, Truth]:
     """Say what is in a volume: path -> truth, streams as `path:stream`."""
     found: dict[bytes, Truth] = {}
-    with mounted(image, folder, options) as root:
+    with mounted(image, options) as root:
         waiting = [root]
         while waiting:
             place = waiting.pop()

@@ -7,10 +7,13 @@
                             rows
 
 Directories are not read: each file knows its names.  So what an index of a directory says that its files do not say is
-not noticed.  `$LogFile` is never replayed: a volume that was not closed is mapped as it lies there and called dirty.
+not noticed.  `$LogFile` is never replayed: a volume that was not closed is mapped as it lies there, called dirty, and
+its map is not complete, because what `$Bitmap` says may be older than what files say.
 
 The system's own files (`$MFT`, `$Bitmap`, what is beneath `$Extend`...) are no rows; their clusters are in use.
-Owners are security descriptors in the extended attribute `system.ntfs_acl`, as ntfs-3g shows them.
+Owners are security descriptors in the extended attribute `system.ntfs_acl`, as ntfs-3g shows them; `uid` and `gid` are
+-1.  There is no checksum in NTFS but for those: a bit that flips in a name or in a run list is told only where it makes
+a record contradict itself, its references, the bitmap of `$MFT` or the volume.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ class ClusterContent:
     def __init__(self, source: Source, stream: Stream, geometry: Geometry) -> None:
         if stream.unit_clusters:
             raise DamagedError("metadata that is compressed")
+        if stream.initialized > geometry.size_bytes:
+            raise DamagedError(f"metadata of {stream.initialized} bytes, more than the volume has")
         self._source = source
         self._cluster_bytes = geometry.cluster_bytes
         self._runs = stream.runs

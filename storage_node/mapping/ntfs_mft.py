@@ -33,6 +33,8 @@ LIST_BYTES_MAX: Final = 256 * 1024
 """Of an attribute list: the limit of NTFS itself.  It bounds the records of a file, to 8,192."""
 KEPT_RECORDS_MAX: Final = 16 * 1024
 """Records that are kept because they will be needed again, about 2 KiB each; the others are read again."""
+DEFECTS_MAX: Final = 16
+"""Records of a file that are not what its list says: nobody reads thousands of them for each of a million files."""
 WINDOW_BYTES: Final = 64 * 1024
 """Of the bitmap of `$MFT`, what is read at a time."""
 MIRROR_RECORDS: Final = 4
@@ -204,6 +206,8 @@ class Mft:
                     extension = self._extension(reference, own)
                 except DamagedError as error:
                     defects.append(error.reason)
+                    if len(defects) >= DEFECTS_MAX:
+                        break
                     continue
                 found |= {_key(entry): entry for entry in extension}
         return found, defects
@@ -248,9 +252,9 @@ class Mft:
             pieces = [pieces[0]._replace(piece=head), *pieces[1:]]
         try:
             stream = join_pieces(pieces, self._geometry)
+            return ClusterContent(self._source, stream, self._geometry)
         except DamagedError as error:
             raise DamagedError(f"$MFT is damaged: {error.reason}") from error
-        return ClusterContent(self._source, stream, self._geometry)
 
     def _first_records(self) -> Record:
         """Return record 0, from the mirror if it is torn, and compare the first records with their copies."""

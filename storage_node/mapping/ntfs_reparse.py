@@ -3,6 +3,10 @@
 A reparse point is a tag and what the program behind the tag makes of it.  Links of Windows and the special files of
 Linux on Windows are decoded.  With compression by WOF, deduplication or a cloud the content is not where a file's
 content is: then nobody may take what is there for it, and the row says so.
+
+Before there were reparse points for it, Interix kept links and devices in system files that begin with a mark, and
+ntfs-3g still does; those are decoded too.  Its pipes and sockets are system files of no and of one byte: Windows has
+such files as well, so they stay files.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from storage_node.mapping.ntfs_content import ClusterContent
+from storage_node.mapping.ntfs_content import ClusterContent, note
 from storage_node.mapping.reader import DamagedError
 
 SECURE_RECORD: Final = 9
@@ -19,6 +19,9 @@ BLOCK_BYTES: Final = 256 * 1024
 DESCRIPTOR_BYTES_MAX: Final = 64 * 1024
 DESCRIPTORS_BYTES_MAX: Final = 32 * 1024 * 1024
 """Of all descriptors of a volume that are kept; what is behind has a row error where it is used."""
+
+TABLE_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Of `$SDS`, which on large servers has some megabytes."""
 
 _ENTRY: Final = struct.Struct("<IIQI")
 """Hash, number, place in the stream, length with this header."""
@@ -43,10 +46,13 @@ class SecurityDescriptors:
 
     def load(self, content: ClusterContent) -> None:
         """Read `$SDS`.  A block that cannot be read, or holds damage, is taken from its copy."""
+        if content.size_bytes > TABLE_BYTES_MAX:
+            note(self.problems, f"security descriptors of {content.size_bytes} bytes are not read")
+            return
         for start in range(0, content.size_bytes, 2 * BLOCK_BYTES):
             damage = self._add_block(content, start, start)
             if damage and self._add_block(content, start + BLOCK_BYTES, start):
-                self.problems.append(f"security descriptors at {start} are damaged: {damage}")
+                note(self.problems, f"security descriptors at {start} are damaged: {damage}")
 
     def get(self, number: int) -> bytes | None:
         """Return a descriptor, or None if there is none of this number."""

@@ -142,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tree(folder: Path) -> Volume:
     image = make_volume(folder / "tree.img", 48 * MIB, "-L", "Müll \U0001f4be")
-    with mounted(image, folder / "tree") as root:
+    with mounted(image) as root:
         populate(root)
         (root / "link").symlink_to("some/where")
         (root / "long link").symlink_to("/".join(["a long target"] * 80))
@@ -152,7 +152,7 @@ def tree(folder: Path) -> Volume:
         (root / "valid/a").write_bytes(STALE * 1000)
         (root / "valid/b").write_bytes(STALE * 10)
         os.setxattr(root / "sizes/large", "system.ntfs_dos_name", b"LARGE~1.TXT")
-    return Volume(image, tree_truth(image, folder / "tree"))
+    return Volume(image, tree_truth(image))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def compressed(folder: Path) -> Volume:
     text = b"".join(b"line %d of a text that can be made smaller\n" % n for n in range(6000))
     kinds = (generator.randbytes(5000), text[:9000], bytes(70000))
     mixed = b"".join(generator.choice(kinds) for _ in range(30))
-    with mounted(image, folder / "compressed") as root:
+    with mounted(image) as root:
         place = root / "small"
         place.mkdir()
         set_flags(place, COMPRESSED_DIRECTORY)
@@ -182,13 +182,13 @@ def compressed(folder: Path) -> Volume:
         with (place / "text").open("r+b") as file:
             file.seek(70_000)
             file.write(generator.randbytes(30_000))
-    return Volume(image, tree_truth(image, folder / "compressed"))
+    return Volume(image, tree_truth(image))
 
 
 @pytest.fixture(scope="module")
 def fragmented(folder: Path) -> Volume:
     image = make_volume(folder / "fragmented.img", 20 * MIB)
-    with mounted(image, folder / "fragmented") as root:
+    with mounted(image) as root:
         (root / "early").mkdir()
         fragment(root, 1100)
         for number in range(20):
@@ -196,14 +196,14 @@ def fragmented(folder: Path) -> Volume:
         for number in range(30):
             name = root / "early" / f"{'n' * 100}{number}"
             name.hardlink_to(root / "between")
-    return Volume(image, tree_truth(image, folder / "fragmented"))
+    return Volume(image, tree_truth(image))
 
 
 @pytest.fixture(scope="module")
 def scattered_mft(folder: Path) -> Volume:
     """A volume whose $MFT had to grow in single clusters."""
     image = make_volume(folder / "mft.img", 16 * MIB)
-    with mounted(image, folder / "mft") as root:
+    with mounted(image) as root:
         (root / "filler").mkdir()
         for number in range(600):
             (root / f"filler/{number}").write_bytes(STALE)
@@ -213,7 +213,7 @@ def scattered_mft(folder: Path) -> Volume:
         (root / "files").mkdir()
         for number in range(1000):
             (root / f"files/{number}").write_bytes(b"x" * (number % 500))
-    return Volume(image, tree_truth(image, folder / "mft"))
+    return Volume(image, tree_truth(image))
 
 
 # --- whole volumes -----------------------------------------------------------------------------------------------
@@ -301,11 +301,11 @@ def test_sectors_and_clusters_of_all_sizes(
     folder: Path, size: int, options: tuple[str, ...]
 ) -> None:
     image = make_volume(folder / "sizes.img", size * MIB, *options)
-    with mounted(image, folder / "sizes") as root:
+    with mounted(image) as root:
         populate(root, files=60)
         for name in ("empty", "holes"):
             (root / "sparse" / name).unlink()
-    volume = Volume(image, tree_truth(image, folder / "sizes"))
+    volume = Volume(image, tree_truth(image))
     judge(volume)
     image_of_allocated(volume, folder)
     image.unlink()
@@ -320,7 +320,7 @@ def image_of_allocated(volume: Volume, folder: Path) -> None:
         restored[first:end] = data[first:end]
     copy.write_bytes(restored)
     run("ntfsfix", "-n", str(copy))
-    assert tree_truth(copy, folder / "copy") == volume.truth
+    assert tree_truth(copy) == volume.truth
     copy.unlink()
 
 
@@ -372,7 +372,7 @@ def test_behind_the_initialized_size_a_file_reads_as_zeros(tree: Volume, folder:
         place = attribute_place(image, records[path], 0x80) + 0x38
         assert place % 512 < 500
         patch(image, place, struct.pack("<q", valid))
-    volume = Volume(image, tree_truth(image, folder / "valid"))
+    volume = Volume(image, tree_truth(image))
     rows = judge(volume)
     assert volume.truth[b"valid/a"].digest != tree.truth[b"valid/a"].digest
     first, second = rows[b"valid/a"].extents
@@ -383,13 +383,13 @@ def test_behind_the_initialized_size_a_file_reads_as_zeros(tree: Volume, folder:
 
 def test_links_and_special_files_of_linux_are_what_they_are(folder: Path) -> None:
     image = make_volume(folder / "wsl.img", 8 * MIB)
-    with mounted(image, folder / "wsl", "special_files=wsl") as root:
+    with mounted(image, "special_files=wsl") as root:
         (root / "link").symlink_to("tärget/of a link")
         os.mkfifo(root / "fifo")
         os.mknod(root / "socket", 0o140644)
         os.mknod(root / "character", 0o20644, os.makedev(10, 300))
         os.mknod(root / "block", 0o60644, os.makedev(259, 3))
-    judge(Volume(image, tree_truth(image, folder / "wsl", "ro,special_files=wsl")))
+    judge(Volume(image, tree_truth(image, "ro,special_files=wsl")))
 
 
 def windows_link(substitute: str, shown: str, *, is_relative: bool | None) -> bytes:
@@ -402,7 +402,7 @@ def windows_link(substitute: str, shown: str, *, is_relative: bool | None) -> by
 @pytest.fixture(scope="module")
 def reparsed(folder: Path) -> Path:
     image = make_volume(folder / "reparse.img", 8 * MIB)
-    with mounted(image, folder / "reparse") as root:
+    with mounted(image) as root:
         for name in ("directory", "junction", "volume", "cloud directory", "odd directory"):
             (root / name).mkdir()
         (root / "cloud directory/inside").write_bytes(b"x")
@@ -522,7 +522,7 @@ MUTATIONS = 200
 def small(folder: Path) -> Volume:
     """A little of everything, so that most of what is damaged means something."""
     image = make_volume(folder / "small.img", 8 * MIB)
-    with mounted(image, folder / "small") as root:
+    with mounted(image) as root:
         place = root / "compressed"
         place.mkdir()
         set_flags(place, COMPRESSED_DIRECTORY)
@@ -535,7 +535,7 @@ def small(folder: Path) -> Volume:
             os.setxattr(file, "user.stream", STALE)
             (root / f"{'link ' * 20}{number}").hardlink_to(root / "comb")
             (root / f"symlink {number}").symlink_to("x" * (50 * number + 1))
-    return Volume(image, tree_truth(image, folder / "small"))
+    return Volume(image, tree_truth(image))
 
 
 def metadata_places(data: bytearray, rows: list[FileRow]) -> list[tuple[int, int]]:

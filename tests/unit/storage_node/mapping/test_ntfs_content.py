@@ -52,13 +52,20 @@ def test_no_read_is_longer_than_a_read_may_be() -> None:
 
     source = Asked()
     stream = Stream(20 << 20, 20 << 20, 0, 0, [(0, 100, 20 << 11)])
-    assert len(ClusterContent(source, stream, GEOMETRY).read(0, 20 << 20)) == 20 << 20
+    large = GEOMETRY._replace(size_bytes=1 << 40)
+    assert len(ClusterContent(source, stream, large).read(0, 20 << 20)) == 20 << 20
     assert max(source.counts) == READ_BYTES_MAX
 
 
 def test_compressed_metadata_are_refused() -> None:
     with pytest.raises(DamagedError, match="compressed"):
         ClusterContent(SOURCE, Stream(512, 512, 1, 16, [(0, 100, 16)]), GEOMETRY)
+
+
+def test_metadata_larger_than_the_volume_are_refused() -> None:
+    """A hole costs nothing, so a stream may claim any size."""
+    with pytest.raises(DamagedError, match="more than the volume has"):
+        content([(0, 100, 1), (1, HOLE, 1 << 40)], 1 << 40)
 
 
 def made(*attributes: bytes) -> list[Attribute]:

@@ -154,6 +154,25 @@ def test_what_is_missing_is_told_and_the_rest_is_there(
     assert reason in defect
 
 
+def test_a_list_of_nothing_but_lies_ends_soon() -> None:
+    entries = [list_entry(0x80, reference(number)) for number in range(100, 120)]
+    records = {64: record(64, [standard(), attribute(0x20, b"".join(entries))])}
+    source = Counting(volume(records))
+    mft = Mft(source, read_geometry(source))
+    base = mft.record(64)
+    source.reads = 0
+    assert "record 100 is damaged" in mft.attributes(base)[1]
+    assert source.reads == ntfs_mft.DEFECTS_MAX
+
+
+class Counting(BytesSource):
+    reads = 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        self.reads += 1
+        return super().read(offset, count)
+
+
 def test_a_list_of_any_length_is_not_read() -> None:
     """Lists end at 256 KiB; this one says that it has 400 KiB."""
     long = clustered(0x20, [(600, 800)], 400 * 1024, allocated=800 * 512)

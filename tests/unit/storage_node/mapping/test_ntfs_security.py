@@ -16,7 +16,7 @@ from storage_node.mapping.ntfs_security import (
 )
 from storage_node.mapping.reader import BytesSource
 
-GEOMETRY = read_geometry(BytesSource(boot_sector().ljust(2000 * 512, b"\0")))
+GEOMETRY = read_geometry(BytesSource(boot_sector(sectors=4000).ljust(4000 * 512, b"\0")))
 
 
 def entry(number: int, descriptor: bytes, place: int) -> bytes:
@@ -109,3 +109,10 @@ def test_all_descriptors_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) 
     found = loaded(TABLE)
     assert found.get(257) is None
     assert "more than 100 bytes" in found.problems[0]
+
+
+def test_a_table_of_any_size_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ntfs_security, "TABLE_BYTES_MAX", 1000)
+    found = loaded(TABLE)
+    assert found.get(256) is None
+    assert "are not read" in found.problems[0]
