@@ -132,16 +132,20 @@ class _Builder:
 
     def run(self, reads_fd: int, map_fd: int, spool_fd: int) -> None:
         ours, theirs = socket.socketpair()
+        # Nobody ends us while there may be a parser that we do not know of yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         with ours:
             try:
                 with theirs:
                     parser = self._start_parser(reads_fd, theirs.fileno())
             except supervise.StartError as error:
-                self._control.socket.sendall(NO_PARSER)
+                self._control.send_byte(NO_PARSER)
                 self._fail(Failure.NOT_STARTED, error.message)
                 return
             os.close(reads_fd)
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+                self._hand_over(parser)
                 header = self._build(Channel(ours), parser, map_fd, spool_fd)
                 self._control.send(Report.DONE, header)
             except _FailedError as error:
@@ -163,17 +167,20 @@ class _Builder:
             *(order.volume_bytes, order.memory_bytes, order.cpu_s, os.getpid()),
             *(reads_fd, told_fd),
         )
-        parser = supervise.start_with(
+        return supervise.start_with(
             [*order.parser, *map(str, arguments)],
             name="parser",
             descriptors=(reads_fd, told_fd),
             environment=order.environment,
         )
-        # Whatever becomes of us, the node can end it: a pid could be somebody else's by then.
+
+    def _hand_over(self, parser: supervise.Child) -> None:
+        """Let the node end the parser, whatever becomes of us: a pid could be somebody else's by then."""
         descriptor = os.pidfd_open(parser.pid)
-        socket.send_fds(self._control.socket, [PARSER], [descriptor])
-        os.close(descriptor)
-        return parser
+        try:
+            self._control.send_byte(PARSER, descriptor)
+        finally:
+            os.close(descriptor)
 
     def _build(self, parsed: Channel, parser: supervise.Child, map_fd: int, spool_fd: int) -> bytes:
         """Return the packed header of the finished map."""

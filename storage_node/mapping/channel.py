@@ -68,6 +68,23 @@ class Channel:
             count -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def send_byte(self, word: bytes, descriptor: int | None = None) -> None:
+        """Send one byte, and an open descriptor with it."""
+        try:
+            socket.send_fds(self.socket, [word], [] if descriptor is None else [descriptor])
+        except ConnectionError as error:
+            raise ChannelClosedError from error
+
+    def byte_with_descriptor(self) -> tuple[bytes, int | None]:
+        """Return one byte, and the open descriptor that may have come with it."""
+        try:
+            word, descriptors, _, _ = socket.recv_fds(self.socket, 1, 1)
+        except ConnectionError as error:
+            raise ChannelClosedError from error
+        if not word:
+            raise ChannelClosedError
+        return word, descriptors[0] if descriptors else None
+
     def close(self) -> None:
         """Close it; twice is once."""
         self.socket.close()

@@ -180,12 +180,10 @@ class Mapping:
         channel = Channel(control)
         self._set_timeout(control)
         channel.send(Report.ORDER, pack(list(self._order())))
-        word, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        for descriptor in descriptors:
-            stack.enter_context(_open(descriptor))
-            stack.callback(_kill, descriptor)
-        if not word:
-            raise ChannelClosedError
+        _, parser = channel.byte_with_descriptor()
+        if parser is not None:
+            stack.enter_context(_open(parser))
+            stack.callback(_kill, parser)
         while True:
             self._set_timeout(control)
             kind, payload = channel.receive(bytes_max=CONTROL_BYTES_MAX)

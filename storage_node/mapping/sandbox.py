@@ -83,6 +83,7 @@ def enter(
     os.chdir("/")
     os.umask(0o077)
     os.nice(NICENESS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if is_filtered and _libc.unshare(_CLONE_NEWNET):
         missing.append("a network namespace of its own")
     _drop_root()

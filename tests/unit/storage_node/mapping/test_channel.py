@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -73,3 +75,29 @@ def test_a_connection_that_is_reset_is_an_end(ends: tuple[Channel, Channel]) -> 
     ends[1].close()  # with bytes unread: the other side gets a reset
     with pytest.raises(ChannelClosedError):
         ends[0].receive(bytes_max=1)
+
+
+def test_a_descriptor_comes_with_a_byte_or_not(ends: tuple[Channel, Channel]) -> None:
+    with tempfile.TemporaryFile() as file:
+        ends[0].send_byte(b"P", file.fileno())
+        word, descriptor = ends[1].byte_with_descriptor()
+        assert word == b"P"
+        assert descriptor is not None
+        assert os.path.sameopenfile(descriptor, file.fileno())
+        os.close(descriptor)
+    ends[0].send_byte(b"N")
+    assert ends[1].byte_with_descriptor() == (b"N", None)
+    ends[0].close()
+    with pytest.raises(ChannelClosedError):
+        ends[1].byte_with_descriptor()
+
+
+def test_a_descriptor_of_somebody_who_was_reset_does_not_come(
+    ends: tuple[Channel, Channel],
+) -> None:
+    ends[0].send(1, b"never read")
+    ends[1].close()
+    with pytest.raises(ChannelClosedError):
+        ends[0].byte_with_descriptor()
+    with pytest.raises(ChannelClosedError):
+        ends[0].send_byte(b"N")
