@@ -120,9 +120,7 @@ class ExfatImage:
             (
                 struct.pack("<BB22s8x", kind, len(self._label), label),
                 struct.pack("<BB18xIQ", 0x81, 0, self._bitmap[0], self._bitmap_bytes),
-                struct.pack(
-                    "<B3xI12xIQ", 0x82, checksum_32(upcase), self._upcase[0], len(upcase)
-                ),
+                struct.pack("<B3xI12xIQ", 0x82, checksum_32(upcase), self._upcase[0], len(upcase)),
             )
         )
 
