@@ -265,9 +265,15 @@ def test_how_it_stands_is_told_every_second_until_it_ends(make: Callable[..., No
 
 def test_not_more_are_made_than_allowed_and_the_others_wait(make: Callable[..., Node]) -> None:
     node = make("sleeps", views=4, mappings_max=2)
-    for request, view in enumerate(VIEWS):
+    for request, view in enumerate(VIEWS[:2]):
         node.control.handle(ViewMap(request=request, view=view))
     node.pump(lambda: len(running(node.mark)) == 2)
+    for request, view in enumerate(VIEWS[2:], 2):
+        node.control.handle(ViewMap(request=request, view=view))
+    maps = node.control._maps
+    assert maps is not None
+    node.pump(lambda: all(job.mapping is not None for job in maps._jobs.values()))
+    assert len(running(node.mark)) == 2
     assert node.sent == []
     node.mapper.parser = parser("good", node.mark)  # for those that have not begun
     node.control.handle(ViewRelease(request=10, view=VIEWS[0]))
