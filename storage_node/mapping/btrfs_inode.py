@@ -79,7 +79,7 @@ class Inode:
     target = b""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     xattr_bytes = 0
-    subvolumes: tuple[tuple[int, bytes, int], ...] = ()
+    subvolumes: Sequence[tuple[int, bytes, int]] = ()
     """(index, name, tree): entries of this directory that are subvolumes."""
     defect = ""
 
@@ -99,13 +99,21 @@ class Inode:
     def add_names(self, names: list[tuple[int, int, bytes]]) -> None:
         if len(self.names) + len(names) > NAMES_MAX:
             raise InodeDefect(f"more than {NAMES_MAX} names")
-        self.names = [*self.names, *names] if self.names else names
+        if isinstance(self.names, list):
+            self.names += names
+        else:
+            self.names = names
 
     def add_xattrs(self, data: bytes) -> None:
         self.xattr_bytes += len(data)
         if self.xattr_bytes > XATTR_BYTES_MAX:
             raise InodeDefect(f"more than {XATTR_BYTES_MAX} bytes of extended attributes")
         self.xattrs += tuple(parse_xattrs(data))
+
+    def add_subvolume(self, index: int, name: bytes, tree: int) -> None:
+        if not isinstance(self.subvolumes, list):
+            self.subvolumes = []
+        self.subvolumes.append((index, name, tree))
 
     def add_extent(self, extent: FileExtent) -> None:
         if extent.file_byte < self.file_byte:

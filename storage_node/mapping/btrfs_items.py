@@ -106,7 +106,7 @@ class InodeWalk:
         def take_entry(inode: Inode, offset: int, leaf: Leaf, at: int, size: int) -> None:
             child, key_kind, entry_kind, name = parse_entry(leaf.data, at, size)
             if key_kind == ROOT_ITEM:
-                inode.subvolumes += ((offset, name, child),)
+                inode.add_subvolume(offset, name, child)
             else:
                 names.add_entry((inode.number, offset, child, name), entry_kind)
 

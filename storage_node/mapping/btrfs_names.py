@@ -19,6 +19,9 @@ DEPTH_MAX: Final = 4096
 PATHS_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of the paths that are kept; others are put together again."""
 
+KEPT_AT_ONCE: Final = 64
+"""Paths of one chain of directories that are kept: they may be long."""
+
 BUCKETS: Final = 16384
 ODD_NAMES_MAX: Final = 100_000
 
@@ -70,29 +73,47 @@ class Directories:
         """Return the path of a directory; None if something above it cannot be read, or it lies in itself."""
         found = self._paths.get(inode)
         if found is None and inode not in self._lost:
-            found = self._climb(inode)
-            if found is None:
-                self._lost.add(inode)
-            else:
-                self._keep(inode, found)
+            self._climb(inode)
+            found = self._paths.get(inode)
         return found
 
     def forget_lost(self) -> None:
         """Look for lost directories anew: their names may have been found meanwhile."""
         self._lost.clear()
 
-    def _climb(self, inode: int) -> bytes | None:
-        names: list[bytes] = []
+    def _climb(self, inode: int) -> None:
+        """Find the path of a directory, or that it has none; and the same of those above it, which are asked next."""
+        below: list[tuple[int, bytes]] = []
         at = inode
         while at not in self._paths:
             entry = self._known.get(at) or self._look_up(at)
-            # Whoever is deeper than this is a directory inside itself, or as good as one.
-            if entry is None or at in self._lost or len(names) > DEPTH_MAX:
-                return None
-            names.append(entry[8:])
+            if entry is None or at in self._lost:
+                self._lost.update(number for number, _ in below)
+                self._lost.add(at)
+                return
+            below.append((at, entry[8:]))
             at = int.from_bytes(entry[:8], "little")
-        path = joined(self._paths[at], b"/".join(reversed(names)))
-        return path if len(path) < PATH_BYTES_MAX - NAME_BYTES_MAX else None
+            if len(below) > 2 * DEPTH_MAX:
+                # Those at the bottom are too deep, wherever this ends; if they lie in themselves it never does.
+                self._lost.update(number for number, _ in below[:DEPTH_MAX])
+                return
+        self._descend(self._paths[at], below)
+
+    def _descend(self, path: bytes, below: list[tuple[int, bytes]]) -> None:
+        """Keep the paths of the deepest directories of a chain; what is too deep or too long is lost."""
+        room = PATH_BYTES_MAX - NAME_BYTES_MAX - len(path)
+        for depth in range(1, len(below) + 1):
+            room -= len(below[-depth][1]) + 1
+            if depth > DEPTH_MAX or room < 0:
+                lost = len(below) - depth + 1
+                self._lost.update(number for number, _ in below[:lost])
+                below = below[lost:]
+                break
+        names = [name for _, name in below[KEPT_AT_ONCE:]]
+        path = joined(path, b"/".join(reversed(names))) if names else path
+        for number, name in reversed(below[:KEPT_AT_ONCE]):
+            path = joined(path, name)
+            self._keep(number, path)
 
     def _look_up(self, inode: int) -> bytes | None:
         """Find the parent of a directory whose items come later in the tree than its children's."""

@@ -97,7 +97,7 @@ def test_entries_are_heard_once_and_those_of_subvolumes_are_kept() -> None:
     ]
     inode = inodes_of(items, heard)[256]
     assert heard.entries == [((256, 2, 300, b"name"), 1)]
-    assert inode.subvolumes == ((3, b"home", 257),)
+    assert inode.subvolumes == [(3, b"home", 257)]
     assert (heard.references, list(inode.names)) == ([], [])
 
 

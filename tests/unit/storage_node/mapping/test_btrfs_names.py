@@ -90,10 +90,11 @@ def test_a_directory_deeper_than_any_has_no_path(monkeypatch: pytest.MonkeyPatch
     known.add(300, 256, b"top")
     for number in range(301, 400):
         known.add(number, number - 1, b"d")
-    assert known.path(310) is not None
-    assert directories({}).path(399) is None
-    fresh = directories({number: (number - 1, b"d") for number in range(257, 300)})
-    assert fresh.path(299) is None
+    assert known.path(309) is not None
+    chain = {number: (number - 1, b"d") for number in range(257, 300)}
+    for count in range(1, 44):
+        path = b"/".join([b"d"] * count)
+        assert directories(chain).path(256 + count) == (path if count <= 10 else None)
 
 
 def test_a_path_that_is_too_long_is_none() -> None:
@@ -101,9 +102,41 @@ def test_a_path_that_is_too_long_is_none() -> None:
     known.add(300, 256, b"n" * 255)
     for number in range(301, 600):
         known.add(number, number - 1, b"n" * 255)
-        known.path(number)
-    assert known.path(400) is not None
     assert known.path(599) is None
+    assert known.path(400) == b"/".join([b"n" * 255] * 101)
+    lengths = [len(known.path(number) or b"") for number in range(300, 600)]
+    assert lengths[:252] == [256 * count - 1 for count in range(1, 253)]
+    assert not any(lengths[252:])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_long_chain_is_climbed_once_and_not_for_each_directory(order: int) -> None:
+    """A hostile volume may have a million directories in each other, and ask from below."""
+    known = directories({})
+    for number in range(257, 257 + 3000):
+        known.add(number, number - 1, b"d")
+    steps = 0
+
+    class Counted(dict[int, bytes]):
+        def get(self, key: int, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
+            nonlocal steps
+            steps += 1
+            return super().get(key, default)
+
+    known._known = Counted(known._known)
+    for number in range(257, 257 + 3000)[::order]:
+        path = known.path(number)
+        assert path is not None
+        assert len(path) == 2 * (number - 256) - 1
+    assert steps < 3000 * 50
+
+
+def test_what_has_no_path_is_found_out_for_a_whole_chain_at_once() -> None:
+    known = directories({})
+    for number in range(300, 3300):
+        known.add(number, number - 1, b"d")
+    assert known.path(3299) is None
+    assert known._lost >= set(range(299, 3300))
 
 
 def test_only_so_many_paths_are_kept_and_all_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
