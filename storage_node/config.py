@@ -53,6 +53,7 @@ class StorageNodeConfig:
     nbd_listen: tuple[str, ...] = ()
     nbd_advertise: tuple[str, ...] = ()
     nbd_connections_max: Annotated[int, Between(1, 4096)] = NBD_CONNECTIONS_MAX
+    volume_checksums: bool = True
     snapshot_reserve_percent: Annotated[int, Between(1, 400)] = 20
     snapshot_budget_ms: Annotated[int, Between(1, 60_000)] = 200
     mappings_max: Annotated[int, Between(1, 16)] = 2

@@ -144,6 +144,7 @@ class StorageNode:
             attach_paths=config.attach_paths,
             boot_id=boot_id,
             new_id=lambda: uuid.uuid4().hex,
+            has_checksums=config.volume_checksums,
         )
         stack.callback(store.close)
         rules = SnapshotRules(

@@ -37,6 +37,7 @@ from storage_node.core.volume_state import (
     VolumeRecord,
 )
 from storage_node.disk.change_store import ChangeTracker
+from storage_node.disk.checksummed import ChecksummedDevice
 from storage_node.disk.device import BlockDevice
 from storage_node.disk.file import FileDevice, make_sparse_file
 from storage_node.disk.live_volume import LiveVolume
@@ -70,8 +71,13 @@ class VolumeStore:
         attach_paths: Sequence[Path] = (),
         boot_id: str,
         new_id: Callable[[], str],
+        has_checksums: bool = True,
     ) -> None:
-        """`boot_id` is the kernel's; `new_id` names a new history of changes."""
+        """`boot_id` is the kernel's; `new_id` names a new history of changes.
+
+        With `has_checksums` the node notices when volumes of its own are not any more what was written to them.
+        """
+        self._has_checksums = has_checksums
         self._boot_id = boot_id
         self._new_id = new_id
         self._volumes = folder / "volumes"
@@ -172,7 +178,14 @@ class VolumeStore:
             raise DamagedStateError(
                 f"{path} has {device.size_bytes} bytes, the volume has {record.size_bytes}"
             )
-        return device
+        if record.path or not self._has_checksums:
+            # What is attached may be written by others, who tell nobody.
+            return device
+        try:
+            return ChecksummedDevice(device, self._folder(record) / "checksums")
+        except OSError as error:
+            device.close()
+            raise DamagedStateError(f"cannot take over the checksums of {path}: {error}") from error
 
     def _make(self, record: VolumeRecord) -> None:
         pending = self._volumes / f"{_PENDING}{record.volume}"

@@ -1,4 +1,4 @@
-"""The faults of a disk node's static views and mirrors, row by row (D1 to D14, D19), with a node that really runs.
+"""The faults of a disk node's static views and mirrors, row by row (D1 to D14, D18, D19), with a node that really runs.
 
 Each test is named after its row.  D2 (the boundaries of quiet) has no test here: a real clock never stops at 80.0 s; it
 is a property of the core.  The power of the machine is not cut either: a node that finds another boot id of the kernel
@@ -765,6 +765,35 @@ def test_d6_a_job_whose_snapshot_has_used_up_its_reserve_fails_and_says_so(
             assert client.read(at, len(newer)) == newer
     assert cluster.ctl("backup", "list")["backups"] == []
     cluster.wait_until(lambda: nothing_is_left(cluster), what="the view to go")
+
+
+@pytest.mark.parametrize("is_down", [False, True], ids=["while it runs", "while it is down"])
+def test_d18_a_block_that_has_rotted_is_told_and_never_copied_as_good(
+    cluster: LocalCluster, is_down: bool
+) -> None:
+    cluster.ctl("volume", "create", "vol", "--size", "4MiB")
+    image = content(1, 4 * MIB)
+    with workstation(cluster, "vol") as client:
+        client.write(0, image)
+        client.flush()
+    (data_file,) = (cluster.state / "disk" / "volumes").glob("*/data.img")
+    if is_down:
+        cluster.down()
+    with data_file.open("r+b") as file:
+        file.seek(3 * MIB + 5)
+        file.write(bytes([image[3 * MIB + 5] ^ 1]))
+    if is_down:
+        cluster.up()
+    number = cluster.submit("backup", "vol", "--inactivity", "0s")
+    job = cluster.wait_job(number)
+    assert job["state"] == "failed", job
+    assert f"volume vol cannot be read at LBA {3 * MIB // 512}" in job["reason"], job["reason"]
+    assert cluster.ctl("backup", "list")["backups"] == []
+    # What is written anew is good again.
+    with workstation(cluster, "vol") as client:
+        client.write(3 * MIB, image[3 * MIB :])
+        client.flush()
+    assert cluster.finish("backup", "vol", "--inactivity", "0s")["state"] == "completed"
 
 
 def test_d8_a_backup_goes_on_after_its_disk_node_was_killed_with_writes_under_way(
