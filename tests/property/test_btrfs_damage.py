@@ -87,11 +87,11 @@ def mutate(data: bytearray, place: int, rng: random.Random) -> None:
     elif kind == 1:
         data[at] = rng.randrange(256)
     elif kind == 2:
-        data[at : at + 4] = rng.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", rng.randbytes(4)))
+        at = min(at, place + NODE_BYTES - 4)
+        data[at : at + 4] = rng.choice((bytes(4), b"\xff" * 4, rng.randbytes(4)))
     elif kind == 3:
-        data[place : place + NODE_BYTES] = rng.choice(
-            (bytes(NODE_BYTES), b"\xff" * NODE_BYTES, rng.randbytes(NODE_BYTES))
-        )
+        fill = rng.choice((b"\0", b"\xff", rng.randbytes(NODE_BYTES)))
+        data[place : place + NODE_BYTES] = (fill * NODE_BYTES)[:NODE_BYTES]
     elif kind == 4:
         data[place + 512 : place + 1024] = bytes(512)
     else:
@@ -170,7 +170,7 @@ def forge_node(data: bytearray, place: int, rng: random.Random) -> None:
     """Change something in a node, and give it a right checksum."""
     if rng.random() < 0.7:
         # A number somewhere in an item, or in the table of items.
-        at = place + rng.randrange(32, 4088)
+        at = place + rng.randrange(32, NODE_BYTES - 8)
         value = rng.choice((0, 1, 255, 1 << 31, 1 << 63, (1 << 64) - 1, rng.getrandbits(64)))
         count = rng.choice((1, 2, 4, 8))
         data[at : at + count] = value.to_bytes(8, "little")[:count]
