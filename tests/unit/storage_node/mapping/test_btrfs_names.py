@@ -109,34 +109,45 @@ def test_a_path_that_is_too_long_is_none() -> None:
     assert not any(lengths[252:])
 
 
+class Counted(dict[int, bytes]):
+    """Counts how often somebody asks."""
+
+    steps = 0
+
+    def get(self, key: int, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
+        self.steps += 1
+        return super().get(key, default)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_long_chain_is_climbed_once_and_not_for_each_directory(order: int) -> None:
     """A hostile volume may have a million directories in each other, and ask from below."""
     known = directories({})
     for number in range(257, 257 + 3000):
         known.add(number, number - 1, b"d")
-    steps = 0
-
-    class Counted(dict[int, bytes]):
-        def get(self, key: int, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
-            nonlocal steps
-            steps += 1
-            return super().get(key, default)
-
-    known._known = Counted(known._known)
+    known._known = asked = Counted(known._known)
     for number in range(257, 257 + 3000)[::order]:
         path = known.path(number)
         assert path is not None
         assert len(path) == 2 * (number - 256) - 1
-    assert steps < 3000 * 50
+    assert asked.steps < 3000 * 50
 
 
-def test_what_has_no_path_is_found_out_for_a_whole_chain_at_once() -> None:
+@pytest.mark.parametrize("top", [300, 3299])
+def test_what_has_no_path_is_found_out_once_and_not_for_each_directory(top: int) -> None:
+    """The chain ends in a directory that nobody knows, or in itself."""
     known = directories({})
-    for number in range(300, 3300):
+    for number in range(301, 3300):
         known.add(number, number - 1, b"d")
-    assert known.path(3299) is None
-    assert known._lost >= set(range(299, 3300))
+    if top == 3299:
+        known.add(300, top, b"d")
+    known._known = asked = Counted(known._known)
+    for number in range(301, 3300):
+        assert known.path(number) is None
+    for number in range(10_000, 10_500):
+        known.add(number, 3000, b"later, and below the chain")
+        assert known.path(number) is None
+    assert asked.steps < 4 * btrfs_names.DEPTH_MAX + 3000
 
 
 def test_only_so_many_paths_are_kept_and_all_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
