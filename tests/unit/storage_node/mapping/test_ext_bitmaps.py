@@ -143,6 +143,16 @@ def test_inodes_in_use_are_those_of_right_bitmaps() -> None:
     assert [group for group, _ in Volume(METADATA, flags=1).bitmaps().inodes()] == [0]
 
 
+def test_a_cluster_that_ends_behind_the_volume_is_cut() -> None:
+    """A bit is a cluster of two blocks; the last one has only its first block."""
+    volume = Volume(METADATA)
+    source = BytesSource(volume.content)
+    superblock = read_superblock(source)._replace(read_only=0, cluster_shift=1, block_count=256)
+    volume.content[129 * BLOCK : 130 * BLOCK] = b"\x1f" + bytes(6) + b"\x80" + bytes(BLOCK - 8)
+    bitmaps = Bitmaps(superblock, Groups(superblock, source), source)
+    assert blocks(bitmaps)[-2:] == [(129, 139), (255, 256)]
+
+
 def test_a_bitmap_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Volume(METADATA)
     bitmaps = volume.bitmaps()

@@ -102,7 +102,9 @@ def test_a_full_extent_is_written_and_one_more_is_not() -> None:
     superblock = read_superblock(BytesSource(disk.content))._replace(block_count=1 << 20)
     maps = BlockMaps(superblock, BytesSource(disk.content))
     full, one = inode(root(leaf(0, 100, 32768)), EXTENTS), inode(root(leaf(0, 100, 32769)), EXTENTS)
+    two = inode(root(leaf(0, 100, 32768), leaf(40_000, 50_000, 32769)), EXTENTS)
     assert maps.runs(NUMBER, full) == [Run(0, 100, 32768, False)]
+    assert maps.runs(NUMBER, two) == [Run(0, 100, 32768, False), Run(40_000, 50_000, 1, True)]
     assert maps.runs(NUMBER, one) == [Run(0, 100, 1, True)]
 
 
@@ -194,6 +196,16 @@ def test_a_child_that_covers_what_was_not_given_to_it_is_damage() -> None:
         disk.runs(root(index(0, first), index(10, second), depth=1))
     with pytest.raises(DamagedError, match="contradict"):
         disk.runs(root(index(1, first), depth=1))
+
+
+def test_children_that_are_not_in_order_are_damage() -> None:
+    disk = Disk()
+    child = disk.put(disk.node([], 0))
+    for firsts in ((5, 5), (5, 4), (5, 0)):
+        entries = [index(first, child + at) for at, first in enumerate(firsts)]
+        disk.put(disk.node([], 0))
+        with pytest.raises(DamagedError, match="nodes of its extent tree contradict"):
+            disk.runs(root(*entries, depth=1))
 
 
 def test_a_tree_that_bites_its_tail_ends() -> None:

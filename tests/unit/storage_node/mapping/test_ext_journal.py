@@ -27,6 +27,7 @@ from backplane.units import KIB, MIB
 from storage_node.mapping.ext import ExtReader
 from storage_node.mapping.ext_blocks import Run
 from storage_node.mapping.ext_journal import COPIES_MAX, JournalFile, Replay
+from storage_node.mapping.ext_journal_format import crc32_big
 from storage_node.mapping.ext_overlay import JOURNAL_MAGIC
 from storage_node.mapping.reader import BytesSource, DamagedError, UnsupportedError
 
@@ -200,6 +201,19 @@ def test_a_block_of_a_file_in_the_journal_is_found_there(open_options: str, tmp_
     assert flags.count(ExtentFlag.JOURNAL) == 2
 
 
+@needs_tools
+def test_the_superblock_is_that_of_the_journal(tmp_path: Path) -> None:
+    image = make_volume(
+        tmp_path / "image", 16 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=4", "-L", "before"
+    )
+    superblock = bytearray(image.read_bytes()[1024:2048])
+    superblock[120:136] = b"after".ljust(16, b"\0")
+    superblock[1020:1024] = (crc32c(superblock[:1020]) ^ 0xFFFFFFFF).to_bytes(4, "little")
+    (tmp_path / "superblock").write_bytes(superblock)
+    debugfs(image, "jo", f"jw -b 1 {tmp_path}/superblock", "jc")
+    assert ExtReader(BytesSource(image.read_bytes())).facts.label == "after"
+
+
 # --- journals made by hand -----------------------------------------------------------------------
 
 
@@ -347,6 +361,35 @@ def test_the_log_goes_on_at_the_beginning_of_the_ring() -> None:
     forge.commit(7)
     assert copies == [RING.stop - 1, 1, 2]
     assert places(forge.replay()) == dict(zip((11, 12, 13), copies, strict=True))
+
+
+def test_what_lies_behind_the_log_from_before_is_not_replayed() -> None:
+    forge = Forge()
+    kept = forge.change(7, 11)
+    forge.commit(7)
+    forge.change(6, 12)
+    forge.commit(6)
+    replay = forge.replay()
+    assert places(replay) == {11: kept[0]}
+    assert replay.problems == []
+
+
+def test_the_oldest_checksum_is_one_of_the_whole_transaction() -> None:
+    forge = Forge(has_sums=False)
+    forge.put_superblock(compatible=1)
+    copies = forge.change(7, 11, 12)
+    value = 0xFFFFFFFF
+    for at in range(copies[0] - 1, copies[-1] + 1):
+        value = crc32_big(forge.blocks[at], value)
+    commit = forge.commit(7)
+    block = bytearray(forge.blocks[commit])
+    block[12:20] = struct.pack(">BBxxI", 1, 4, value)
+    forge.blocks[commit] = bytes(block)
+    assert list(places(forge.replay())) == [11, 12]
+    forge.flip(copies[1])
+    replay = forge.replay()
+    assert places(replay) == {}
+    assert replay.problems == ["transaction 7 of the journal is damaged"]
 
 
 def test_nothing_is_replayed_from_an_empty_log() -> None:
