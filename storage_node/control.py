@@ -140,6 +140,8 @@ class Control:
         self._tape = tape
         self._send = send
         self._waits: dict[ViewId, _Wait] = {}
+        self._reading: set[int] = set()
+        """Requests for samples that are under way."""
         self._known = _Views()
         self._views = ViewControl(disk) if disk is not None else None
         self._maps: MapControl | None = None
@@ -233,7 +235,7 @@ class Control:
                     self._key(message.designator), message.request, lambda: self._extents(message)
                 )
             case ViewSample():
-                self._run(
+                self._run_once(
                     self._key(message.designator), message.request, lambda: self._sample(message)
                 )
             case ViewMap() | ViewMapPage():
@@ -247,7 +249,7 @@ class Control:
                     lambda: _digest(self._tape_role(), message),
                 )
             case TapeSample():
-                self._run(
+                self._run_once(
                     ("tape", message.drive),
                     message.request,
                     lambda: _tape_sample(self._tape_role(), message),
@@ -489,6 +491,12 @@ class Control:
                 return _volume_key(volume)
         return designator
 
+    def _run_once(self, key: Hashable, request: int, work: Callable[[], NodeReply]) -> None:
+        """Carry out what takes long and changes nothing; a double of it, while it is under way, adds nothing."""
+        if request not in self._reading:
+            self._reading.add(request)
+            self._run(key, request, work)
+
     def _run(
         self,
         key: Hashable,
@@ -510,12 +518,14 @@ class Control:
             self._workers.submit(key, run)
         except BackupError as error:
             if request is not None:
+                self._reading.discard(request)
                 self._send(_failed(request, error))
 
     def _answer(self, answer: Message, request: int | None, *, is_change: bool) -> None:
         if isinstance(answer, NodeFailed):
             log.info("request failed", extra={"error": answer.error, "reason": answer.reason})
         if request is not None:
+            self._reading.discard(request)
             self._send(answer)
         if is_change:
             self._changed()

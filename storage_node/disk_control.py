@@ -435,16 +435,31 @@ class DiskControl:
             return self._volume_state(record)
 
     def zero(self, message: VolumeZero) -> None:
-        """Write zeros to extents of a reserved volume."""
+        """Write zeros to extents of a reserved volume, durably; the reservation begins its time anew."""
         with self.step:
             record = self.book.volume(message.volume)
-            self._reservations.require(message.volume, message.job)
+            self._reservations.prolong(message.volume, message.job, now=self.clock.monotonic())
             live = self.live[message.volume]
         if len(message.extents) % EXTENT.size:
             raise UsageError("extents: no whole number of pairs")
+        extents = list(EXTENT.iter_unpack(message.extents))
+        if any(lba + blocks > record.blocks for lba, blocks in extents):
+            raise UsageError(f"extents beyond the {record.blocks} blocks of the volume")
         size = record.block_bytes
-        for lba, blocks in EXTENT.iter_unpack(message.extents):
+        for lba, blocks in extents:
             live.zero(lba * size, blocks * size, may_punch=True, writer=f"job {message.job}")
+        if extents:
+            live.flush()
+
+    def check_writer(self, volume: VolumeId, job: JobId) -> None:
+        """Raise `RefusedError` if a mover may not write to a volume, whatever its grant says.
+
+        Called with each write.  What it finds holds until the write is done: a reservation ends behind a fence, which
+        waits for those who are inside, and never by itself while a mover has the volume open for writing.
+        """
+        record = self.book.volumes.get(volume)
+        if record is not None and record.state is State.ONLINE:
+            self._reservations.require(volume, job)
 
     def unreserve(self, message: VolumeUnreserve) -> None:
         """Let workstations use the volume again; what was written is durable then."""
@@ -531,7 +546,11 @@ class DiskControl:
         )
         if record.path and Path(record.path).is_block_device():
             self._device_activity[volume] = DeviceActivity(Path(record.path))
-        self.units[record.designator] = DiskUnit(self.live[volume], self.access)
+        self.units[record.designator] = DiskUnit(
+            self.live[volume],
+            self.access,
+            check_writer=lambda job: self.check_writer(volume, job),
+        )
         self.access.put_unit(self._unit(record), last_write_s=last_write_s)
 
     def _find_view(self, view: ViewRecord) -> None:

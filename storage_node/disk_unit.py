@@ -7,10 +7,12 @@ zero-filled that could not be read: the answer is MEDIUM ERROR with the LBA.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from backplane.crc import EMPTY, crc32c
 from backplane.errors import BackupError, SenseTriple, UsageError
+from backplane.ids import JobId
 from backplane.transport.stream import Opened
 from backplane.wire.frames import Entry, EntryKind, Header, Opcode, Protection, decode_entries
 from storage_node.access import Access
@@ -30,9 +32,17 @@ PERIPHERAL_DEVICE_TYPE: Final = 0x00
 class DiskUnit:
     """A volume or a static view with its rules."""
 
-    def __init__(self, device: BlockDevice, access: Access) -> None:
+    def __init__(
+        self,
+        device: BlockDevice,
+        access: Access,
+        *,
+        check_writer: Callable[[JobId], None] = lambda _: None,
+    ) -> None:
+        """`check_writer` raises `BackupError` if a job may not write now, whatever its grant says."""
         self.device = device
         self.access = access
+        self.check_writer = check_writer
 
     def opened(self, boot_id: bytes) -> Opened:
         """Describe the device."""
@@ -150,6 +160,10 @@ class DiskHandler:
             raise _Refused(BackupError("the data are damaged", sense=GUARD_CHECK_FAILED))
         self._enter(request, is_checked=True)
         try:
+            try:
+                self._unit.check_writer(self._session.grant.job)
+            except BackupError as error:
+                raise _Refused(error) from error
             start = 0
             for entry in entries:
                 if entry.kind is EntryKind.DATA:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from backplane.errors import CopyError, NotAuthorizedError
-from backplane.scsi.sense import Sense
+from backplane.errors import CopyError, MediumError, NotAuthorizedError
+from backplane.scsi.sense import Sense, SenseKey
 from backplane.transport.stream import Channel, Reply, open_unit
 from controller.cli.client import Client
 
 _NOT_AUTHORIZED: Final = b"\x26\x15"
+
+
+class UnreadableError(MediumError, CopyError):
+    """The node could not read or write what was asked for; the channel itself is well."""
+
+    kind = CopyError.kind
+    exit_code = CopyError.exit_code
 
 
 def opened(client: Client, channel: dict[str, Any]) -> Channel:
@@ -30,5 +37,8 @@ def check_reply(reply: Reply, *, what: str) -> None:
     sense = reply.sense
     if sense[12:14] == _NOT_AUTHORIZED:
         raise NotAuthorizedError(f"{what}: the disk node refused the grant")
-    told = Sense.decode(sense).describe() if sense else f"status {reply.header.status:02X}h"
+    decoded = Sense.decode(sense) if sense else None
+    told = decoded.describe() if decoded else f"status {reply.header.status:02X}h"
+    if decoded is not None and decoded.key == SenseKey.MEDIUM_ERROR:
+        raise UnreadableError(f"{what}: {told}")
     raise CopyError(f"{what}: {told}")

@@ -1,41 +1,52 @@
 """Files made in a folder from rows of a map and the bytes of a volume.
 
 Nothing that a map says may lead out of the folder, and a map may come from a volume that somebody has prepared.  So
-the folder is empty at the start and nobody else's while it is filled, every component of a path is opened without
-following links, and what exists is never opened again.
+the folder is empty at the start and nobody else's while it is filled (it has mode 0700 until the end), every component
+of a path is opened without following links, and what exists is never opened again.
 
     folders on the way, files -> hard links -> symbolic links -> times and modes of folders, deepest first
 
 A file appears under its name when it is complete: it is written under a temporary one in its own folder.  What cannot
-be had (an attribute that only root may set) is reported, what cannot be made is listed, and the rest goes on.
+be had (an attribute that only root may set) is counted, what cannot be made is listed, and the rest goes on.  Only if
+the target itself gives up (it is full, or broken) does everything end.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from backplane.errors import BackupError, MediumError, RefusedError
-from backplane.file_map.content import JBD2_MAGIC, Piece, pieces, refuse
+from backplane.file_map.content import JBD2_MAGIC, pieces, refuse
 from backplane.file_map.decompress import decompress
 from backplane.file_map.model import NO_TIME, FileRow, Identity, Kind
 from controller.cli.file_rows import shown
 
 LISTED_MAX: Final = 1000
 DEPTH_MAX: Final = 1024
-_PARTIAL: Final = b".%d.partial"
+_PARTIAL: Final = b".%s.partial"
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_SPECIAL: Final = {Kind.FIFO: stat.S_IFIFO, Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK}
+_SPECIAL: Final = {
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+    Kind.CHARACTER: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+}
+_DEVICES: Final = (Kind.CHARACTER, Kind.BLOCK)
+_TARGET_GIVES_UP: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+"""What file systems without hard links answer."""
 
-Read = Callable[[int, int], Iterator[bytes | memoryview]]
-"""(first byte of the volume, bytes) -> these bytes, in pieces that are used up before the next is asked for."""
+Read = Callable[[int, int], Generator[bytes, None, None]]
+"""(first byte of the volume, bytes) -> these bytes, in pieces; closed if they are not all wanted."""
 
 
 class FileFolder:
@@ -46,7 +57,8 @@ class FileFolder:
         self.files = self.file_bytes = self.failed = self.attributes_lost = 0
         self.listed: list[dict[str, str]] = []
         self._read: Read = _nowhere
-        self._root = _open_empty(folder)
+        self._root, self._mode = _open_empty(folder)
+        self._temporary = _PARTIAL % secrets.token_hex(8).encode()
         self._is_root = os.geteuid() == 0
         self._made: dict[Identity, bytes] = {}
         self._links: list[tuple[FileRow, bytes]] = []
@@ -55,9 +67,12 @@ class FileFolder:
         self._parent: tuple[bytes, int] | None = None
 
     def close(self) -> None:
-        """Close the folder."""
+        """Close the folder; it gets the mode back that it had."""
         self._forget_parent()
-        os.close(self._root)
+        try:
+            os.fchmod(self._root, self._mode)
+        finally:
+            os.close(self._root)
 
     def read_from(self, read: Read) -> None:
         """Say where the bytes of the volume are to be had."""
@@ -67,9 +82,11 @@ class FileFolder:
         """Make what a row says; raises `BackupError` only if nothing more can be made at all."""
         if not row.path:
             return
-        if row.kind == Kind.DIRECTORY:
-            self._folders.append(row)
-            self._attempt(row, self._make_folder)
+        if not _is_path(row.path):
+            self.refuse(row.path, "there cannot be such a path here")
+        elif row.kind == Kind.DIRECTORY:
+            if self._attempt(row, self._make_folder):
+                self._folders.append(row)
         elif row.kind == Kind.SYMLINK:
             self._symlinks.append(row)
         elif row.kind == Kind.FILE:
@@ -99,15 +116,20 @@ class FileFolder:
         if len(self.listed) < LISTED_MAX:
             self.listed.append({"path": shown(path), "reason": reason})
 
-    def _attempt(self, row: FileRow, make: Callable[[FileRow], None]) -> None:
+    def _attempt(self, row: FileRow, make: Callable[[FileRow], None]) -> bool:
         try:
             make(row)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if error.errno in _TARGET_GIVES_UP:
                 raise BackupError(f"cannot write {shown(row.path)}: {error.strerror}") from error
             self.refuse(row.path, error.strerror or str(error))
+        except (ValueError, OverflowError) as error:
+            self.refuse(row.path, str(error))  # A size or a target that no system call takes.
         except MediumError as error:
             self.refuse(row.path, error.message)
+        else:
+            return True
+        return False
 
     # --- places ----------------------------------------------------------------------------------
 
@@ -120,12 +142,9 @@ class FileFolder:
         return self._parent[1], name
 
     def _walk(self, path: bytes) -> int:
-        names = path.split(b"/") if path else []
-        if len(names) > DEPTH_MAX or any(name in (b"", b".", b"..") for name in names):
-            raise OSError(errno.EINVAL, "the path is none that can be made here")
         at = os.dup(self._root)
         try:
-            for name in names:
+            for name in path.split(b"/") if path else ():
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=at)
                 below = os.open(name, _FOLDER_FLAGS, dir_fd=at)
@@ -152,21 +171,36 @@ class FileFolder:
             self.refuse(row.path, reason)
             return
         folder, name = self._folder_of(row.path)
-        temporary = _PARTIAL % os.getpid()
-        descriptor = os.open(temporary, _FILE_FLAGS, 0o600, dir_fd=folder)
+        descriptor = os.open(self._temporary, _FILE_FLAGS, 0o600, dir_fd=folder)
         try:
             try:
                 self._fill(descriptor, row)
                 self._dress(descriptor, row)
             finally:
                 os.close(descriptor)
-            os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            self._name(folder, name)
         finally:
-            os.unlink(temporary, dir_fd=folder)
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary, dir_fd=folder)
         self.files += 1
         self.file_bytes += row.size
         if row.links > 1:
             self._made[row.identity] = row.path
+
+    def _name(self, folder: int, name: bytes) -> None:
+        """Give the temporary file its name, which must be free."""
+        try:
+            os.link(
+                self._temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False
+            )
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # The folder is ours alone: what is free now stays free.
+            with suppress(FileNotFoundError):
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            os.rename(self._temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _fill(self, descriptor: int, row: FileRow) -> None:
         os.ftruncate(descriptor, row.size)
@@ -174,20 +208,19 @@ class FileFolder:
             if piece.volume_byte is None:
                 continue
             at = piece.file_byte
-            for data in self._content(piece, piece.volume_byte):
-                _write(descriptor, data, at)
-                at += len(data)
-
-    def _content(self, piece: Piece, volume_byte: int) -> Iterator[bytes | memoryview]:
-        if piece.algorithm:
-            stored = b"".join(self._read(volume_byte, piece.stored_bytes))
-            raw = decompress(piece.algorithm, stored, piece.raw_bytes)
-            yield raw[piece.raw_offset : piece.raw_offset + piece.byte_count]
-            return
-        is_first = piece.is_escaped
-        for data in self._read(volume_byte, piece.byte_count):
-            yield (JBD2_MAGIC + bytes(data[4:]))[: len(data)] if is_first else data
-            is_first = False
+            if piece.algorithm:
+                stored = b"".join(self._read(piece.volume_byte, piece.stored_bytes))
+                raw = decompress(piece.algorithm, stored, piece.raw_bytes)
+                _write(descriptor, raw[piece.raw_offset : piece.raw_offset + piece.byte_count], at)
+                continue
+            is_escaped = piece.is_escaped
+            # Closed at once if a write fails: what was asked for and not taken must not be taken for the next file's.
+            with closing(self._read(piece.volume_byte, piece.byte_count)) as content:
+                for data in content:
+                    start = JBD2_MAGIC[: len(data)] if is_escaped else b""
+                    _write(descriptor, start + bytes(data[len(start) :]) if start else data, at)
+                    is_escaped = False
+                    at += len(data)
 
     def _make_link(self, row: FileRow, *, first: bytes) -> None:
         source = self._walk(first.rpartition(b"/")[0])
@@ -207,20 +240,34 @@ class FileFolder:
     def _make_symlink(self, row: FileRow) -> None:
         folder, name = self._folder_of(row.path)
         os.symlink(row.target, name, dir_fd=folder)
-        if self._is_root and row.uid >= 0:
-            os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False)
-        os.utime(name, ns=_times(row), dir_fd=folder, follow_symlinks=False)
+        self.attributes_lost += len(row.xattrs)
+        self._dress_name(row, folder, name)
 
     def _make_special(self, row: FileRow) -> None:
-        if row.kind != Kind.FIFO and not self._is_root:
+        if row.kind in _DEVICES and not self._is_root:
             self.refuse(row.path, "only root makes devices")
             return
         folder, name = self._folder_of(row.path)
         device = os.makedev(row.device >> 32, row.device & 0xFFFF_FFFF)
-        os.mknod(name, _SPECIAL[Kind(row.kind)] | row.mode, device, dir_fd=folder)
-        if self._is_root and row.uid >= 0:
-            os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False)
-        os.utime(name, ns=_times(row), dir_fd=folder, follow_symlinks=False)
+        os.mknod(name, _SPECIAL[Kind(row.kind)] | 0o600, device, dir_fd=folder)
+        self.attributes_lost += len(row.xattrs)
+        self._dress_name(row, folder, name)
+        os.chmod(name, row.mode & 0o777, dir_fd=folder)
+
+    def _dress_name(self, row: FileRow, folder: int, name: bytes) -> None:
+        """Give an owner and times to what cannot be opened."""
+        if row.uid >= 0 and (row.uid, row.gid) != (os.geteuid(), os.getegid()):
+            self._set(
+                partial(os.chown, name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False)
+            )
+        self._set(partial(os.utime, name, ns=_times(row), dir_fd=folder, follow_symlinks=False))
+
+    def _set(self, change: Callable[[], None]) -> None:
+        """Set an attribute, or count it: the user may not, or the target does not know it."""
+        try:
+            change()
+        except (OSError, ValueError, OverflowError):
+            self.attributes_lost += 1
 
     def _finish_folder(self, row: FileRow) -> None:
         self._forget_parent()
@@ -231,24 +278,29 @@ class FileFolder:
             os.close(descriptor)
 
     def _dress(self, descriptor: int, row: FileRow) -> None:
-        """Give an open file or folder its attributes; what only root may do is left out for others, and counted."""
+        """Give an open file or folder its attributes; what cannot be set is left out, and counted."""
         if row.uid >= 0 and (row.uid, row.gid) != (os.geteuid(), os.getegid()):
-            try:
-                os.fchown(descriptor, row.uid, row.gid)
-            except OSError:
-                self.attributes_lost += 1
+            self._set(partial(os.fchown, descriptor, row.uid, row.gid))
         for name, value in row.xattrs:
-            try:
-                os.setxattr(descriptor, name, value)
-            except OSError:
-                self.attributes_lost += 1
-        # Behind the owner, whose change takes the set-user-ID bit away; and without that bit if the owner is another.
-        is_owner = row.uid in (-1, os.fstat(descriptor).st_uid)
-        os.fchmod(descriptor, row.mode if is_owner else row.mode & 0o1777)
-        os.utime(descriptor, ns=_times(row))
+            self._set(partial(os.setxattr, descriptor, name, value))
+        # Behind the owner, whose change takes these bits away; and never for an owner or a group that is another.
+        mode, now = row.mode & 0o7777, os.fstat(descriptor)
+        if row.uid not in (-1, now.st_uid):
+            mode &= ~stat.S_ISUID
+        if row.gid not in (-1, now.st_gid) and row.kind != Kind.DIRECTORY:
+            mode &= ~stat.S_ISGID
+        self._set(partial(os.fchmod, descriptor, mode))
+        self._set(partial(os.utime, descriptor, ns=_times(row)))
 
 
-def _nowhere(_first: int, _count: int) -> Iterator[bytes]:
+def _is_path(path: bytes) -> bool:
+    """Tell whether a path stays below where it begins."""
+    names = path.split(b"/")
+    is_odd = any(name in (b"", b".", b"..") or b"\0" in name for name in names)
+    return len(names) <= DEPTH_MAX and not is_odd
+
+
+def _nowhere(_first: int, _count: int) -> Generator[bytes, None, None]:
     raise AssertionError("a file before there is anything to read it from")
 
 
@@ -258,16 +310,26 @@ def _times(row: FileRow) -> tuple[int, int]:
     return (modified if row.atime_ns == NO_TIME else row.atime_ns), modified
 
 
-def _open_empty(folder: Path) -> int:
+def _open_empty(folder: Path) -> tuple[int, int]:
+    """Open a folder that is new or empty, for us alone; returns it and the mode that it had."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder, _FOLDER_FLAGS)
     except OSError as error:
         raise RefusedError(f"cannot make files in {folder}: {error.strerror}") from error
-    if any(folder.iterdir()):
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.fchmod(descriptor, 0o700)
+        with os.scandir(descriptor) as entries:
+            is_empty = next(entries, None) is None
+        if is_empty:
+            return descriptor, mode
+        os.fchmod(descriptor, mode)
+    except OSError as error:
         os.close(descriptor)
-        raise RefusedError(f"{folder} is not empty", hint="name a folder that is new or empty")
-    return descriptor
+        raise RefusedError(f"cannot make files in {folder}: {error.strerror}") from error
+    os.close(descriptor)
+    raise RefusedError(f"{folder} is not empty", hint="name a folder that is new or empty")
 
 
 def _write(descriptor: int, data: bytes | memoryview, at: int) -> None:

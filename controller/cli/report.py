@@ -22,6 +22,12 @@ TERMINATIONS: Final = {
     "cancelled": "{kind} Canceled",
 }
 DAMAGE_SHOWN_MAX: Final = 50
+FILES_SHOWN_MAX: Final = 50
+WAYS: Final = {
+    "volume": "to a volume that has the names of all files",
+    "staging": "to a staging volume, from which ctl makes them in a folder",
+    "in-place": "in place, onto the volume that they came from",
+}
 MOVED_BY_CTL: Final = frozenset({"import", "export"})
 """Jobs whose data go between an operator's machine and the disk node: no mover keeps a ledger of them."""
 
@@ -33,6 +39,9 @@ def job_report(detail: Document) -> str:
         parts.append(_ledger(detail["ledger"]))
     if detail["items"]:
         parts.append(_items(detail))
+    listed = (detail["result"].get("files") or {}).get("listed") or []
+    if listed:
+        parts.append(_not_restored(listed, detail["result"]["files"]["failed"]))
     damage = detail["result"].get("damage") or []
     if damage:
         parts.append(_damage(damage))
@@ -62,6 +71,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
         *_level(result),
+        *_files(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
         ("End time", render.local_time(detail["ended"])),
@@ -101,6 +111,27 @@ def _view(detail: Document) -> list[tuple[str, str]]:
     if view:
         facts.append(("Static view", f"{view['means'] or 'none yet'} (asked for: {view['asked']})"))
     return facts
+
+
+def _files(result: Document) -> list[tuple[str, str]]:
+    """Say which way files were restored, and how many."""
+    files = result.get("files")
+    if not files:
+        return []
+    told = f"{files['restored']} restored, {render.exact_size(files['bytes'])}"
+    return [
+        ("Files go", WAYS.get(result.get("way", ""), "-")),
+        ("Files", f"{told}; {files['failed']} not restored"),
+    ]
+
+
+def _not_restored(listed: list[Document], failed: int) -> str:
+    columns = [("PATH", render.text_of("path")), ("REASON", render.text_of("reason"))]
+    shown = listed[:FILES_SHOWN_MAX]
+    text = f"  Not restored:\n{_indented(render.table(columns, shown))}"
+    rest = failed - len(shown)
+    more = "; --output json has them" if failed == len(listed) else ""
+    return f"{text}\n    ... and {rest} more{more}" if rest > 0 else text
 
 
 def _level(result: Document) -> list[tuple[str, str]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from backplane.crc import crc32c
-from backplane.errors import BackupError, ExitCode, MediumError, NotFoundError
+from backplane.errors import BackupError, CopyError, ExitCode, MediumError, NotFoundError
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
 from backplane.transport.stream import Channel
@@ -25,10 +25,10 @@ from backplane.wire.frames import Entry, Opcode
 from controller.cli.channel import check_reply, opened
 from controller.cli.client import Client, new_token
 from controller.cli.file_folder import FileFolder
-from controller.cli.file_rows import shown
 from controller.cli.follow import fetch_job, watch_job
 from controller.cli.remote_map import RemoteMap
 from controller.cli.render import Screen, exact_size
+from controller.core.map_pages import shown as told_path
 
 PIECE_BYTES: Final = MIB
 WINDOW_REQUESTS: Final = 4
@@ -44,34 +44,55 @@ class VolumeReader:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def __call__(self, first_byte: int, count: int) -> Iterator[bytes]:
-        """Yield the bytes in pieces."""
+    def __call__(self, first_byte: int, count: int) -> Generator[bytes, None, None]:
+        """Yield the bytes in pieces.  Whoever does not want them all closes the iterator before the next is begun."""
         asked: deque[tuple[int, int]] = deque()
         at, end = first_byte, first_byte + count
-        while at < end or asked:
-            while at < end and len(asked) < WINDOW_REQUESTS:
-                piece = min(PIECE_BYTES, end - at)
-                self._ask(at, piece)
-                asked.append((at, piece))
-                at += piece
-            start, length = asked.popleft()
-            yield self._take(start, length, is_alone=not asked)
+        failed = 0
+        try:
+            while at < end or asked:
+                while at < end and len(asked) < WINDOW_REQUESTS:
+                    asked.append((at, min(PIECE_BYTES, end - at)))
+                    self._channel.request(
+                        Opcode.READ, entries=[Entry(*asked[-1])], length=asked[-1][1]
+                    )
+                    at = sum(asked[-1])
+                start, length = asked.popleft()
+                data = self._take(start, length)
+                if data is not None:
+                    failed = 0
+                    yield data
+                    continue
+                failed += 1
+                _give_up_after(failed, start, length)
+                self._drop(asked)
+                at = start
+        except (GeneratorExit, MediumError):
+            # The channel is as it was, and the next question gets its own answer.
+            self._drop(asked)
+            raise
 
-    def _ask(self, at: int, count: int) -> None:
-        self._channel.request(Opcode.READ, entries=[Entry(at, count)], length=count)
+    def _take(self, at: int, count: int) -> bytes | None:
+        """Take the next reply; None if its data were damaged on their way."""
+        reply = self._channel.reply()
+        check_reply(reply, what=f"reading byte {at}")
+        if reply.header.length != count:
+            raise CopyError(
+                f"the node answered a read of {count} bytes with {reply.header.length} bytes"
+            )
+        data = bytes(self._channel.receive_data(count))
+        return data if crc32c(data) == reply.header.crc32c else None
 
-    def _take(self, at: int, count: int, *, is_alone: bool) -> bytes:
-        """Take the next reply.  Data that arrived damaged are asked for again, if nothing else is on its way."""
-        for attempt in range(ATTEMPTS_MAX):
-            reply = self._channel.reply()
-            check_reply(reply, what=f"reading byte {at}")
-            data = bytes(self._channel.receive_data(reply.header.length))
-            if len(data) == count and crc32c(data) == reply.header.crc32c:
-                return data
-            if not is_alone or attempt + 1 == ATTEMPTS_MAX:
-                break
-            self._ask(at, count)
-        raise MediumError(f"bytes {at} to {at + count - 1} arrived with a wrong checksum")
+    def _drop(self, asked: deque[tuple[int, int]]) -> None:
+        while asked:
+            asked.popleft()
+            self._channel.receive_data(self._channel.reply().header.length)
+
+
+def _give_up_after(failed: int, first_byte: int, count: int) -> None:
+    if failed == ATTEMPTS_MAX:
+        last = first_byte + count - 1
+        raise MediumError(f"bytes {first_byte} to {last} arrived with a wrong checksum")
 
 
 def run_restore_files(
@@ -86,21 +107,17 @@ def run_restore_files(
             f"backup {remote.backup} has nothing that matches {patterns}",
             hint=f"ctl backup files {remote.backup} lists what it has",
         )
+    if not remote.header.is_complete:
+        reason = next(iter(remote.header.reasons), "no reason is given")
+        screen.talk(f"ctl: the map of backup {remote.backup} is incomplete: {reason}")
     # The folder first: it is refused now, and not after an hour, if it cannot be had.
-    with (
-        closing(FileFolder(out)) as folder,
-        _staged(client, remote.backup, files, screen) as (job, name),
-    ):
-        lost = _lost(fetch_job(client, job))
-        with _bytes_of(client, name) as read:
-            folder.read_from(read)
-            for row in _with_folders(remote.rows(), selection):
-                reason = lost.pop(shown(row.path), "")
-                if reason:
-                    folder.refuse(row.path, reason)
-                else:
-                    folder.add(row)
-            folder.finish()
+    with closing(FileFolder(out)) as folder:
+        with _staged(client, remote.backup, files, screen) as (job, name):
+            lost = _lost(fetch_job(client, job))
+            with _bytes_of(client, name) as read:
+                folder.read_from(read)
+                _fill(folder, _with_folders(remote.rows(), selection), lost)
+        folder.finish()
     document = {
         "backup": remote.backup,
         "folder": str(out),
@@ -113,6 +130,20 @@ def run_restore_files(
     }
     screen.show(document, table=lambda: _words(document))
     return int(ExitCode.PARTIAL if folder.failed else ExitCode.OK)
+
+
+def _fill(folder: FileFolder, rows: Iterable[FileRow], lost: dict[str, str]) -> None:
+    """Make what the rows say, but for the files that did not come back from tape."""
+    found = set()
+    for row in rows:
+        name = told_path(row.path)
+        if row.kind == Kind.FILE and name in lost:
+            found.add(name)
+            folder.refuse(row.path, lost[name])
+        else:
+            folder.add(row)
+    for name in lost.keys() - found:
+        folder.refuse(name.encode(), lost[name])
 
 
 def _with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[FileRow]:
@@ -148,15 +179,26 @@ def _staged(
     job = int(answer["job"])
     screen.talk(f"job {job} copies the files' blocks to the staging volume {name}")
     try:
-        watch_job(client, job, screen=screen, poll_s=POLL_S)
+        if not watch_job(client, job, screen=screen, poll_s=POLL_S):
+            screen.talk(f"ctl: job {job} is cancelled after all: its blocks are for nobody else")
+            raise KeyboardInterrupt
         detail = fetch_job(client, job)
         if detail["state"] not in ("completed", "partial"):
-            raise BackupError(f"job {job} has {detail['state']}: {detail['reason']}")
+            raise JobEndedError(detail)
         yield job, name
     finally:
         with suppress(BackupError):  # it has ended, as a rule
             client.call("job.cancel", job=job)
         _delete(client, name, screen)
+
+
+class JobEndedError(BackupError):
+    """The job that copies the blocks did not bring any."""
+
+    def __init__(self, detail: dict[str, Any]) -> None:
+        super().__init__(f"job {detail['job']} has {detail['state']}: {detail['reason']}")
+        code = detail["exit_code"]
+        self.exit_code = ExitCode.FAILED if code is None else ExitCode(code)  # type: ignore[misc]
 
 
 def _delete(client: Client, name: str, screen: Screen) -> None:
@@ -188,7 +230,10 @@ def _bytes_of(client: Client, name: str) -> Iterator[VolumeReader]:
 
 
 def _lost(detail: dict[str, Any]) -> dict[str, str]:
-    """Return which files did not come back from tape, and why."""
+    """Return which files did not come back from tape, and why, by the path as the controller tells it.
+
+    Two paths may be told alike: then neither is made, rather than one of them wrong.
+    """
     files = detail["result"].get("files", {})
     listed = {entry["path"]: entry["reason"] for entry in files.get("listed", [])}
     if files.get("failed", 0) > len(files.get("listed", [])):

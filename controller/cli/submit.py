@@ -220,12 +220,16 @@ def restore(
     """
     files = {"paths": list(paths), "excludes": list(excludes), "check": not is_unchecked}
     check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out)
+    if is_unchecked and not (paths or excludes):
+        raise UsageError("--no-check goes with --path: only files are compared after a restore")
     with connect(settings) as client:
         if out is not None:
             screen = Screen(settings.output)
             return run_restore_files(client, backup=backup, out=out, files=files, screen=screen)
         chosen = files if paths or excludes else {}
         job = run_restore(client, backup=backup, to=to, new=new, force=force, **chosen)
+        if chosen:
+            Screen(settings.output).talk(way_words(job, to=to, new=new))
         return _finish(client, [job], settings=settings, wait=wait)
 
 
@@ -255,11 +259,20 @@ def check_target(
             raise UsageError("--out makes files", hint="say which with --path PATTERN")
         return
     if has_files and not to and not new:
+        if force:
+            raise UsageError("--force goes with --to: in place nothing else is overwritten")
         return
     if bool(to) == bool(new):
         raise UsageError("a restore needs one target", hint="give either --to VOLUME or --new NAME")
     if force and not to:
         raise UsageError("--force goes with --to: a new volume has nothing to overwrite")
+
+
+def way_words(job: int, *, to: str, new: str) -> str:
+    """Say which way a restore of files goes."""
+    if to or new:
+        return f"job {job} restores the files on volume {to or new}, among the names of all others"
+    return f"job {job} puts the files back in place, onto the volume that they came from"
 
 
 def run_backup(client: Caller, *, volume: str, **options: object) -> int:

@@ -8,12 +8,13 @@ two ends, and so also whether each piece went where it belongs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from backplane.errors import MediumError
+from backplane.errors import MediumError, NotFoundError, VolumeError
 from backplane.wire.messages import NodeReply, TapeSample, ViewSample
 from controller.catalog.store import PartRow, VolumeRow
+from controller.core.items import BACKOFF_BASE_S, pause
 from controller.core.part_reader import PartReader
 from controller.core.planner import PartPicks
 from controller.core.procedure import Ask, Step
@@ -24,6 +25,9 @@ BYTES_PER_CHECK: Final = 32 * 1024 * 1024
 RANGES_PER_CHECK: Final = 8192
 RECORDS_BYTES_PER_CHECK: Final = 128 * 1024 * 1024
 """Records are read whole, however little of them is compared."""
+
+LOADS_MAX: Final = 5
+"""How often a cartridge is loaded again for one reading, because its node has restarted."""
 
 Piece = tuple[int, int, int, int]
 """(record of the part, first byte of it, LBA, bytes)."""
@@ -38,10 +42,32 @@ def check_list(
     first: int,
     end: int,
 ) -> Step:
-    """Compare what was taken of the records `first` .. `end` - 1; returns the extents (LBA, blocks) that differ."""
+    """Compare what was taken of the records `first` .. `end` - 1; returns the extents (LBA, blocks) that differ.
+
+    What cannot be read, on either side, differs.
+    """
     wrong: list[tuple[int, int]] = []
     for batch in _batches(content, first, end):
-        yield from _check(reader, part, content, volume, batch, wrong)
+        waiting = [batch]
+        while waiting:
+            some = waiting.pop()
+            try:
+                expected = yield from _on_tape(reader, part, some)
+                found = yield from _on_disk(volume, some, content.block_bytes)
+            except MediumError:
+                if len(some) == 1:
+                    wrong += _extents(some, content.block_bytes)
+                    continue
+                # One piece of them cannot be read; the others can be compared.
+                half = len(some) // 2
+                waiting += [some[half:], some[:half]]
+                continue
+            differing = [
+                piece
+                for piece, left, right in zip(some, expected, found, strict=True)
+                if left != right
+            ]
+            wrong += _extents(differing, content.block_bytes)
     return wrong
 
 
@@ -73,39 +99,43 @@ def _batches(content: PartPicks, first: int, end: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _check(
-    reader: PartReader,
-    part: PartRow,
-    content: PartPicks,
-    volume: VolumeRow,
-    batch: list[Piece],
-    wrong: list[tuple[int, int]],
-) -> Step:
-    on_tape = b"".join(
+def _on_tape(reader: PartReader, part: PartRow, batch: list[Piece]) -> Step:
+    """Return the checksums of pieces as the cartridge has them; raises `MediumError` if one cannot be read."""
+    ranges = b"".join(
         RANGE.pack(part.data_object + record, offset, count) for record, offset, _, count in batch
     )
-    on_disk = pack_ranges([(lba, count // content.block_bytes) for _, _, lba, count in batch])
+    for tries in range(1, LOADS_MAX + 1):
+        try:
+            reply = yield Ask(
+                node=reader.node,
+                make=lambda request: TapeSample(
+                    request=request, drive=reader.plan["drive"], ranges=ranges
+                ),
+                what="read the restored records once more",
+            )
+        except NotFoundError:
+            # Its node has restarted and the drive is empty.
+            yield from pause(reader.desk, reader.job, BACKOFF_BASE_S * tries)
+            yield from reader.load(part)
+            continue
+        assert isinstance(reply, NodeReply)
+        return unpack_digests(reply.digests, count=len(batch), node=reader.node)
+    raise VolumeError(f"cartridge {part.tag} does not stay in its drive")
+
+
+def _on_disk(volume: VolumeRow, batch: list[Piece], block_bytes: int) -> Step:
+    """Return the checksums of what was restored; raises `MediumError` if it cannot be read."""
+    extents = pack_ranges(_extents(batch, block_bytes))
     reply = yield Ask(
-        node=reader.node,
-        make=lambda request: TapeSample(
-            request=request, drive=reader.plan["drive"], ranges=on_tape
+        node=volume.node,
+        make=lambda request: ViewSample(
+            request=request, designator=volume.designator, extents=extents
         ),
-        what="read the restored records once more",
+        what="read what was restored",
     )
     assert isinstance(reply, NodeReply)
-    expected = unpack_digests(reply.digests, count=len(batch), node=reader.node)
-    try:
-        reply = yield Ask(
-            node=volume.node,
-            make=lambda request: ViewSample(
-                request=request, designator=volume.designator, extents=on_disk
-            ),
-            what="read what was restored",
-        )
-        assert isinstance(reply, NodeReply)
-        found = unpack_digests(reply.digests, count=len(batch), node=volume.node)
-    except MediumError:
-        found = [-1] * len(batch)
-    for (_, _, lba, count), left, right in zip(batch, expected, found, strict=True):
-        if left != right:
-            wrong.append((lba, count // content.block_bytes))
+    return unpack_digests(reply.digests, count=len(batch), node=volume.node)
+
+
+def _extents(batch: Sequence[Piece], block_bytes: int) -> list[tuple[int, int]]:
+    return [(lba, count // block_bytes) for _, _, lba, count in batch]

@@ -19,15 +19,15 @@ from typing import Any, Final
 from backplane.errors import BackupError
 from backplane.file_map.content import pieces, refuse
 from backplane.file_map.header import MapHeader, unpack_header
-from backplane.file_map.kept import KeptRuns
-from backplane.file_map.model import ByteRun, FileRow, Kind
+from backplane.file_map.kept import KeptRuns, extent_run
+from backplane.file_map.model import ByteRun, ExtentFlag, FileExtent, FileRow, Kind
 from backplane.file_map.packed import join_rows, unpack_runs
 from backplane.file_map.page import GOES_ON_IN_NEXT, PageKind, open_page
-from backplane.file_map.runs import RunCollector
+from backplane.file_map.runs import RunCollector, merged
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.core.chain import Picks
-from controller.core.extent_runs import ExtentRuns, intersect
+from controller.core.extent_runs import ExtentRuns, intersect, subtract
 from controller.core.map_pages import shown
 from controller.core.procedure import MapPiece, Step
 
@@ -57,6 +57,7 @@ class FileChoice:
         self._on_file = on_file
         self._selection = selection
         self._within = within
+        self.is_volume = is_volume
         self._kept = KeptRuns(_Both(selection, within)) if is_volume else None
         self._needed = RunCollector()
         self.paths = self.files = self.file_bytes = 0
@@ -82,8 +83,9 @@ class FileChoice:
             return
         self.files += 1
         self.file_bytes += row.size
-        for first, end in content_runs(row):
-            self._needed.add(first, end)
+        if self._kept is None:
+            for first, end in content_runs(row):
+                self._needed.add(first, end)
         if self._on_file is not None:
             self._on_file(row)
 
@@ -101,9 +103,12 @@ class FileChoice:
     def _objection(self, row: FileRow) -> str:
         if self._within is not None and not self._within.picks(row):
             return NOT_COPIED
-        if self._kept is not None:
-            return row.error
-        return refuse(row)
+        return objection(row, is_volume=self.is_volume)
+
+
+def objection(row: FileRow, *, is_volume: bool) -> str:
+    """Say why a file that is in a backup does not come back, or nothing."""
+    return row.error if is_volume else refuse(row)
 
 
 class _Both(Selection):
@@ -212,29 +217,41 @@ def _bounds(runs: ExtentRuns) -> tuple[list[int], list[int]]:
     return starts, ends
 
 
-def lost_files(lost: Sequence[tuple[int, int]], *, block_bytes: int) -> _LostFiles:
-    """Return a visitor that finds the files to which lost blocks (LBA, blocks) belong."""
-    return _LostFiles(ExtentRuns(_merged(lost)), block_bytes)
+class LostFiles:
+    """Finds the files to which lost blocks (LBA, blocks) belong, among those that were to come back."""
 
-
-class _LostFiles:
-    def __init__(self, lost: ExtentRuns, block_bytes: int) -> None:
-        self._lost = lost
+    def __init__(self, lost: Iterable[Sequence[int]], *, block_bytes: int, is_volume: bool) -> None:
+        self._lost = self._rest = ExtentRuns(_merged(lost))
         self._block_bytes = block_bytes
+        self._is_volume = is_volume
         self.paths: list[bytes] = []
         self.file_bytes = 0
 
+    @property
+    def has_more(self) -> bool:
+        """Tell whether blocks are lost that belong to none of these files."""
+        return len(self._rest) > 0
+
     def add(self, row: FileRow) -> None:
-        """Look at a file that was to come back."""
-        own = blocks_of(sorted(content_runs(row)), block_bytes=self._block_bytes)
+        """Look at a file."""
+        # Where whole volumes come back nobody has asked whether the extents of a file make sense.
+        runs = map(extent_run, _stored(row)) if self._is_volume else content_runs(row)
+        own = blocks_of(merged(sorted(runs)), block_bytes=self._block_bytes)
         if len(intersect(own, self._lost)):
             self.paths.append(row.path)
             self.file_bytes += row.size
+            self._rest = subtract(self._rest, own)
 
 
-def _merged(extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _stored(row: FileRow) -> Iterator[FileExtent]:
+    for extent in row.extents:
+        if extent.volume_byte >= 0 and not extent.flags & ExtentFlag.UNWRITTEN:
+            yield extent
+
+
+def _merged(extents: Iterable[Sequence[int]]) -> Iterator[tuple[int, int]]:
     end = 0
-    for lba, blocks in sorted(extents):
+    for lba, blocks in sorted((lba, blocks) for lba, blocks in extents):
         first = max(lba, end)
         if lba + blocks > first:
             yield first, lba + blocks - first

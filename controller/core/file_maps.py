@@ -195,7 +195,7 @@ def _judged(
 ) -> FileMap:
     """Decide what of the volume counts."""
     volume = desk.registry.volumes[job.row.volume]
-    doubts = _doubts(header)
+    doubts = doubts_of(header)
     state = INCOMPLETE if doubts else COMPLETE
     job.result["map"] = _map_result(header, state, doubts)
     if doubts:
@@ -217,7 +217,7 @@ def _judged(
     return FileMap(state, pages.used, header, wanted.runs)
 
 
-def _doubts(header: MapHeader) -> list[str]:
+def doubts_of(header: MapHeader) -> list[str]:
     """Say why what the map does not show as allocated may be in use all the same; empty if it is not."""
     dirty = [
         f"{each.kind} {each.prefix or each.label or each.place}: recent changes may be missing"

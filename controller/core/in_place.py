@@ -1,21 +1,28 @@
 """Files put back onto the volume that they came from, where they still have the same blocks.
 
-    reserve the volume -> view -> map -> which files are what they were? -> copy their blocks -> fence -> unreserve
+    reserve the volume -> fence -> view -> map -> which files are what they were?
+                                                        -> copy their blocks -> fence -> unreserve
 
 The volume stays online, and is reserved so that no workstation uses it meanwhile.  A fresh map proves that a file still
 owns the extents that the backup says: only then are its blocks written, and no others are granted.  A file that is
 gone, or another one, or lies elsewhere now, is named and left alone.
 
-Whatever interrupts the job ends what the map has proved: it is asked again before anything is written.  A job that
-fails half way leaves a mixture in the files that it was writing, and says so.
+The proof holds as long as the reservation: before each list the node is asked whether the job still has it.  If it was
+lost (the node has restarted, or nobody was heard for too long), a workstation may have been there: the volume is
+reserved, fenced and mapped again, and if the proof is another one now, everything is copied again under it.  The node
+lets nobody write who has not reserved, so a list that is on its way when the reservation is lost does no harm either.
+A restart of the controller ends its proof as well.
+
+A job that fails half way leaves a mixture in the files that it was writing, and says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from backplane.errors import BusyError, RefusedError
+from backplane.errors import BackupError, BusyError, NotFoundError, RefusedError
 from backplane.file_map.header import unpack_header
 from backplane.file_map.model import ExtentFlag, FileExtent, FileRow
 from backplane.file_map.packed import join_rows
@@ -32,11 +39,12 @@ from backplane.wire.messages import (
     VolumeZero,
 )
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
+from controller.core.answers import view_of
 from controller.core.chain import Reading
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns, subtract, unite
 from controller.core.file_choice import FileChoice, blocks_of, content_runs, summary
-from controller.core.items import tolerantly
+from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.map_pages import shown
 from controller.core.procedure import Ask, Claim, Procedure, Step
@@ -54,27 +62,39 @@ from controller.core.views import ask_release_view, ask_view
 RESERVED_S: Final = 3600.0
 """How long a node keeps workstations away if it hears no more of us, and no mover can write any more."""
 
+PROOFS_MAX: Final = 8
+"""How often a job proves in one life of the controller what it may write: a node may restart, but not for ever."""
+
+FILES_MAX: Final = 100_000
+"""Files of one job: their rows are held in memory while the volume is mapped, a kilobyte each."""
+
 EXTENTS_PER_MESSAGE: Final = 40_000
 
+ELSEWHERE: Final = (
+    "restore to a volume of its own with --new NAME, or to a folder with --out FOLDER"
+)
 MIXTURE: Final = "files that were being written may be a mixture now: restore them again"
+
+
+class ProofLostError(BackupError):
+    """The reservation has ended, and with it what the map has proved."""
 
 
 def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     """Run or go on with a restore of files to where they were."""
-    row = desk.backups[job.row.backup]
     volume = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
-    if job.state in (JobState.QUEUED, JobState.COPYING):
-        wanted = yield from _prove(desk, job, row, volume)
-        readings = yield from lay_out(desk, job, row, wanted)
-    if job.state is JobState.QUEUED:
-        job.update(started=desk.wall, planned_bytes=wanted.total_blocks * row.block_bytes)
-        job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0, is_writing=True)
-        desk.enter(job, JobState.COPYING)
-    if job.state is JobState.COPYING:
-        yield from _zero(job, volume, subtract(wanted, _taken(readings)))
-        yield from copy_readings(desk, job, readings, item)
-        desk.enter(job, JobState.COMMITTING)
+    ended = yield from adopt_item(desk, job, item)
+    for _ in range(PROOFS_MAX):
+        if job.state is JobState.COMMITTING:
+            break
+        try:
+            yield from _prove_and_copy(desk, job, volume, ended)
+        except ProofLostError as error:
+            ended, lost = None, error
+            desk.log(job, "warning", f"it has to be proved again what may be written: {lost}")
+    else:
+        raise RefusedError(f"volume {volume.name} does not stay reserved: {lost.message}")
     yield from list_lost_files(desk, job)
     yield _ask_fence(desk, volume)
     yield _ask_unreserve(job, volume)
@@ -82,12 +102,41 @@ def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure
     end_restore(desk, job)
 
 
+def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow, ended: ItemRow | None) -> Step:
+    """Prove which blocks may be written and copy them; raises `ProofLostError` if that held no longer."""
+    row = desk.backups[job.row.backup]
+    wanted = yield from _prove(desk, job, row, volume)
+    readings = yield from lay_out(desk, job, row, wanted)
+    digest = hashlib.sha256(wanted.pack()).hexdigest()
+    is_other = job.plan.get("proof") != digest
+    if is_other:
+        # What was copied before is copied again: some of it may not belong to these files any more.
+        job.plan.update(proof=digest, part=1, record=0, lost=[])
+        job.plan.pop("bad", None)
+        job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
+    if job.state is JobState.QUEUED:
+        job.update(started=desk.wall)
+        job.plan.update(tries=0, unlucky=[], item=0, is_writing=True)
+        desk.enter(job, JobState.COPYING)
+    desk.save(job)
+    yield from _zero(job, volume, subtract(wanted, _taken(readings)))
+    yield from copy_readings(
+        desk,
+        job,
+        readings,
+        None if is_other else ended,
+        before_list=lambda: _hold(job, volume),
+    )
+    desk.enter(job, JobState.COMMITTING)
+
+
 def clean_up_in_place(desk: Desk, job: Job) -> Step:
     """Nobody writes any more, and workstations may have the volume again."""
     volume = desk.registry.volumes[job.row.volume]
     if job.plan.get("is_reserved"):
         yield from tolerantly(desk, job, _ask_fence(desk, volume))
-        yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
+        if job.row.view:
+            yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
         yield from tolerantly(desk, job, _ask_unreserve(job, volume))
     if job.plan.get("is_writing"):
         desk.log(job, "error", MIXTURE)
@@ -101,14 +150,15 @@ def _prove(desk: Desk, job: Job, row: BackupRow, volume: VolumeRow) -> Step:
     proof = Proof(block_bytes=volume.block_bytes)
     choice: FileChoice = yield from choose_files(desk, job, row, proof.expect)
     yield from _reserve(desk, job, volume)
+    # Who was let in by an earlier proof is not let in again.
+    yield _ask_fence(desk, volume)
     yield from _map_volume(desk, job, volume, proof)
     for path, reason in proof.objections():
         choice.refuse(path, reason)
-    if not proof.files:
+    if choice.files and not proof.files:
         path, reason = next(proof.objections())
         raise RefusedError(
-            f"no file can be put back in place: {shown(path)}: {reason}",
-            hint="restore it to a volume of its own with --new NAME, or to a folder with --out FOLDER",
+            f"no file can be put back in place: {shown(path)}: {reason}", hint=ELSEWHERE
         )
     job.result["files"] = summary(choice) | {"restored": proof.files, "bytes": proof.file_bytes}
     desk.log(job, "info", f"{proof.files} files still have the blocks that the backup says")
@@ -127,6 +177,11 @@ class Proof:
 
     def expect(self, row: FileRow) -> None:
         """Take the row of a file as the backup has it."""
+        if len(self._expected) == FILES_MAX:
+            raise RefusedError(
+                f"more than {FILES_MAX} files are too many to be put back in place at a time",
+                hint=ELSEWHERE,
+            )
         self._expected[row.path] = row
 
     def compare(self, row: FileRow) -> None:
@@ -177,38 +232,72 @@ class Proof:
 
 def _map_volume(desk: Desk, job: Job, volume: VolumeRow, proof: Proof) -> Step:
     """Take a view of the volume as it is, show its rows to the proof, and release it."""
+    yield from _release_view(
+        desk, job, volume
+    )  # of an earlier proof, which was older than the reservation
     job.update(view=ViewId(desk.new_uuid()))
     desk.save(job)
-    yield ask_view(job, volume.node)
-    view = ViewId(job.row.view)
-    reply = yield Ask(
-        node=volume.node,
-        make=lambda request: ViewMap(request=request, view=view),
-        what="map the volume as it is now",
-    )
+    reply = yield ask_view(job, volume.node)
+    view = view_of(reply, job.row.view, node=volume.node).view
+    header = yield from _ask_map(volume, view)
+    held: list[bytes] = []
+    for number in range(header.row_pages):
+        held.append((yield from _ask_page(volume, view, number)))
+        if not open_page(held[-1], PageKind.ROWS).flags & GOES_ON_IN_NEXT:
+            for row in join_rows(held):
+                proof.compare(row)
+            held = []
+    yield from _release_view(desk, job, volume)
+
+
+def _ask_map(volume: VolumeRow, view: ViewId) -> Step:
+    """Return the header of the map; refuse a volume of which it does not tell everything."""
+    try:
+        reply = yield Ask(
+            node=volume.node,
+            make=lambda request: ViewMap(request=request, view=view),
+            what="map the volume as it is now",
+        )
+    except NotFoundError as error:
+        raise RefusedError(
+            f"volume {volume.name} cannot be mapped now: {error.message}", hint=ELSEWHERE
+        ) from error
     assert isinstance(reply, NodeReply)
     header = unpack_header(reply.map_header)
     if any(each.state == "dirty" for each in header.file_systems):
         raise RefusedError(
             f"volume {volume.name} is dirty: its newest changes cannot be told from its blocks",
-            hint="mount and unmount it once, or restore to another place",
+            hint=f"mount and unmount it once, or {ELSEWHERE}",
         )
-    held: list[bytes] = []
-    for number in range(header.row_pages):
+    if not header.is_complete:
+        reason = next(iter(header.reasons), "no reason is given")
+        raise RefusedError(
+            f"volume {volume.name} cannot be mapped wholly now, so nobody knows whose its blocks are: "
+            f"{reason}",
+            hint=ELSEWHERE,
+        )
+    return header
+
+
+def _ask_page(volume: VolumeRow, view: ViewId, number: int) -> Step:
+    try:
         reply = yield Ask(
             node=volume.node,
-            make=lambda request, page=number: ViewMapPage(  # type: ignore[misc]
-                request=request, view=view, page=page
-            ),
+            make=lambda request: ViewMapPage(request=request, view=view, page=number),
             what="fetch the map of the volume",
         )
-        assert isinstance(reply, NodeReply)
-        held.append(reply.map_page)
-        if not open_page(held[-1], PageKind.ROWS).flags & GOES_ON_IN_NEXT:
-            for row in join_rows(held):
-                proof.compare(row)
-            held = []
-    yield ask_release_view(volume.node, view, gives_up=False)
+    except NotFoundError as error:
+        # Its node has restarted: the map is gone, and the reservation too.
+        raise ProofLostError(error.message) from error
+    assert isinstance(reply, NodeReply)
+    return reply.map_page
+
+
+def _release_view(desk: Desk, job: Job, volume: VolumeRow) -> Step:
+    if job.row.view:
+        yield ask_release_view(volume.node, job.row.view, gives_up=False)
+        job.update(view=ViewId(""))
+        desk.save(job)
 
 
 # --- the volume ----------------------------------------------------------------------------------
@@ -229,6 +318,11 @@ def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         raise RefusedError(
             f"volume {volume.name} is in use: {error.message}", hint=error.hint
         ) from error
+
+
+def _hold(job: Job, volume: VolumeRow) -> Step:
+    """Raise `ProofLostError` unless the volume was reserved all the time since the proof; prolong that."""
+    yield from _zero_some(job, volume, [])
 
 
 def _ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
@@ -265,14 +359,20 @@ def _zero(job: Job, volume: VolumeRow, runs: ExtentRuns) -> Step:
     """Have the node write zeros where the backup has none but zeros: no tape has those."""
     extents = list(runs)
     for first in range(0, len(extents), EXTENTS_PER_MESSAGE):
-        some = extents[first : first + EXTENTS_PER_MESSAGE]
+        yield from _zero_some(job, volume, extents[first : first + EXTENTS_PER_MESSAGE])
+
+
+def _zero_some(job: Job, volume: VolumeRow, extents: Sequence[tuple[int, int]]) -> Step:
+    try:
         yield Ask(
             node=volume.node,
-            make=lambda request, some=some: VolumeZero(  # type: ignore[misc]
+            make=lambda request: VolumeZero(
                 request=request,
                 volume=volume.volume,
                 job=job.row.job,
-                extents=pack_ranges(some),
+                extents=pack_ranges(extents),
             ),
             what=f"zero blocks of volume {volume.name}",
         )
+    except RefusedError as error:
+        raise ProofLostError(error.message) from error

@@ -20,7 +20,7 @@ from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.file_maps import COMPLETE, INCOMPLETE
 from controller.core.groups import check_group
-from controller.core.in_place import clean_up_in_place, restore_in_place
+from controller.core.in_place import ELSEWHERE, clean_up_in_place, restore_in_place
 from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
@@ -186,6 +186,8 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
             f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
         )
     files = _files(row, arguments)
+    if arguments["staging"] and not arguments["new"]:
+        raise UsageError("files are staged on a new volume, which is deleted afterwards")
     if not arguments["to"] and not arguments["new"] and files:
         return _submit_in_place(desk, row, arguments, files)
     if bool(arguments["to"]) == bool(arguments["new"]):
@@ -205,7 +207,8 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         )
         desk.record(volume)
         plan = {"is_new": True, "is_forced": False}
-        subject = f"backup {row.backup} -> new volume {volume.name}"
+        kind = "staging" if files.get("way") == "staging" else "new"
+        subject = f"{_what(row, arguments)} -> {kind} volume {volume.name}"
     else:
         volume = desk.registry.volume_by_name(arguments["to"])
         check_target_size(
@@ -226,7 +229,7 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         if holder is not None:
             raise BusyError(f"volume {volume.name} is used by job {holder}", hint="wait for it")
         plan = {"is_new": False, "is_forced": bool(arguments["force"])}
-        subject = f"backup {row.backup} -> volume {volume.name}"
+        subject = f"{_what(row, arguments)} -> volume {volume.name}"
     return desk.begin_job(
         job_row(
             desk,
@@ -238,6 +241,11 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
             plan=plan | files,
         )
     )
+
+
+def _what(row: BackupRow, arguments: dict[str, Any]) -> str:
+    is_chosen = bool(arguments["paths"] or arguments["excludes"])
+    return f"{'files of ' if is_chosen else ''}backup {row.backup}"
 
 
 def _files(row: BackupRow, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -262,19 +270,19 @@ def _submit_in_place(
 ) -> Job:
     """Begin to put files back to where they were, if nobody uses the volume."""
     volume = desk.registry.volumes.get(row.volume)
-    elsewhere = "restore to --new NAME or --out FOLDER"
-    state = desk.registry.volume_state(row.volume)
-    if volume is None or state is None:
+    if volume is None or volume.is_deleted:
         raise RefusedError(
-            f"volume {row.volume_name}, which the files came from, is not there", hint=elsewhere
+            f"volume {row.volume_name}, which the files came from, is not there", hint=ELSEWHERE
         )
-    if state.state != "online":
-        raise BusyError(f"volume {volume.name} is {state.state}", hint=elsewhere)
-    if state.connections:
+    # If its node is away, nothing is known: the job waits for it, and is refused then if it must be.
+    state = desk.registry.volume_state(row.volume)
+    if state is not None and state.state != "online":
+        raise BusyError(f"volume {volume.name} is {state.state}", hint=ELSEWHERE)
+    if state is not None and state.connections:
         raise RefusedError(
             f"volume {volume.name} is used by {state.connections} NBD connection"
             f"{'s' if state.connections > 1 else ''}: its files cannot be put back beneath it",
-            hint=f"unmount it, or {elsewhere}",
+            hint=f"unmount it, or {ELSEWHERE}",
         )
     plan = {
         "is_new": False,
@@ -287,7 +295,7 @@ def _submit_in_place(
             desk,
             "restore",
             arguments["token"],
-            subject=f"files of backup {row.backup} -> where they were on {volume.name}",
+            subject=f"files of backup {row.backup} -> in place on volume {volume.name}",
             volume=volume,
             backup=row.backup,
             plan=plan | files | {"way": IN_PLACE},

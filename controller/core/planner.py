@@ -50,6 +50,9 @@ INLINE_BYTES_MAX: Final = 512 * 1024
 GRANT_EXTENTS_MAX: Final = 1024
 """Extents of a list are covered by at most this many in its grant; a wider cover grants reading gaps too."""
 
+EXACT_EXTENTS_MAX: Final = RECORD_BYTES // 512
+"""A record has not more blocks than that, so no cover of its extents has gaps."""
+
 DISK: Final = 0
 TAPE: Final = 1
 
@@ -300,7 +303,8 @@ def plan_restore(
     """Plan the next list of a restore: per run of records locate, then 09h segments onto the blocks they came from.
 
     Something has to be wanted of record `first`.  With `is_exact` the list is so short that its grant covers just
-    these blocks, and none between them: for a volume that others use.
+    these blocks, and none between them: for a volume with data of others.  One record may need more extents for that
+    than other grants have, and no list is shorter than a record.
     """
     most = GRANT_EXTENTS_MAX if is_exact else SEGMENTS_MAX
     end = part.fitting_end(first)
@@ -321,7 +325,7 @@ def plan_restore(
         padded_bytes=records * part.record_bytes - data_bytes,
         records=records,
         end=end,
-        extents=cover(extents),
+        extents=cover(extents, most=EXACT_EXTENTS_MAX if is_exact else GRANT_EXTENTS_MAX),
     )
 
 

@@ -26,38 +26,47 @@ What was asked of the target's node is in the plan before it is asked, so a clea
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from backplane.errors import BackupError, ExitCode, MediumError, NotFoundError, RefusedError
-from backplane.file_map.content import refuse
+from backplane.errors import (
+    BackupError,
+    ExitCode,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    VolumeError,
+)
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
 from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
-from controller.core.chain import Reading, chain_of, lay_over, tape_order
+from controller.core.chain import Reading, chain_of, everything, lay_over, tape_order
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_check import check_list
 from controller.core.file_choice import (
     LISTED_MAX,
     FileChoice,
+    LostFiles,
     Visit,
     fetch_allocated,
     fetch_header,
-    lost_files,
+    objection,
     only,
     summary,
     visit_rows,
     without,
 )
+from controller.core.file_maps import doubts_of
 from controller.core.items import (
     adopt_item,
     disk_use,
     ledger_total,
     list_identifier,
+    progress,
     tape_use,
     tolerantly,
 )
@@ -81,6 +90,11 @@ WAYS: Final = ("volume", "staging", IN_PLACE)
 LOST_EXTENTS_MAX: Final = 50_000
 """Pieces that could not be restored, in one job: more is no restore."""
 
+LOST: Final = "some of its blocks could not be read"
+LOST_IN_PLACE: Final = f"{LOST}: it may be a mixture of what it was and what it is"
+METADATA: Final = "(metadata)"
+LOST_METADATA: Final = f"{LOST}: the volume may not be mountable"
+
 
 def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     """Run or go on with a restore job."""
@@ -96,7 +110,8 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         yield from _take_offline(desk, job)
         desk.enter(job, JobState.COPYING)
     if job.state is JobState.COPYING:
-        yield from copy_readings(desk, job, readings, item)
+        ended = yield from adopt_item(desk, job, item)
+        yield from copy_readings(desk, job, readings, ended)
         desk.enter(job, JobState.COMMITTING)
     yield from list_lost_files(desk, job)
     yield ask_publish(desk, job, "online")
@@ -218,6 +233,10 @@ def lay_out(desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None) -> 
     if wanted is not None:
         picks = [only(each, wanted) for each in picks]
     readings = tape_order(chain, picks, desk.registry)
+    if sum(each.blocks for each in readings) < sum(each.total_blocks for each in picks):
+        raise VolumeError(
+            f"parts of backup {row.backup}, or of one under it, are not in the catalog"
+        )
     if len(chain) > 1 and job.state is JobState.QUEUED:
         names = ", ".join(str(member.backup) for member in chain[1:])
         tags = list(dict.fromkeys(reading.part.tag for reading in readings))
@@ -234,12 +253,43 @@ def choose_files(desk: Desk, job: Job, row: BackupRow, on_file: Visit | None = N
     Raises `NotFoundError` if no path is meant, `RefusedError` if no file that is meant can come back.
     """
     selection = Selection.from_json(job.plan["selection"])
-    within = Selection.from_json(json.loads(row.selection)) if row.selection else None
     choice = FileChoice(
-        selection, within=within, is_volume=job.plan["way"] == "volume", on_file=on_file
+        selection, within=_within(row), is_volume=job.plan["way"] == "volume", on_file=on_file
     )
     header = yield from fetch_header(row.backup)
     yield from visit_rows(row.backup, header, choice.add)
+    _refuse_nothing(row, selection, choice)
+    if choice.is_volume and (doubts := doubts_of(header)):
+        # Where a map is not to be trusted, nothing is left out on its word.
+        choice.wanted = everything(row.blocks)
+        _tell(desk, job, f"the map is incomplete, nothing is left out: {doubts[0]}")
+    else:
+        allocated = []
+        if choice.is_volume:
+            allocated = yield from fetch_allocated(row.backup, header)
+        choice.finish(allocated, block_bytes=row.block_bytes)
+    if job.state is JobState.QUEUED:
+        job.result.update(files=summary(choice), way=job.plan["way"])
+    told = f"{choice.files} files with {choice.file_bytes} bytes are restored"
+    _tell(desk, job, told + (f", {choice.failed} cannot be" if choice.failed else ""))
+    return choice
+
+
+def _tell(desk: Desk, job: Job, text: str) -> None:
+    """Log what is found out again after each restart, once."""
+    if job.state is JobState.QUEUED:
+        desk.log(job, "info", text)
+
+
+def _within(row: BackupRow) -> Selection | None:
+    """Return what a backup was limited to when it was made."""
+    return Selection.from_json(json.loads(row.selection)) if row.selection else None
+
+
+def _refuse_nothing(row: BackupRow, selection: Selection, choice: FileChoice) -> None:
+    """Raise if none of the files that were asked for is there, or none of them can come back."""
+    if selection.is_everything:
+        return
     if not choice.paths:
         patterns = ", ".join(selection.paths) or "anything but what is excluded"
         raise NotFoundError(
@@ -251,18 +301,13 @@ def choose_files(desk: Desk, job: Job, row: BackupRow, on_file: Visit | None = N
         raise RefusedError(
             f"none of {choice.failed} files can be restored: {first['path']}: {first['reason']}"
         )
-    allocated = []
-    if job.plan["way"] == "volume":
-        allocated = yield from fetch_allocated(row.backup, header)
-    choice.finish(allocated, block_bytes=row.block_bytes)
-    if job.state is JobState.QUEUED:
-        job.result["files"] = summary(choice)
-        told = f"{choice.files} files with {choice.file_bytes} bytes are restored"
-        desk.log(job, "info", told + (f", {choice.failed} cannot be" if choice.failed else ""))
-    return choice
 
 
 # --- copying -------------------------------------------------------------------------------------
+
+
+def _nothing() -> Step:
+    yield from ()
 
 
 def _content(reading: Reading, bad: Sequence[int] = ()) -> PartPicks:
@@ -282,17 +327,28 @@ def _content(reading: Reading, bad: Sequence[int] = ()) -> PartPicks:
     )
 
 
-def copy_readings(desk: Desk, job: Job, readings: list[Reading], item: ItemRow | None) -> Step:
-    """Copy everything that is taken onto the target, from where the plan says."""
+def copy_readings(
+    desk: Desk,
+    job: Job,
+    readings: list[Reading],
+    ended: ItemRow | None,
+    *,
+    before_list: Callable[[], Step] = _nothing,
+) -> Step:
+    """Copy everything that is taken onto the target, from where the plan says.
+
+    `ended` is the list that was under way before a restart; `before_list` is done before each one.
+    """
     reader = PartReader(desk, job)
-    ended = yield from adopt_item(desk, job, item)
     if ended is not None:
         yield from _take(reader, readings, ended)
     while job.plan["part"] <= len(readings):
-        yield from _restore_part(reader, readings)
+        yield from _restore_part(reader, readings, before_list)
 
 
-def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
+def _restore_part(
+    reader: PartReader, readings: list[Reading], before_list: Callable[[], Step]
+) -> Step:
     """Copy what is left to take of one part onto the target."""
     desk, plan = reader.desk, reader.plan
     reading = readings[plan["part"] - 1]
@@ -320,6 +376,7 @@ def _restore_part(reader: PartReader, readings: list[Reading]) -> Step:
             disk_use(volume.node, volume.designator, planned, rights=rights),
             tape_use(reader.node, reader.drive_unit, planned),
         )
+        yield from before_list()
         ended = yield from reader.run(planned, "restore", uses)
         yield from _take(reader, readings, ended)
         if ended.state != "done":
@@ -362,6 +419,7 @@ def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> Step:
     if "selection" in plan:
         _lose(reader, content.extents_of(damaged, damaged + 1))
         plan.setdefault("bad", []).append(damaged)
+        progress(reader.job)  # One damaged record less to meet.
         reader.desk.save(reader.job)
         return
     raise MediumError(
@@ -388,24 +446,25 @@ def list_lost_files(desk: Desk, job: Job) -> Step:
     if not lost:
         return
     row = desk.backups[job.row.backup]
-    found = lost_files(lost, block_bytes=row.block_bytes)
+    way = job.plan["way"]
+    found = LostFiles(lost, block_bytes=row.block_bytes, is_volume=way == "volume")
     selection = Selection.from_json(job.plan["selection"])
+    within = _within(row)
 
     def see(each: FileRow) -> None:
-        if each.kind == Kind.FILE and selection.picks(each) and not refuse(each):
+        is_meant = selection.picks(each) and (within is None or within.picks(each))
+        if is_meant and each.kind == Kind.FILE and not objection(each, is_volume=way == "volume"):
             found.add(each)
 
     header = yield from fetch_header(row.backup)
     yield from visit_rows(row.backup, header, see)
     files = job.result["files"]
-    for path in found.paths[: LISTED_MAX - len(files["listed"])]:
-        files["listed"].append(
-            {"path": shown(path), "reason": "some of its blocks could not be read"}
-        )
-    if not found.paths:
-        reason = "some blocks could not be read: the volume may not be mountable"
-        files["listed"].append({"path": "(metadata)", "reason": reason})
-    files["failed"] += max(1, len(found.paths))
+    reason = LOST_IN_PLACE if way == IN_PLACE else LOST
+    entries = [{"path": shown(path), "reason": reason} for path in found.paths]
+    if found.has_more:
+        entries.append({"path": METADATA, "reason": LOST_METADATA})
+    files["listed"] += entries[: LISTED_MAX - len(files["listed"])]
+    files["failed"] += len(entries)
     files["restored"] -= len(found.paths)
     files["bytes"] -= found.file_bytes
     job.plan["lost"] = []

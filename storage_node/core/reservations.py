@@ -2,9 +2,10 @@
 
     free --reserve (nobody is connected)--> reserved by a job --unreserve, or time is over and nobody writes--> free
 
-A reservation keeps workstations away from a volume that stays online, while files are put back onto it.  What may be
-written is a matter of grants and fences, as always.  Nothing of it is kept over a restart of the node: then no grant
-holds any more either, and whoever wants to go on reserves again.
+A reservation keeps workstations away from a volume that stays online, while files are put back onto it; and only the
+job that has it may write there, whatever grants say.  Which blocks it may write is a matter of grants and fences, as
+always.  Nothing of it is kept over a restart of the node: whoever wants to go on reserves again, and proves again that
+what he writes is still what he takes it for, because a workstation may have been there in between.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RESERVED_S_MAX: Final = 7 * 86400.0
 @dataclass(frozen=True, slots=True)
 class _Reservation:
     job: JobId
+    ttl_s: float
     until_s: float
 
 
@@ -51,13 +53,22 @@ class Reservations:
                 f"{connections} workstation{'s are' if connections > 1 else ' is'} connected",
                 hint="unmount the volume and disconnect, or restore to another place",
             )
-        self._held[volume] = _Reservation(job, now + ttl_s)
+        self._held[volume] = _Reservation(job, ttl_s, now + ttl_s)
 
     def require(self, volume: VolumeId, job: JobId) -> None:
-        """Raise `RefusedError` unless a job has the volume."""
+        """Raise `RefusedError` unless a job has the volume, without a gap since it reserved it."""
         held = self._held.get(volume)
         if held is None or held.job != job:
             raise RefusedError(f"job {job} has not reserved the volume")
+
+    def prolong(self, volume: VolumeId, job: JobId, *, now: float) -> None:
+        """Let a reservation last as long as when it was made; raises `RefusedError` if the job has it no more.
+
+        One whose time was over, but which nobody has ended, goes on: nobody was there.
+        """
+        self.require(volume, job)
+        ttl_s = self._held[volume].ttl_s
+        self._held[volume] = _Reservation(job, ttl_s, now + ttl_s)
 
     def unreserve(self, volume: VolumeId, job: JobId) -> None:
         """Give a volume back; what another job has, or nobody, is left as it is."""

@@ -64,6 +64,8 @@ from backplane.wire.messages import (
     VolumeDelete,
     VolumeOffline,
     VolumePublish,
+    VolumeReserve,
+    VolumeUnreserve,
 )
 
 pytestmark = pytest.mark.processes
@@ -385,6 +387,7 @@ def test_a_volume_is_filled_held_and_read_back(node: Node) -> None:
 def test_a_view_waits_for_quiet_and_fails_without_it(node: Node) -> None:
     controller = node.controller
     filled(controller, b"x" * 512)
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
     with controller.open(controller.grant(UNIT, Rights.WRITE, 9)) as writer:
         assert write(writer, 0, b"y" * 512).is_good
         answer = hold(controller, quiet_s=0.05, timeout_s=0.2)
@@ -442,6 +445,7 @@ def test_what_a_grant_does_not_cover_is_refused_with_the_one_error(node: Node) -
 def test_a_fenced_writer_changes_nothing_any_more(node: Node) -> None:
     controller = node.controller
     filled(controller, bytes(SIZE))
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
     old = controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 10))
     with old:
         assert write(old, 0, b"old" + bytes(509)).is_good
@@ -457,9 +461,26 @@ def test_a_fenced_writer_changes_nothing_any_more(node: Node) -> None:
         assert read(new, Entry(0, 3))[1] == b"old"
 
 
+def test_an_online_volume_takes_no_writes_but_of_the_job_that_has_reserved_it(node: Node) -> None:
+    controller = node.controller
+    filled(controller, bytes(MIB))
+    for job, is_good in ((JobId(2), False), (JobId(1), True)):
+        controller.told(VolumeReserve, volume=VOLUME, job=job, ttl_s=60.0)
+        with controller.open(controller.grant(UNIT, Rights.WRITE, 10)) as channel:
+            reply = write(channel, 0, b"x" * 512)
+        assert reply.is_good == is_good
+        if not is_good:
+            assert triple(reply) == RefusedError.default_sense
+        controller.told(VolumeUnreserve, volume=VOLUME, job=job)
+    with controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 11)) as channel:
+        assert not write(channel, 0, b"y" * 512).is_good
+        assert read(channel, Entry(0, 512))[1] == b"x" * 512
+
+
 def test_damaged_data_are_refused_before_anything_is_written(node: Node) -> None:
     controller = node.controller
     filled(controller, bytes(MIB))
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
     with controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 10)) as channel:
         wrong = {"protection": Protection.CRC32C, "crc32c": 1}
         assert triple(write(channel, 0, b"x" * 4096, **wrong)) == GUARD
