@@ -76,6 +76,8 @@ def expected_default(role: str, field: dataclasses.Field[Any]) -> str:
     if isinstance(value, tuple):
         inner = ", ".join(f'"{part}"' for part in value)
         return f"`[{inner}]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`{value}`"
 
 
