@@ -280,6 +280,7 @@ def populate(root: Path, *, files: int = 300, seed: int = 1) -> None:
     generator = random.Random(seed)
     _populate_sizes(root / "sizes", generator, files)
     _populate_names(root / "names")
+    _populate_small(root / "small")
     _populate_links(root / "links")
     _populate_sparse(root / "sparse", generator)
     deep = root
@@ -306,6 +307,25 @@ def _populate_sizes(folder: Path, generator: random.Random, files: int) -> None:
         place.write_bytes(b"when")
         moment = years * _YEAR_S * 1_000_000_000 + 123_456_789
         os.utime(place, ns=(moment, moment))
+
+
+def _populate_small(folder: Path) -> None:
+    """What may be inside an inode, and grows, shrinks or is full of holes there."""
+    folder.mkdir()
+    for size in (0, 7, 56, 63, 98, 140, 161):
+        for name, sizes in (("up", (size + 50,)), ("down", (size // 2,)), ("both", (1, size))):
+            place = folder / f"{name}-{size}"
+            place.write_bytes(b"i" * size)
+            for changed in sizes:
+                os.truncate(place, changed)
+        with (folder / f"hole-{size}").open("wb") as opened:
+            opened.seek(size)
+            opened.write(b"end")
+        inner = folder / f"folder-{size}"
+        for number in range(size // 10):
+            (inner / f"{number}").mkdir(parents=True)
+        for number in range(0, size // 10, 2):
+            (inner / f"{number}").rmdir()
 
 
 def _populate_names(folder: Path) -> None:

@@ -29,7 +29,12 @@ from storage_node.mapping.ext_blocks import Run
 from storage_node.mapping.ext_journal import COPIES_MAX, JournalFile, Replay
 from storage_node.mapping.ext_journal_format import crc32_big
 from storage_node.mapping.ext_overlay import JOURNAL_MAGIC
-from storage_node.mapping.reader import BytesSource, DamagedError, UnsupportedError
+from storage_node.mapping.reader import (
+    BytesSource,
+    DamagedError,
+    MappingError,
+    UnsupportedError,
+)
 
 needs_mount = pytest.mark.skipif(
     bool(ext_images.missing(needs_mount=True)), reason=ext_images.missing(needs_mount=True)
@@ -199,6 +204,60 @@ def test_a_block_of_a_file_in_the_journal_is_found_there(open_options: str, tmp_
     flags = [extent.flags for extent in row.extents]
     assert flags.count(ExtentFlag.JOURNAL | ExtentFlag.ESCAPED) == 1
     assert flags.count(ExtentFlag.JOURNAL) == 2
+
+
+@needs_tools
+@pytest.mark.parametrize("open_options", ["", "-c -v 3"])
+def test_no_damage_in_a_journal_breaks_the_reader(open_options: str, tmp_path: Path) -> None:
+    """With checksums, a file is what it was before a transaction or after it, or something is told."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"0" * 8 * BLOCK)
+    image = make_volume(
+        tmp_path / "image", 8 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=1", tree=tree
+    )
+    blocks = debugfs(image, "blocks /file").splitlines()[-1].split()
+    contents = [b"0" * 8]
+    requests = []
+    for number in range(1, 7):
+        (tmp_path / f"{number}").write_bytes(b"%d" % number * BLOCK * 2)
+        requests.append(f"jw -b {blocks[number - 1]},{blocks[number]} {tmp_path}/{number}")
+        before = contents[-1]
+        contents.append(before[: number - 1] + b"%d" % number * 2 + before[number + 1 :])
+    debugfs(image, f"jo {open_options}", *requests, "jc")
+    journal = [int(block) for block in debugfs(image, "blocks <8>").splitlines()[-1].split()]
+    content = image.read_bytes()
+    generator = random.Random(9)
+    assert file_of(content) == (contents[-1], [])
+    seen = set()
+    for _ in range(150):
+        target = bytearray(content)
+        at = generator.choice(journal[:24]) * BLOCK + generator.randrange(BLOCK)
+        if generator.random() < 0.3:
+            at = at // BLOCK * BLOCK + generator.randrange(32)
+        size = generator.choice((1, 1, 4, BLOCK))
+        target[at : at + size] = generator.randbytes(len(target[at : at + size]))
+        try:
+            found, problems = file_of(bytes(target))
+        except MappingError as error:
+            seen.add(type(error))
+            continue
+        seen.add(bool(problems))
+        assert problems or found in contents or not open_options
+    assert seen >= {True, False, DamagedError} if open_options else False in seen
+
+
+def file_of(content: bytes) -> tuple[bytes, list[str]]:
+    """The first byte of each block of the file in a volume, and what is told."""
+    source = BytesSource(content)
+    reader = ExtReader(source)
+    rows = list(reader.rows())
+    for row in rows:
+        for extent in row.extents:
+            assert 0 <= extent.volume_byte <= len(content) - extent.byte_count
+    found = next((row for row in rows if row.path == b"file"), None)
+    whole = b"".join(content_pieces(found, source.read)) if found else b""
+    return whole[::BLOCK], reader.problems
 
 
 @needs_tools
