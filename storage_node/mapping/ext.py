@@ -206,6 +206,8 @@ class ExtReader:
         prefix = frame.path + b"/" if frame.path else b""
         is_encrypted = directory.inode.flags & ENCRYPTED
         longest = PATH_BYTES_MAX - len(prefix)
+        # In the order of inodes, so that each part of their table is needed once.
+        entries.sort()
         for number, name, type_number in entries:
             error = ""
             if is_encrypted:

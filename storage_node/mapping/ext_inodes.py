@@ -21,8 +21,8 @@ from storage_node.mapping.reader import DamagedError, Source
 
 SEGMENT_BYTES: Final = 256 * KIB
 CHUNK_BYTES: Final = 32 * KIB
-PLAIN_CHUNKS_MAX: Final = 512
-"""Of each of the two generations: 16 MiB."""
+PLAIN_CHUNKS_MAX: Final = 1024
+"""Of each of the two generations: 32 MiB."""
 PACKED_BYTES_MAX: Final = 96 * MIB
 """Compressed chunks: about 2 million inodes."""
 
