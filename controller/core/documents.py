@@ -360,7 +360,7 @@ def ledger_document(
             True,
         )  # The operator's own program moves the data; no mover counts them.
     elif job.kind == "restore":
-        residual = job.planned_bytes - total["written"]
+        residual = job.planned_bytes - (total["written"] - repeated)
         balances = total["read"] == total["discarded"] + total["written"]
     else:
         residual = job.planned_bytes - (total["written"] - total["padded"] - repeated)

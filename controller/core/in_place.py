@@ -55,6 +55,7 @@ from controller.core.restore import (
     end_restore,
     lay_out,
     list_lost_files,
+    take_done,
 )
 from controller.core.samples import pack_ranges
 from controller.core.views import ask_release_view, ask_view
@@ -85,13 +86,15 @@ def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure
     volume = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
     ended = yield from adopt_item(desk, job, item)
+    if ended is not None and ended.state == "done":
+        take_done(desk, job, ended)
     for _ in range(PROOFS_MAX):
         if job.state is JobState.COMMITTING:
             break
         try:
-            yield from _prove_and_copy(desk, job, volume, ended)
+            yield from _prove_and_copy(desk, job, volume)
         except ProofLostError as error:
-            ended, lost = None, error
+            lost = error
             desk.log(job, "warning", f"it has to be proved again what may be written: {lost}")
     else:
         raise RefusedError(f"volume {volume.name} does not stay reserved: {lost.message}")
@@ -102,17 +105,14 @@ def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure
     end_restore(desk, job)
 
 
-def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow, ended: ItemRow | None) -> Step:
+def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     """Prove which blocks may be written and copy them; raises `ProofLostError` if that held no longer."""
     row = desk.backups[job.row.backup]
     wanted = yield from _prove(desk, job, row, volume)
     readings = yield from lay_out(desk, job, row, wanted)
     digest = hashlib.sha256(wanted.pack()).hexdigest()
-    is_other = job.plan.get("proof") != digest
-    if is_other:
-        # What was copied before is copied again: some of it may not belong to these files any more.
-        job.plan.update(proof=digest, part=1, record=0, lost=[])
-        job.plan.pop("bad", None)
+    if job.plan.get("proof") != digest:
+        _begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
     if job.state is JobState.QUEUED:
         job.update(started=desk.wall)
@@ -120,14 +120,17 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow, ended: ItemRow | No
         desk.enter(job, JobState.COPYING)
     desk.save(job)
     yield from _zero(job, volume, subtract(wanted, _taken(readings)))
-    yield from copy_readings(
-        desk,
-        job,
-        readings,
-        None if is_other else ended,
-        before_list=lambda: _hold(job, volume),
-    )
+    yield from copy_readings(desk, job, readings, None, before_list=lambda: _hold(job, volume))
     desk.enter(job, JobState.COMMITTING)
+
+
+def _begin_anew(job: Job, proof: str) -> None:
+    """Copy everything under another proof: some of what was copied may not belong to these files any more."""
+    repeated = job.plan.get("repeated_bytes", 0) + job.row.done_bytes
+    job.plan.update(proof=proof, part=1, record=0, lost=[], repeated_bytes=repeated)
+    job.update(done_bytes=0)
+    for name in ("bad", "unchecked"):
+        job.plan.pop(name, None)
 
 
 def clean_up_in_place(desk: Desk, job: Job) -> Step:

@@ -341,7 +341,7 @@ def copy_readings(
     """
     reader = PartReader(desk, job)
     if ended is not None:
-        yield from _take(reader, readings, ended)
+        _take(reader, readings, ended)
     while job.plan["part"] <= len(readings):
         yield from _restore_part(reader, readings, before_list)
 
@@ -357,6 +357,7 @@ def _restore_part(
     yield from reader.turn_to(part)
     while True:
         content = _content(reading, plan.get("bad", ()))
+        yield from _check_copied(reader, part, content, volume)
         first = content.wanted_from(plan["record"])
         if first is None:
             break
@@ -378,7 +379,7 @@ def _restore_part(
         )
         yield from before_list()
         ended = yield from reader.run(planned, "restore", uses)
-        yield from _take(reader, readings, ended)
+        _take(reader, readings, ended)
         if ended.state != "done":
             yield from _settle(reader, part, volume)
     behind = readings[plan["part"] :]
@@ -386,31 +387,12 @@ def _restore_part(
     reader.next_part(behind[0].part if behind else None)
 
 
-def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> Step:
+def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> None:
     """Move on behind a list that was done; stop at a damaged record, or go around it."""
     plan, number = reader.plan, reader.plan["part"] - 1
     part, content = readings[number].part, _content(readings[number], plan.get("bad", ()))
-    volume = reader.desk.registry.volumes[reader.job.row.volume]
     if ended.state == "done":
-        written = ledger_total(ended, volume.designator, "bytes_written")
-        if written != ended.planned_bytes:
-            raise BackupError(
-                f"item {ended.item}: the mover reports {written} bytes written, "
-                f"{ended.planned_bytes} were planned"
-            )
-        if plan.get("is_checked"):
-            yield from reader.turn_to(part)
-            wrong = yield from check_list(
-                reader, part, content, volume, first=plan["record"], end=plan["next_record"]
-            )
-            if wrong:
-                told = f"{len(wrong)} pieces of part {part.part} read differently than they are on {part.tag}"
-                reader.desk.log(reader.job, "error", told)
-                _lose(reader, wrong)
-        plan["record"] = plan["next_record"]
-        before = sum(each.blocks * each.row.block_bytes for each in readings[:number])
-        reader.job.update(done_bytes=before + content.bytes_before(plan["record"]))
-        reader.desk.save(reader.job)
+        take_done(reader.desk, reader.job, ended)
         return
     damaged = reader.damaged_record(ended, content)
     if damaged is None:
@@ -427,6 +409,38 @@ def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> Step:
         f"LBA {lost['first_lba']} to {lost['last_lba']} of the volume cannot be restored",
         hint=f"the volume stays offline; ctl submit verify {part.backup} lists all damage",
     )
+
+
+def take_done(desk: Desk, job: Job, ended: ItemRow) -> None:
+    """Move on behind a list that was done; whether it is right is looked at later, also after a restart."""
+    volume, plan = desk.registry.volumes[job.row.volume], job.plan
+    written = ledger_total(ended, volume.designator, "bytes_written")
+    if written != ended.planned_bytes:
+        raise BackupError(
+            f"item {ended.item}: the mover reports {written} bytes written, "
+            f"{ended.planned_bytes} were planned"
+        )
+    if plan.get("is_checked"):
+        plan["unchecked"] = [plan["record"], plan["next_record"]]
+    plan["record"] = plan["next_record"]
+    job.update(done_bytes=job.row.done_bytes + ended.planned_bytes)
+    desk.save(job)
+
+
+def _check_copied(reader: PartReader, part: PartRow, content: PartPicks, volume: VolumeRow) -> Step:
+    """Compare what the last list has copied with the cartridge."""
+    if "unchecked" not in reader.plan:
+        return
+    first, end = reader.plan["unchecked"]
+    wrong = yield from check_list(reader, part, content, volume, first=first, end=end)
+    if wrong:
+        told = (
+            f"{len(wrong)} pieces of part {part.part} read differently than they are on {part.tag}"
+        )
+        reader.desk.log(reader.job, "error", told)
+        _lose(reader, wrong)
+    del reader.plan["unchecked"]
+    reader.desk.save(reader.job)
 
 
 def _lose(reader: PartReader, extents: Sequence[tuple[int, int]]) -> None:

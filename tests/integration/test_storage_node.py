@@ -299,6 +299,7 @@ def triple(reply: Reply) -> tuple[int, int, int]:
 DENIED = (0x05, 0x26, 0x15)
 STALE = (0x06, 0x29, 0x00)
 POSITION = (0x0B, 0x3B, 0x00)
+DATA_PROTECTED = (0x07, 0x27, 0x00)
 GUARD = (0x0B, 0x10, 0x01)
 
 
@@ -470,7 +471,7 @@ def test_an_online_volume_takes_no_writes_but_of_the_job_that_has_reserved_it(no
             reply = write(channel, 0, b"x" * 512)
         assert reply.is_good == is_good
         if not is_good:
-            assert triple(reply) == RefusedError.default_sense
+            assert triple(reply) == DATA_PROTECTED
         controller.told(VolumeUnreserve, volume=VOLUME, job=job)
     with controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 11)) as channel:
         assert not write(channel, 0, b"y" * 512).is_good

@@ -41,7 +41,10 @@ from backplane.wire.messages import (
     VolumeMirror,
     VolumeOffline,
     VolumePublish,
+    VolumeReserve,
     VolumeState,
+    VolumeUnreserve,
+    VolumeZero,
 )
 from tests.site.maps import Files, Made
 
@@ -106,6 +109,10 @@ class DiskNode:
     """In which instant a view was made, for those who want to know whether two are of the same."""
     clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
+    reserved: dict[str, int] = field(default_factory=dict)
+    """Which job has which volume; not kept over `restart`."""
+    misdirected: dict[int, int] = field(default_factory=dict)
+    """Where a mover that errs writes a block instead."""
     broken_because: str = ""
     """What is told of a view that is asked for again."""
     nbd_addresses: tuple[str, ...] = ("tcp://127.0.0.1:10809",)
@@ -145,6 +152,19 @@ class DiskNode:
         self.released.clear()
         self.waits.clear()
         self.maps.clear()
+        self.reserved.clear()
+
+    def connect(self, name: str) -> None:
+        """A workstation opens a volume; raises `BusyError` while a job has it."""
+        volume = self.by_name(name)
+        if volume.row.volume in self.reserved:
+            raise BusyError(f"job {self.reserved[volume.row.volume]} puts files back")
+        volume.row = replace(volume.row, connections=volume.row.connections + 1)
+
+    def disconnect(self, name: str) -> None:
+        """It has gone."""
+        volume = self.by_name(name)
+        volume.row = replace(volume.row, connections=volume.row.connections - 1)
 
     def raise_floor(self, unit: bytes, epoch: int) -> None:
         """Let nobody with a lower epoch in."""
@@ -185,6 +205,16 @@ class DiskNode:
                 return NodeReply(**reply, volumes=(self._offline(message),))
             case VolumePublish():
                 return NodeReply(**reply, volumes=(self._publish(message),))
+            case VolumeReserve():
+                self._reserve(message)
+                return NodeReply(**reply, volumes=(self.state(self._volume(message.volume)),))
+            case VolumeZero():
+                self._zero(message)
+                return NodeReply(**reply)
+            case VolumeUnreserve():
+                if self.reserved.get(message.volume) == message.job:
+                    del self.reserved[message.volume]
+                return NodeReply(**reply)
             case VolumeMirror():
                 return NodeReply(**reply, volumes=(self._mirror(message),))
             case ViewCreate():
@@ -275,6 +305,23 @@ class DiskNode:
         volume.job = 0
         volume.row = replace(volume.row, state=message.state, epoch=message.epoch)
         return self.state(volume)
+
+    def _reserve(self, message: VolumeReserve) -> None:
+        volume = self._volume(message.volume)
+        if volume.row.state != "online":
+            raise BusyError(f"volume {volume.row.name} is {volume.row.state}")
+        if volume.row.connections:
+            raise BusyError(f"{volume.row.connections} workstation is connected", hint="unmount it")
+        if self.reserved.setdefault(message.volume, message.job) != message.job:
+            raise BusyError(f"job {self.reserved[message.volume]} has it")
+
+    def _zero(self, message: VolumeZero) -> None:
+        volume = self._volume(message.volume)
+        if self.reserved.get(message.volume) != message.job:
+            raise RefusedError(f"job {message.job} has not reserved the volume")
+        for lba, blocks in struct.iter_unpack(">QQ", message.extents):
+            assert lba + blocks <= volume.row.blocks
+            volume.write({lba + n: bytes(BLOCK) for n in range(blocks)})
 
     def _mirror(self, message: VolumeMirror) -> VolumeState:
         volume = self._volume(message.volume)
@@ -417,8 +464,11 @@ class DiskNode:
         return NodeReply(**reply, extents=packed, next_lba=following)
 
     def _digests(self, message: ViewSample) -> bytes:
-        self._require_wide(message.designator)
-        data = self.view_data[message.designator]
+        data = self.view_data.get(message.designator)
+        if data is None:
+            data = self.by_unit(message.designator).data
+        else:
+            self._require_wide(message.designator)
         digests = b""
         for lba, blocks in struct.iter_unpack(">QQ", message.extents):
             content = b"".join(data.get(lba + n, bytes(BLOCK)) for n in range(blocks))

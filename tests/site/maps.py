@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backplane.file_map.header import FORMAT_VERSION, MapHeader, map_digest, pack_header
 from backplane.file_map.model import (
@@ -40,20 +40,41 @@ class Files:
     reasons: tuple[str, ...] = ()
     """Why the map is incomplete."""
     rows_per_page: int = 1000
+    inodes: dict[str, int] = field(default_factory=dict)
+    """Of those that are not 1."""
+    odd: list[FileRow] = field(default_factory=list)
+    """Rows that a table of blocks cannot say."""
+    state: str = "clean"
 
     def copy(self) -> Files:
         """Return them as they are now."""
-        return Files(dict(self.table), set(self.free), self.reasons, self.rows_per_page)
+        return replace(
+            self,
+            table=dict(self.table),
+            free=set(self.free),
+            inodes=dict(self.inodes),
+            odd=list(self.odd),
+        )
+
+    def rows(self, *, block_bytes: int) -> list[FileRow]:
+        """Return the rows of a map."""
+        rows = rows_of(self.table, block_bytes=block_bytes)
+        rows = [
+            each._replace(identity=Identity(0, self.inodes.get(each.path.decode(), 1), 0))
+            for each in rows
+        ]
+        return sorted([*rows, *self.odd], key=lambda each: path_key(each.path))
 
     def map(self, *, blocks: int, block_bytes: int) -> Made:
         """Map them."""
         used = [lba for lba in range(blocks) if lba not in self.free]
         return make_map(
-            rows_of(self.table, block_bytes=block_bytes),
+            self.rows(block_bytes=block_bytes),
             [(lba * block_bytes, (lba + 1) * block_bytes) for lba in used],
             volume_bytes=blocks * block_bytes,
             reasons=self.reasons,
             rows_per_page=self.rows_per_page,
+            state=self.state,
         )
 
 

@@ -17,7 +17,7 @@ from backplane.scsi.segment import (
 )
 from backplane.scsi.sense import Forwarded, Sense, SenseKey
 from backplane.wire.messages import LedgerEntry
-from tests.site.disk import BLOCK, DiskNode
+from tests.site.disk import BLOCK, DiskNode, Volume
 from tests.site.tape import FM, Drive, Tape, TapeNode
 
 COLUMNS = ("read", "written", "pad", "drop", "rr", "rw", "fm")
@@ -54,6 +54,7 @@ OVERFLOW = Sense(key=SenseKey.VOLUME_OVERFLOW, asc=0, ascq=2, end_of_medium=True
 UNREADABLE = Sense(key=SenseKey.MEDIUM_ERROR, asc=0x11, ascq=0)
 WRITE_ERROR = Sense(key=SenseKey.MEDIUM_ERROR, asc=0x0C, ascq=0)
 WRONG_PLACE = Sense(key=SenseKey.ABORTED_COMMAND, asc=0x3B, ascq=0)
+NOT_RESERVED = Sense(key=SenseKey.DATA_PROTECT, asc=0x27, ascq=0)
 STALE = Sense(key=SenseKey.UNIT_ATTENTION, asc=0x29, ascq=0)
 
 
@@ -173,15 +174,24 @@ class Execution:
         take = self.stream[: segment.number_of_bytes]
         self.stream = self.stream[segment.number_of_bytes :]
         target = self.disk.by_unit(unit)
-        assert target.row.state == "restoring", "written while it was not offline"
+        self._check_target(target)
         lba = segment.block_device_logical_block_address
         self._check_extent(unit, lba, len(take) // BLOCK)
         for number in range(len(take) // BLOCK):
-            target.data[lba + number] = take[number * BLOCK : (number + 1) * BLOCK]
+            place = self.disk.misdirected.get(lba + number, lba + number)
+            target.data[place] = take[number * BLOCK : (number + 1) * BLOCK]
         self._count("written", len(take), unit=unit)
         if not segment.cat:
             self._count("drop", len(self.stream))
             self.stream = b""
+
+    def _check_target(self, target: Volume) -> None:
+        if target.row.state == "restoring":
+            return
+        assert target.row.state == "online", "written while it was not offline"
+        if self.disk.reserved.get(target.row.volume) != self.work.item.job:
+            raise Aborted(copy_aborted(segment=self.segment, destination=NOT_RESERVED))
+        assert not target.row.connections, "written beneath a workstation"
 
     def _check_extent(self, unit: bytes, lba: int, blocks: int) -> None:
         granted = self.uses[unit].extents

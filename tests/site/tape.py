@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backplane import tape_format
+from backplane.crc import crc32c
 from backplane.errors import BusyError, MediumError, NotFoundError, StaleError, VolumeError
 from backplane.scsi.designator import designator_of
 from backplane.tape_format.payload import encode_payload
@@ -20,6 +21,7 @@ from backplane.wire.messages import (
     TapeAdd,
     TapeDigest,
     TapeLoad,
+    TapeSample,
     UnitFence,
     UnitFenced,
 )
@@ -151,6 +153,8 @@ class TapeNode:
                 return self._load(message, reply)
             case TapeDigest():
                 return self._digest(message, reply)
+            case TapeSample():
+                return NodeReply(**reply, digests=self._sample(message))
             case TapeAdd():
                 self.tapes.setdefault(message.tag, Tape(message.tag))
                 return NodeReply(**reply, cartridges=(self.cartridge_state(message.tag),))
@@ -180,6 +184,20 @@ class TapeNode:
         objects = self.tapes[drive.loaded].objects[message.start : stop]
         digests = b"".join(struct.pack(">I", zlib.crc32(item)) for item in objects if item)
         return NodeReply(**reply, digests=digests, next_object=stop)
+
+    def _sample(self, message: TapeSample) -> bytes:
+        drive = self.drives[message.drive]
+        if not drive.loaded:
+            raise NotFoundError(f"drive {message.drive} is empty")
+        tape = self.tapes[drive.loaded]
+        digests = b""
+        for number, first, count in struct.iter_unpack(">QII", message.ranges):
+            record = tape.objects[number]
+            if number in tape.bad or record is None:
+                raise MediumError(f"object {number} cannot be read")
+            assert 0 < count <= len(record) - first
+            digests += struct.pack(">I", crc32c(record[first : first + count]))
+        return digests
 
     def _look(self, drive: Drive, tape: Tape, reply: dict[str, Any]) -> NodeReply:
         """Find label and last committed trailer by looking at everything."""
