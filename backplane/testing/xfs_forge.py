@@ -333,13 +333,16 @@ def inode_item(
     fields: int,
     cluster: tuple[int, int] = (64, 64),
     is_short: bool = False,
+    device: int = 0,
+    at: int | None = None,
 ) -> list[bytes]:
     """Return the regions of an inode, which is in these basic blocks."""
-    at = 8 * BLOCK_BYTES + (number - FIRST_INODE) * INODE_BYTES - cluster[0] * BASIC_BYTES
+    if at is None:
+        at = 8 * BLOCK_BYTES + (number - FIRST_INODE) * INODE_BYTES - cluster[0] * BASIC_BYTES
     count = 2 + len(forks)
     padding = b"" if is_short else bytes(4)
     head = struct.pack("<HHIHH", 0x123B, count, fields, 0, 0) + padding
-    head += struct.pack("<Q16xqii", number, *cluster, at)
+    head += struct.pack("<QI12xqii", number, device, *cluster, at)
     return [head, core, *forks]
 
 
@@ -356,6 +359,8 @@ def host_core(stored: bytes, *, is_v5: bool = True) -> bytes:
     if flags2 & 0x8:
         for at in (32, 40, 48, 144):
             whole[at : at + 8] = stored[at : at + 8][::-1]
+    if flags2 & 0x10:
+        whole[24:32], whole[76:80] = stored[24:32][::-1], stored[76:80][::-1]
     return bytes(whole)
 
 

@@ -235,7 +235,7 @@ def _cycle(data: bytes, at: int) -> int:
 
 
 def _find_head(log: Log) -> int | None:
-    """Return the block behind the last one that was written whole; None if none ever was."""
+    """Return the block behind the last one that was written in order; None if none ever was."""
     first, last = log.cycle(0), log.cycle(log.blocks - 1)
     if not first:
         return None
@@ -247,8 +247,7 @@ def _find_head(log: Log) -> int | None:
         if last != first - 1:
             raise DamagedError(f"the log begins in cycle {first} and ends in cycle {last}")
         head, missing = _first_block_of(log, last), last
-    head = _without_holes(log, head, missing)
-    return _behind_last_whole_record(log, head)
+    return _without_holes(log, head, missing) % log.blocks
 
 
 def _first_block_of(log: Log, cycle: int) -> int:
@@ -278,17 +277,6 @@ def _without_holes(log: Log, head: int, missing: int) -> int:
     return head - count + cycles.index(missing) if missing in cycles else head
 
 
-def _behind_last_whole_record(log: Log, head: int) -> int:
-    """Return where the last record ends, or where it begins if it does not end at the head."""
-    try:
-        last = _last_record(log, head, LOOK_BACK)
-    except DamagedError:
-        return head % log.blocks
-    if (last.block + last.blocks) % log.blocks != head % log.blocks:
-        return last.block
-    return head % log.blocks
-
-
 def _last_record(log: Log, head: int, most: int) -> Record:
     """Return the last record that begins before a block."""
     most = min(most, log.blocks)
@@ -316,7 +304,7 @@ def _is_unmount(log: Log, last: Record, head: int) -> bool:
 
 
 def _without_torn_records(log: Log, head: int, last: Record) -> tuple[int, Record]:
-    """Leave out the last records from the first one that fails its checksum."""
+    """Leave out the last records, from the first one that is cut off or fails its checksum."""
     found = [last]
     tail = last.tail & 0xFFFFFFFF
     while len(found) < RECORDS_AT_ONCE and found[0].block != tail:

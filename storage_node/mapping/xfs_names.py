@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from backplane.file_map.model import PATH_BYTES_MAX
 from backplane.units import MIB
 
-RECORDS_BYTES_MAX: Final = 1024 * MIB
-"""All names of 25 million files.  Who has more is told that the map is not complete."""
+RECORDS_BYTES_MAX: Final = 512 * MIB
+"""All names of 15 million files.  Who has more is told that the map is not complete."""
 PATHS_BYTES_MAX: Final = 16 * MIB
 """Paths of directories that are remembered; then they are made anew."""
 

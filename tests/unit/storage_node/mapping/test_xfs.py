@@ -17,6 +17,7 @@ import pytest
 
 from backplane.file_map.model import ExtentFlag, FileRow, Kind
 from backplane.testing import xfs_images as images
+from backplane.testing import xfs_trees as trees
 from backplane.testing.file_truth import content_digest
 from backplane.testing.xfs_images import FileSource, differences, kernel_truth, make_image, mounted
 from backplane.units import KIB, MIB
@@ -60,7 +61,7 @@ class Made:
         size = TREE_BYTES if "size=65536" not in options else 2 * TREE_BYTES
         self.image = make_image(folder / f"{name}.img", *options, size_bytes=size)
         with mounted(self.image, folder / "mount") as top:
-            images.make_tree(top, has_reflinks="reflink=0" not in " ".join(options))
+            trees.make_tree(top, has_reflinks="reflink=0" not in " ".join(options))
         with mounted(self.image, folder / "mount", "ro") as top:
             self.truth = kernel_truth(top)
 
@@ -137,7 +138,7 @@ def test_sparse_chunks_of_inodes_are_read_where_they_exist(folder: Path) -> None
     image = make_image(folder / "sparse.img", size_bytes=TREE_BYTES)
     with mounted(image, folder / "mount") as top:
         # A chunk takes 32 KiB.
-        images.cut_free_space(top, 28 * KIB, 48 * KIB)
+        trees.cut_free_space(top, 28 * KIB, 48 * KIB)
         names = top / "names"
         names.mkdir()
         with suppress(OSError):
@@ -160,7 +161,7 @@ def test_directory_blocks_in_several_pieces_are_put_together(folder: Path, tmp_p
     """Directory blocks of 64 KiB, where no piece of free space is larger than 28: cut off, and closed in order."""
     image = make_image(folder / "pieces.img", "-n", "size=64k", size_bytes=TREE_BYTES)
     with mounted(image, folder / "mount") as top:
-        images.cut_free_space(top, 28 * KIB, 48 * KIB)
+        trees.cut_free_space(top, 28 * KIB, 48 * KIB)
         with suppress(OSError):
             for number in range(6000):
                 (top / f"a name that fills the blocks of the directory {number}").touch()
@@ -187,9 +188,9 @@ def old_tree(folder: Path) -> Path:
     for path in ("empty", "deep/er/and/deeper", "many"):
         (top / path).mkdir(parents=True)
     for number in range(700):
-        (top / "many" / f"file-with-number-{number}").write_bytes(images.data(number, number % 900))
+        (top / "many" / f"file-with-number-{number}").write_bytes(trees.data(number, number % 900))
     for size in (0, 1, 4096, 100_000, 3 * MIB + 5):
-        (top / "deep" / "er" / f"of-{size}").write_bytes(images.data(size, size))
+        (top / "deep" / "er" / f"of-{size}").write_bytes(trees.data(size, size))
     for size in (5, 100, 400, 1000):
         (top / f"link-{size}").symlink_to("t" * size)
     os.mkfifo(top / "pipe")
@@ -234,7 +235,7 @@ def test_version_4_is_read(old_tree: Path, folder: Path, options: tuple[str, ...
 
 def make_old(old_tree: Path, folder: Path, *options: str) -> Path:
     proto = folder / "proto"
-    images.write_proto(old_tree, proto)
+    trees.write_proto(old_tree, proto)
     return make_image(folder / "old.img", *options, "-p", proto)
 
 
@@ -305,7 +306,7 @@ def small(folder: Path) -> tuple[bytes, list[FileRow]]:
     """A small image, and what is right of it."""
     image = make_image(folder / "small.img")
     with mounted(image, folder / "mount") as top:
-        images.make_small_tree(top)
+        trees.make_small_tree(top)
     rows, reader = read_all(image)
     assert reader.problems == []
     return image.read_bytes(), sorted(rows)

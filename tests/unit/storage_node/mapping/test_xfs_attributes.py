@@ -182,6 +182,7 @@ def test_a_fork_that_contradicts_itself_is_damage(version: int) -> None:
         [node(volume, 100, [1, 1]), good],
         [node(volume, 100, [1], 2), good],
         [node(volume, 100, [1], 9), good],
+        [node(volume, 100, [2], 2), good, node(volume, 102, [1], 2)],
         [node(volume, 100, []), good],
         [node(volume, 100, [7]), good],
         [node(volume, 100, [1] * 600)[:4096], good],

@@ -79,6 +79,22 @@ def test_a_tree_never_leads_in_circles_or_outside(version: int, child: int) -> N
 
 
 @VERSIONS
+def test_a_tree_stays_in_its_group(version: int) -> None:
+    """The group has 110 blocks, the volume has more."""
+    volume = ForgedVolume(version=version)
+    volume.blocks[100] = node(volume, 100, [105, 120], 1)
+    for number in (105, 120):
+        volume.blocks[number] = leaf(volume, number, (number, 1))
+    found = blocks(volume)
+    geometry = found.geometry._replace(group_blocks=110, group_count=5)
+    found = Blocks(BytesSource(bytes(volume.image())), geometry, Overlay(), Problems())
+    told: list[str] = []
+    leaves = list(group_leaves(found, FREE_SPACE, 0, 100, 2, told.append))
+    assert leaves == [struct.pack(">II", 105, 1)]
+    assert len(told) == 1
+
+
+@VERSIONS
 def test_many_ways_to_a_block_are_one(version: int) -> None:
     volume = ForgedVolume(version=version)
     volume.blocks[100] = node(volume, 100, [101] * 300, 1)

@@ -149,6 +149,26 @@ def test_the_root_of_a_tree_fits_its_fork(fork: bytes) -> None:
         list(data_extents(blocks(), inode(fork=fork, form=3, count=1)))
 
 
+def test_a_tree_has_as_many_extents_as_the_core_says() -> None:
+    volume = ForgedVolume(version=4)
+    leaf = struct.pack(">4sHHQQ", b"BMAP", 0, 2, 0, 0) + extent(0, 100, 1) + extent(1, 110, 1)
+    volume.blocks[120] = leaf.ljust(4096, b"\0")
+    source = BytesSource(bytes(volume.image()))
+    found = Blocks(source, blocks(4).geometry, Overlay(), Problems())
+    # The fork has 412 bytes: room for 25 keys, then as many pointers.
+    root = struct.pack(">HH200xQ", 1, 1, 120)
+    for count, is_right in ((1, False), (2, True), (3, False)):
+        tree = inode(fork=root, form=3, version=4, count=count)
+        if is_right:
+            assert [one.volume_byte for one in data_extents(found, tree)] == [
+                100 * 4096,
+                110 * 4096,
+            ]
+        else:
+            with pytest.raises(DamagedError):
+                data_extents(found, tree)
+
+
 @pytest.mark.parametrize("form", [0, 1, 4, 9])
 def test_a_fork_of_another_form_has_no_extents(form: int) -> None:
     with pytest.raises(DamagedError):

@@ -112,6 +112,22 @@ def test_blocks_missing_at_the_end_of_the_ring_end_the_log() -> None:
     assert records(log) == places[:1]
 
 
+@pytest.mark.parametrize("first", [100, 480])
+def test_holes_are_seen_without_checksums(first: int) -> None:
+    """Records of 9 blocks: the third has a hole, the fourth was written in time, but nothing can come of it."""
+    log = ForgedLog(cycle=5)
+    log.head = first
+    for block in range(first):
+        log._stamp(block, 5)
+    log.unmount()
+    regions = [(1, forge.CLIENT, 0, bytes(4000))]
+    places = [log.record(regions, is_sealed=False) for _ in range(4)]
+    assert records(log) == places
+    hole = (first + 2 + 2 * 9 + 4) % log.blocks
+    log._stamp(hole, 5 if hole < first else 4)
+    assert records(log) == places[:2]
+
+
 def test_a_record_far_from_the_head_that_fails_its_checksum_is_damage() -> None:
     log, places = written(12)
     log.ring[places[1] % 2**32 * 512 + 700] ^= 1

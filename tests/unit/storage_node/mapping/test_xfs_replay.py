@@ -14,9 +14,11 @@ import pytest
 from backplane.file_map.model import ExtentFlag, FileExtent, FileRow
 from backplane.testing import xfs_forge as forge
 from backplane.testing import xfs_images as images
+from backplane.testing import xfs_trees as trees
 from backplane.testing.xfs_forge import ForgedVolume
 from backplane.testing.xfs_images import FileSource, differences, kernel_truth, make_image, mounted
 from backplane.units import MIB
+from storage_node.mapping import xfs_replay
 from storage_node.mapping.reader import BytesSource, MappingError, UnsupportedError
 from storage_node.mapping.xfs import XfsReader
 from storage_node.mapping.xfs_replay import Replayed, replay
@@ -60,7 +62,7 @@ def test_copies_of_a_mounted_volume_are_what_the_kernel_recovers(
         images.run("cp", "--sparse=always", image, copies[name])
 
     with mounted(image, tmp_path / "mount") as top:
-        images.make_tree(top)
+        trees.make_tree(top)
         with (top / "deleted and open").open("wb") as held:
             held.write(bytes(50_000))
             os.fsync(held.fileno())
@@ -75,7 +77,7 @@ def test_copies_of_a_mounted_volume_are_what_the_kernel_recovers(
                 images.run("fsfreeze", "-u", top)
             shutil.rmtree(top / "names" / "700")
             for number in range(300):
-                images.write(top / f"again {number}", images.data(number, number * 31))
+                trees.write(top / f"again {number}", trees.data(number, number * 31))
             images.run("sync", "-f", top)
             take("changed")
     states = {}
@@ -106,7 +108,7 @@ def test_snapshots_under_load_are_what_the_kernel_recovers(tmp_path: Path) -> No
         with mounted(image, tmp_path / "live") as top:
             stop = threading.Event()
             work = [
-                threading.Thread(target=images.keep_busy, args=(top / f"{seed}", seed, stop))
+                threading.Thread(target=trees.keep_busy, args=(top / f"{seed}", seed, stop))
                 for seed in range(2)
             ]
             for thread in work:
@@ -135,7 +137,7 @@ def test_damage_of_a_log_never_ends_a_reading(tmp_path: Path) -> None:
     """What was changed near the head looks as if it had never been written; all else is told."""
     image = make_image(tmp_path / "small.img")
     with mounted(image, tmp_path / "mount") as top:
-        images.make_small_tree(top)
+        trees.make_small_tree(top)
         for number in range(15):
             (top / f"{number}").touch()
             images.run("sync", "-f", top)
@@ -288,6 +290,62 @@ def test_new_inodes_are_made_and_then_filled() -> None:
     assert int.from_bytes(raw[152:160], "big") == 120 * 8 + 1
     assert int.from_bytes(raw[92:96], "big") == 99
     assert raw[160:176] == forge.UUID
+
+
+def test_new_inodes_that_were_removed_again_are_not_made() -> None:
+    made = volume()
+    made.log.transaction(forge.create_item(8, 8))
+    made.log.transaction(forge.cancel_item(64, 64))
+    assert file_row(made).size == 5000
+
+
+def test_many_extents_are_counted_elsewhere_in_the_log_as_well() -> None:
+    made = volume()
+    other = ForgedVolume()
+    other.add_inode(FILE, FILE_MODE, forge.extent(0, 110, 3), size=9000, flags2=0x18)
+    raw = bytearray(other.inodes[FILE])
+    raw[24:32], raw[76:80] = (1).to_bytes(8, "big"), bytes(4)
+    core = forge.host_core(bytes(raw))
+    made.log.transaction(
+        forge.inode_item(FILE, core, forge.extent(0, 110, 3), fields=CORE | DATA_EXTENTS)
+    )
+    assert file_row(made).extents == (FileExtent(0, 110 * 4096, 3 * 4096),)
+
+
+def test_a_device_number_is_in_the_item_itself() -> None:
+    made = ForgedVolume()
+    made.add_directory(forge.ROOT, [(b"file", FILE, 3)])
+    made.add_inode(FILE, 0o020644, bytes(4), form=0)
+    core = forge.host_core(made.inodes[FILE])
+    made.log.transaction(
+        forge.inode_item(FILE, core, fields=CORE | 0x10, device=259 << 18 | 70_000)
+    )
+    assert file_row(made).device == 259 << 32 | 70_000
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_tree_that_the_log_gave_to_another_file_is_read(is_given: bool) -> None:
+    made = ForgedVolume()
+    made.add_directory(forge.ROOT, [(b"file", FILE, 1)])
+    head = struct.pack(">4sHHQQQQ16sQII", b"BMA3", 0, 1, 0, 0, 105 * 8, 0, forge.UUID, 99, 0, 0)
+    made.blocks[105] = forge.sealed((head + forge.extent(0, 110, 1)).ljust(4096, b"\0"), 64)
+    # The fork has 336 bytes: room for 20 keys, then as many pointers.
+    root = struct.pack(">HH160xQ", 1, 1, 105)
+    made.add_inode(FILE, FILE_MODE, root, form=3, size=4096, count=1)
+    core = forge.host_core(made.inodes[FILE])
+    made.log.transaction(forge.inode_item(FILE, core, fields=CORE | 0x200 * is_given))
+    assert bool(file_row(made).error) != is_given
+    assert bool(file_row(made).extents) == is_given
+
+
+def test_a_log_that_changes_too_much_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume()
+    made.log.transaction(space_item(200))
+    monkeypatch.setattr(xfs_replay, "OVERLAY_BYTES_MAX", 512)
+    assert replayed(made).state == "replayed"
+    monkeypatch.setattr(xfs_replay, "OVERLAY_BYTES_MAX", 511)
+    assert replayed(made).state == "dirty"
+    assert "511 bytes" in replayed(made).reason
 
 
 def space_block(count: int) -> bytes:
@@ -469,6 +527,9 @@ BAD_ITEMS = {
     "a buffer behind the end": forge.buffer_item(forge.BLOCKS * 8, 8, {0: bytes(128)}),
     "an inode in another place": forge.inode_item(
         FILE, bytes(176), bytes(16), fields=5, cluster=(72, 64)
+    ),
+    "an inode in the place of another": forge.inode_item(
+        FILE, b"NI" + bytes(174), bytes(16), fields=5, at=0
     ),
     "an inode where none is": forge.inode_item(90, bytes(176), bytes(16), fields=5),
     "inodes of another size": forge.create_item(120, 8, inodes=32),

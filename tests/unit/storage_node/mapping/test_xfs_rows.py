@@ -58,6 +58,7 @@ def test_deleted_files_that_are_still_open_are_left_out() -> None:
     made.add_inode(65, FILE)
     made.add_inode(66, FILE, links=0)
     made.add_inode(67, 0)
+    made.add_directory(68, [(b"b", 65, 1)], links=0)
     rows, problems = read(made)
     assert rows.keys() == {b"", b"a"}
     assert problems == []
