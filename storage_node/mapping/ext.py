@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from backplane.file_map.model import PATH_BYTES_MAX, ByteRun, FileRow, FileSystem, Kind
@@ -91,11 +92,10 @@ class ExtReader:
         self._groups = Groups(superblock, source)
         self._inodes = InodeTable(superblock, self._groups, source)
         maps = BlockMaps(superblock, source)
-        self._directories = Directories(superblock, maps, source)
+        self._new_directories = partial(Directories, superblock, maps, source)
         self._bitmaps = Bitmaps(superblock, self._groups, source)
         self._rows = Rows(superblock, self._inodes, maps, source, overlay)
-        self._reached = _InodeSet(superblock.group_inodes)
-        self._visited = _InodeSet(superblock.group_inodes)
+        self._begin_walk()
         self._linked: dict[int, FileRow] = {}
         self._linked_extents = 0
         self._bad_names: dict[int, str] = {}
@@ -161,6 +161,7 @@ class ExtReader:
 
     def rows(self) -> Iterator[FileRow]:
         """Yield every path, the root directory included."""
+        self._begin_walk()
         frames = [_Frame(b"", ROOT_INODE)]
         frames[0].add(ROOT_INODE, b"")
         while frames:
@@ -177,6 +178,11 @@ class ExtReader:
         for _ in self.allocated():
             pass
         self._tell_all(self._bitmaps.problems)
+
+    def _begin_walk(self) -> None:
+        self._directories = self._new_directories()
+        self._reached = _InodeSet(self._superblock.group_inodes)
+        self._visited = _InodeSet(self._superblock.group_inodes)
 
     def _directory_rows(self, frame: _Frame, parent: int) -> Iterator[FileRow]:
         """Yield the rows of a directory's entries, then its own; put its directories into its frame."""

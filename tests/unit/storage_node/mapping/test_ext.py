@@ -508,6 +508,12 @@ def test_allocated_runs_that_are_not_kept_are_read_again(
     assert Outcome(small).runs == right.runs
 
 
+def test_rows_can_be_asked_for_again(small: bytes) -> None:
+    reader = ExtReader(BytesSource(small))
+    assert list(reader.rows()) == list(reader.rows())
+    assert reader.problems == []
+
+
 def test_many_names_of_a_file_have_the_same_row(
     small: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
