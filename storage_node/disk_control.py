@@ -431,6 +431,7 @@ class DiskControl:
                 connections=self.connections.get(message.volume, 0),
                 has_writer=self._has_writer(record),
                 now=self.clock.monotonic(),
+                is_shared=message.is_shared,
             )
             return self._volume_state(record)
 
@@ -459,7 +460,7 @@ class DiskControl:
         """
         record = self.book.volumes.get(volume)
         if record is not None and record.state is State.ONLINE:
-            self._reservations.require(volume, job)
+            self._reservations.require(volume, job, now=self.clock.monotonic())
 
     def unreserve(self, message: VolumeUnreserve) -> None:
         """Let workstations use the volume again; what was written is durable then."""

@@ -617,7 +617,8 @@ class VolumeReserve(Message):
     """Keep workstations away from a volume that stays online, while a job puts files back onto it.
 
     Refused with `busy` while one is connected, or if another job has it.  Ends by `volume.unreserve`, by itself after
-    `ttl_s`, and with the node's process.  The same again prolongs it.
+    `ttl_s`, and with the node's process.  The same again prolongs it.  With `is_shared` workstations stay, and the job
+    may not write a moment longer than `ttl_s`.
     """
 
     kind: ClassVar[str] = "volume.reserve"
@@ -625,6 +626,7 @@ class VolumeReserve(Message):
     volume: VolumeId
     job: JobId
     ttl_s: float
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

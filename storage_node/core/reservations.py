@@ -6,11 +6,15 @@ A reservation keeps workstations away from a volume that stays online, while fil
 job that has it may write there, whatever grants say.  Which blocks it may write is a matter of grants and fences, as
 always.  Nothing of it is kept over a restart of the node: whoever wants to go on reserves again, and proves again that
 what he writes is still what he takes it for, because a workstation may have been there in between.
+
+A *shared* reservation lets workstations stay: files are written beneath the file system of one that holds them for the
+job.  It holds them for so long and no longer, so the time of such a reservation is strict: when it is over the job may
+not write, whoever else is there, and nothing prolongs it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from backplane.errors import BusyError, RefusedError, UsageError
@@ -24,6 +28,7 @@ class _Reservation:
     job: JobId
     ttl_s: float
     until_s: float
+    is_shared: bool = False
 
 
 class Reservations:
@@ -41,6 +46,7 @@ class Reservations:
         connections: int,
         has_writer: bool,
         now: float,
+        is_shared: bool = False,
     ) -> None:
         """Reserve a volume, or prolong that; raises `BusyError` if it is used or reserved by another job."""
         if not 0 < ttl_s <= RESERVED_S_MAX:
@@ -48,27 +54,29 @@ class Reservations:
                 f"a reservation lasts longer than 0 and at most {RESERVED_S_MAX:.0f} s"
             )
         self.check(volume, has_writer=has_writer, now=now, job=job)
-        if connections:
+        if connections and not is_shared:
             raise BusyError(
                 f"{connections} workstation{'s are' if connections > 1 else ' is'} connected",
                 hint="unmount the volume and disconnect, or restore to another place",
             )
-        self._held[volume] = _Reservation(job, ttl_s, now + ttl_s)
+        self._held[volume] = _Reservation(job, ttl_s, now + ttl_s, is_shared)
 
-    def require(self, volume: VolumeId, job: JobId) -> None:
+    def require(self, volume: VolumeId, job: JobId, *, now: float) -> None:
         """Raise `RefusedError` unless a job has the volume, without a gap since it reserved it."""
         held = self._held.get(volume)
         if held is None or held.job != job:
             raise RefusedError(f"job {job} has not reserved the volume")
+        if held.is_shared and now >= held.until_s:
+            raise RefusedError(f"the time is over for which job {job} had reserved the volume")
 
     def prolong(self, volume: VolumeId, job: JobId, *, now: float) -> None:
         """Let a reservation last as long as when it was made; raises `RefusedError` if the job has it no more.
 
         One whose time was over, but which nobody has ended, goes on: nobody was there.
         """
-        self.require(volume, job)
-        ttl_s = self._held[volume].ttl_s
-        self._held[volume] = _Reservation(job, ttl_s, now + ttl_s)
+        self.require(volume, job, now=now)
+        held = self._held[volume]
+        self._held[volume] = replace(held, until_s=now + held.ttl_s)
 
     def unreserve(self, volume: VolumeId, job: JobId) -> None:
         """Give a volume back; what another job has, or nobody, is left as it is."""
@@ -79,9 +87,12 @@ class Reservations:
     def check(
         self, volume: VolumeId, *, has_writer: bool, now: float, job: JobId | None = None
     ) -> None:
-        """Raise `BusyError` if somebody else has the volume; `has_writer`: a mover may still write it."""
+        """Raise `BusyError` if somebody else has the volume; `has_writer`: a mover may still write it.
+
+        Without a `job` it is a workstation that asks.
+        """
         held = self._held.get(volume)
-        if held is None or held.job == job:
+        if held is None or held.job == job or (held.is_shared and job is None):
             return
         if now >= held.until_s and not has_writer:
             del self._held[volume]

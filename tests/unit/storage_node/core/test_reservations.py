@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backplane.errors import BusyError, UsageError
+from backplane.errors import BusyError, RefusedError, UsageError
 from backplane.ids import JobId, VolumeId
 from storage_node.core.reservations import RESERVED_S_MAX, Reservations
 
@@ -76,3 +76,42 @@ def test_a_reservation_does_not_end_while_a_mover_may_write(held: Reservations) 
 def test_a_reservation_has_an_end(ttl_s: float) -> None:
     with pytest.raises(UsageError):
         Reservations().reserve(VOLUME, JOB, ttl_s=ttl_s, connections=0, has_writer=False, now=0.0)
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def share(made: Reservations, job: JobId = JOB, *, now: float = 0.0, ttl_s: float = 30.0) -> None:
+    made.reserve(
+        VOLUME, job, ttl_s=ttl_s, connections=2, has_writer=True, now=now, is_shared=True
+    )
+
+
+def test_a_shared_reservation_lets_workstations_stay_and_come_and_keeps_jobs_away() -> None:
+    made = Reservations()
+    share(made)
+    assert is_free(made)
+    for other in (share, reserve):
+        with pytest.raises(BusyError, match="job 7"):
+            other(made, STRANGER)
+    made.require(VOLUME, JOB, now=29.0)
+
+
+def test_the_time_of_a_shared_reservation_is_strict_and_does_not_come_back() -> None:
+    """Who has held the files beneath which a job writes does so no longer."""
+    made = Reservations()
+    share(made)
+    made.prolong(VOLUME, JOB, now=20.0)
+    made.require(VOLUME, JOB, now=49.9)
+    with pytest.raises(RefusedError, match="time is over"):
+        made.require(VOLUME, JOB, now=50.0)
+    with pytest.raises(RefusedError, match="time is over"):
+        made.prolong(VOLUME, JOB, now=50.0)
+
+
+def test_a_shared_reservation_that_is_over_is_anothers_when_nobody_writes() -> None:
+    made = Reservations()
+    share(made)
+    with pytest.raises(BusyError):
+        made.check(VOLUME, job=STRANGER, now=30.0, has_writer=True)
+    made.check(VOLUME, job=STRANGER, now=30.0, has_writer=False)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from storage_node.core.placement import EXTENTS_MAX
-from storage_node.placing import extent_map
 from storage_node.placing.extent_map import inode_flags, read_map
 
 
@@ -61,7 +60,7 @@ def test_flags_that_a_file_system_does_not_have_are_none(monkeypatch: pytest.Mon
     def refuse(*_: object) -> bytes:
         raise OSError(errno.ENOTTY, "no such thing")
 
-    monkeypatch.setattr(extent_map.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
     assert inode_flags(7) == (0, 0)
 
 
@@ -69,7 +68,7 @@ def test_an_error_about_flags_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object) -> bytes:
         raise OSError(errno.EIO, "it is broken")
 
-    monkeypatch.setattr(extent_map.fcntl, "ioctl", fail)
+    monkeypatch.setattr(fcntl, "ioctl", fail)
     with pytest.raises(OSError, match="broken"):
         inode_flags(7)
 
