@@ -96,8 +96,6 @@ class ExtReader:
         self._bitmaps = Bitmaps(superblock, self._groups, source)
         self._rows = Rows(superblock, self._inodes, maps, source, overlay)
         self._begin_walk()
-        self._linked: dict[int, FileRow] = {}
-        self._linked_extents = 0
         self._bad_names: dict[int, str] = {}
         self._used: array[int] | None = None
 
@@ -183,6 +181,8 @@ class ExtReader:
         self._directories = self._new_directories()
         self._reached = _InodeSet(self._superblock.group_inodes)
         self._visited = _InodeSet(self._superblock.group_inodes)
+        self._linked: dict[int, FileRow] = {}
+        self._linked_extents = 0
 
     def _directory_rows(self, frame: _Frame, parent: int) -> Iterator[FileRow]:
         """Yield the rows of a directory's entries, then its own; put its directories into its frame."""
