@@ -26,6 +26,9 @@ RANGES_PER_CHECK: Final = 8192
 RECORDS_BYTES_PER_CHECK: Final = 128 * 1024 * 1024
 """Records are read whole, however little of them is compared."""
 
+NARROWED_MAX: Final = 64
+"""More pieces than this that differ at once are believed to differ from end to end."""
+
 LOADS_MAX: Final = 5
 """How often a cartridge is loaded again for one reading, because its node has restarted."""
 
@@ -51,24 +54,49 @@ def check_list(
         waiting = [batch]
         while waiting:
             some = waiting.pop()
-            try:
-                expected = yield from _on_tape(reader, part, some)
-                found = yield from _on_disk(volume, some, content.block_bytes)
-            except MediumError:
-                if len(some) == 1:
-                    wrong += _extents(some, content.block_bytes)
-                    continue
-                # One piece of them cannot be read; the others can be compared.
+            differing = yield from _differing(reader, part, volume, some, content.block_bytes)
+            if differing is None:
+                # One of them cannot be read; the others can be compared.
                 half = len(some) // 2
                 waiting += [some[half:], some[:half]]
-                continue
-            differing = [
-                piece
-                for piece, left, right in zip(some, expected, found, strict=True)
-                if left != right
-            ]
-            wrong += _extents(differing, content.block_bytes)
+            elif len(differing) > NARROWED_MAX:
+                wrong += _extents(differing, content.block_bytes)
+            else:
+                wrong += _extents(
+                    [each for each in differing if each[3] == content.block_bytes],
+                    content.block_bytes,
+                )
+                halves = list(_halves(differing, content.block_bytes))
+                waiting += [halves] if halves else []
     return wrong
+
+
+def _differing(
+    reader: PartReader,
+    part: PartRow,
+    volume: VolumeRow,
+    batch: list[Piece],
+    block_bytes: int,
+) -> Step:
+    """Return the pieces that differ; None if one of several cannot be read."""
+    try:
+        expected = yield from _on_tape(reader, part, batch)
+        found = yield from _on_disk(volume, batch, block_bytes)
+    except MediumError:
+        return batch if len(batch) == 1 else None
+    return [
+        piece for piece, left, right in zip(batch, expected, found, strict=True) if left != right
+    ]
+
+
+def _halves(pieces: Sequence[Piece], block_bytes: int) -> Iterator[Piece]:
+    """Yield pieces cut in two, those of one block left out: a file is not to blame for its neighbour."""
+    for record, offset, lba, count in pieces:
+        blocks = count // block_bytes
+        if blocks > 1:
+            left = blocks // 2 * block_bytes
+            yield record, offset, lba, left
+            yield record, offset + left, lba + blocks // 2, count - left
 
 
 def _pieces(content: PartPicks, first: int, end: int) -> Iterator[Piece]:

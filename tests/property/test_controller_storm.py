@@ -15,8 +15,10 @@ import random
 from typing import Any
 
 from backplane.errors import BackupError
+from backplane.file_map.selection import Selection
 from backplane.ids import NodeName
 from controller.core import effects as core
+from tests.site import maps
 from tests.site.disk import BLOCK
 from tests.site.site import Chances, Site, backed_up, content, ledger, restored
 
@@ -31,6 +33,9 @@ CAUSES = (
     "is not empty",
     "without writes within",
     "was released",  # a repeated view.create, whose first answer was "not quiet"
+    "no file can be put back in place",
+    "volume p is in use",
+    "does not stay reserved",
 )
 """Why a job may fail in weather that never damages anything."""
 
@@ -49,6 +54,9 @@ class Story:
         for number, name in enumerate("abc"):
             last = number * 10 + self.chance.randrange(1, 20)
             self.make_volume(name, list(range(number * 10, last)))
+        self.strangers: dict[int, bytes] = {}
+        """Blocks of volume p that belong to files that nobody has backed up."""
+        self.put_back = self.make_in_place()
         for tag in TAGS[:2]:
             tape = self.site.tapes[tag]
             tape.capacity = len(tape.objects) + self.chance.randrange(2, 40)
@@ -62,6 +70,30 @@ class Story:
         files.free = set(lbas[:1])
         files.table = {"drop": tuple(lbas[1:half]), "keep/it": tuple(lbas[half:])}
         files.rows_per_page = 1
+
+    def make_in_place(self) -> int:
+        """Back up a volume with files, and change them; returns the backup."""
+        volume = self.site.make_volume("p", data=content(*range(30)))
+        volume.files.table = {"keep": tuple(range(4, 12)), "lie": tuple(range(12, 20)), "z": (40,)}
+        volume.files.rows_per_page = 1
+        job = self.site.submit("backup", volume="p", token="p")
+        self.site.run()
+        self.change_files()
+        return int(self.site.job(job).backup)
+
+    def change_files(self) -> None:
+        """A workstation writes to the files of p."""
+        volume = self.site.disk.by_name("p")
+        for lbas in volume.files.table.values():
+            volume.write({lba: b"?" * BLOCK for lba in lbas if lba not in self.strangers})
+
+    def move_file(self) -> None:
+        """A workstation makes a file of p anew, and gives its old blocks to another file."""
+        volume = self.site.disk.by_name("p")
+        if "lie" in volume.files.table and volume.files.table["lie"][0] == 12:
+            volume.files.table |= {"lie": tuple(range(50, 58)), "other": tuple(range(12, 20))}
+            self.strangers = {lba: b"other" + bytes([lba]) * 507 for lba in range(12, 20)}
+            volume.write(self.strangers)
 
     def play(self) -> None:
         """Let the storm blow, and the sun shine after it."""
@@ -87,6 +119,11 @@ class Story:
             "raw",
             "group",
             "restore",
+            "files",
+            "in-place",
+            "in-place",
+            "visit",
+            "visit",
             "verify",
             "cancel",
             "cancel",
@@ -110,12 +147,37 @@ class Story:
                     site.disk.writers[volume] = "10.0.0.7"
             case "restore":
                 site.submit("restore", backup=self.backup, new=token, token=token)
+            case "files":
+                paths = [chance.choice(("keep", "lie", "?"))]
+                is_staged = chance.random() < 0.5
+                site.submit(
+                    "restore",
+                    backup=self.put_back,
+                    new=token,
+                    token=token,
+                    paths=paths,
+                    staging=is_staged,
+                )
+            case "in-place":
+                paths = [chance.choice(("keep", "lie", "*"))]
+                site.submit("restore", backup=self.put_back, token=token, paths=paths)
+            case "visit":
+                self.visit()
             case "verify":
                 site.submit("verify", backup=self.backup, token=token)
             case "cancel" if jobs:
                 site.begin_call("job.cancel", job=chance.choice(jobs).row.job)
             case _:
                 self.move(token)
+
+    def visit(self) -> None:
+        """A workstation connects to p and uses it, or goes."""
+        disk = self.site.disk
+        if disk.by_name("p").row.connections:
+            disk.disconnect("p")
+            return
+        disk.connect("p")
+        self.move_file() if self.chance.random() < 0.3 else self.change_files()
 
     def move(self, token: str) -> None:
         site = self.site
@@ -168,6 +230,8 @@ class Story:
     def clear_up(self) -> None:
         site = self.site
         site.disk.writers.clear()
+        if site.disk.by_name("p").row.connections:
+            site.disk.disconnect("p")
         for node in ("disk", "tape"):
             site.connect(node)
         for mover in list(site.movers):
@@ -194,11 +258,14 @@ class Story:
         assert not registry.volume_claims
         assert site.alarms == []
         self.judge_volumes()
+        self.judge_in_place()
         for row in site.catalog.jobs(limit=100):
             self.judge_job(row)
             self.judge_group(row)
         for backup in list(site.machine.backups.values()):
             assert backup.state in ("completed", "failed")
+            if backup.backup == self.put_back:
+                continue  # Its volume is another one now.
             self.judge_map(backup)
             if backup.state == "completed":
                 name = f"copy-of-{backup.backup}"
@@ -239,6 +306,25 @@ class Story:
             if not row.is_deleted and row.volume not in self.site.volumes
         ]
         assert not missing
+
+    def judge_in_place(self) -> None:
+        """Nothing was written that was not proved; what came back came back whole; nobody is kept out any more."""
+        volume = self.site.disk.by_name("p")
+        old, data = content(*range(30)), volume.data
+        assert not self.site.disk.reserved
+        assert {lba: data[lba] for lba in self.strangers} == self.strangers
+        for lba in (*range(4), *range(20, 30)):
+            assert data[lba] == old[lba], f"LBA {lba} was nobody's to write"
+        assert set(data) <= {*range(30), 40, *range(50, 58)}
+        for row in self.site.catalog.jobs(limit=100):
+            files = json.loads(row.result).get("files", {})
+            if row.state != "completed" or json.loads(row.plan).get("way") in (None, "in-place"):
+                continue
+            copy = self.site.volumes[row.volume].data
+            for path, lbas in (("keep", range(4, 12)), ("lie", range(12, 20))):
+                if Selection.from_json(json.loads(row.plan)["selection"]).picks(maps.row(path)):
+                    assert {lba: copy[lba] for lba in lbas} == {lba: old[lba] for lba in lbas}
+            assert files["failed"] == 0
 
     def judge_group(self, row: Any) -> None:
         """All jobs of a group have views of one instant, or none has."""
