@@ -1,4 +1,4 @@
-"""Start a storage node: `storage-node --config FILE`; or prepare files: `storage-node place --folder DIR`."""
+"""Start a storage node: `storage-node --config FILE`; or prepare files (`place`), or map an image (`map`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import click
 
 from backplane.errors import BackupError
 from backplane.runtime import failpoints
+from backplane.runtime.clock import SystemClock
 from backplane.runtime.config import load_config
 from backplane.runtime.logs import setup_logs
 from storage_node.config import StorageNodeConfig
+from storage_node.mapping.limits import MappingRules
+from storage_node.mapping.opinion import survey
+from storage_node.mapping.opinion_report import as_json, as_text
 from storage_node.placing.prepared import opened_folder
 from storage_node.placing.session import HOLD_S, Session
 from storage_node.service import run
@@ -80,6 +84,35 @@ def place(folder: Path, hold_s: float) -> None:
     except (OSError, BackupError) as error:
         click.echo(f"storage-node: {error}", err=True)
         sys.exit(int(error.exit_code) if isinstance(error, BackupError) else 1)
+
+
+@main.command("map")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--second-opinion", is_flag=True, help="Compare with what the library pytsk3 says.")
+@click.option(
+    "--seconds-max",
+    type=click.FloatRange(min=1),
+    default=MappingRules().seconds_max,
+    show_default=True,
+    help="What our readers, and the library for each file system, may take.",
+)
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def map_image(image: Path, second_opinion: bool, seconds_max: float, output: str) -> None:
+    """Say what is on an image file or block device, which is only read: file systems, files, what is allocated.
+
+    \b
+    Exit codes: 0 mapped, and nothing speaks against it; 1 failed; 2 usage; 3 the second opinion differs, or the
+    library failed; 4 no such image, or nothing known on it; 5 recognised and not readable, or the library is not
+    installed; 8 damaged.
+    """
+    rules = MappingRules(seconds_max=seconds_max)
+    try:
+        found = survey(image, rules=rules, clock=SystemClock(), has_opinion=second_opinion)
+    except BackupError as error:
+        click.echo(f"storage-node: {error}", err=True)
+        sys.exit(int(error.exit_code))
+    click.echo(as_json(found) if output == "json" else as_text(found))
+    sys.exit(int(found.exit_code))
 
 
 if __name__ == "__main__":
