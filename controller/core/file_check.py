@@ -80,7 +80,7 @@ def _differing(
 ) -> Step:
     """Return the pieces that differ; None if one of several cannot be read."""
     try:
-        expected = yield from _on_tape(reader, part, batch)
+        expected = yield from on_tape(reader, part, batch)
         found = yield from _on_disk(volume, batch, block_bytes)
     except MediumError:
         return batch if len(batch) == 1 else None
@@ -127,7 +127,7 @@ def _batches(content: PartPicks, first: int, end: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _on_tape(reader: PartReader, part: PartRow, batch: list[Piece]) -> Step:
+def on_tape(reader: PartReader, part: PartRow, batch: list[Piece]) -> Step:
     """Return the checksums of pieces as the cartridge has them; raises `MediumError` if one cannot be read."""
     ranges = b"".join(
         RANGE.pack(part.data_object + record, offset, count) for record, offset, _, count in batch

@@ -43,7 +43,7 @@ from controller.core.answers import view_of
 from controller.core.chain import Reading
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns, subtract, unite
-from controller.core.file_choice import FileChoice, blocks_of, content_runs, summary
+from controller.core.file_choice import FileChoice, Visit, blocks_of, content_runs, summary
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.map_pages import shown
@@ -99,8 +99,8 @@ def restore_in_place(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure
     else:
         raise RefusedError(f"volume {volume.name} does not stay reserved: {lost.message}")
     yield from list_lost_files(desk, job)
-    yield _ask_fence(desk, volume)
-    yield _ask_unreserve(job, volume)
+    yield ask_fence(desk, volume)
+    yield ask_unreserve(job, volume)
     job.result["volume"] = volume.name
     end_restore(desk, job)
 
@@ -112,7 +112,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     readings = yield from lay_out(desk, job, row, wanted)
     digest = hashlib.sha256(wanted.pack()).hexdigest()
     if job.plan.get("proof") != digest:
-        _begin_anew(job, digest)
+        begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
     if job.state is JobState.QUEUED:
         job.update(started=desk.wall)
@@ -120,11 +120,11 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         desk.enter(job, JobState.COPYING)
     desk.save(job)
     yield from _zero(job, volume, subtract(wanted, _taken(readings)))
-    yield from copy_readings(desk, job, readings, None, before_list=lambda: _hold(job, volume))
+    yield from copy_readings(desk, job, readings, None, before_list=lambda: hold(job, volume))
     desk.enter(job, JobState.COMMITTING)
 
 
-def _begin_anew(job: Job, proof: str) -> None:
+def begin_anew(job: Job, proof: str) -> None:
     """Copy everything under another proof: some of what was copied may not belong to these files any more."""
     repeated = job.plan.get("repeated_bytes", 0) + job.row.done_bytes
     job.plan.update(proof=proof, part=1, record=0, lost=[], repeated_bytes=repeated)
@@ -137,10 +137,10 @@ def clean_up_in_place(desk: Desk, job: Job) -> Step:
     """Nobody writes any more, and workstations may have the volume again."""
     volume = desk.registry.volumes[job.row.volume]
     if job.plan.get("is_reserved"):
-        yield from tolerantly(desk, job, _ask_fence(desk, volume))
+        yield from tolerantly(desk, job, ask_fence(desk, volume))
         if job.row.view:
             yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
-        yield from tolerantly(desk, job, _ask_unreserve(job, volume))
+        yield from tolerantly(desk, job, ask_unreserve(job, volume))
     if job.plan.get("is_writing"):
         desk.log(job, "error", MIXTURE)
 
@@ -154,8 +154,8 @@ def _prove(desk: Desk, job: Job, row: BackupRow, volume: VolumeRow) -> Step:
     choice: FileChoice = yield from choose_files(desk, job, row, proof.expect)
     yield from _reserve(desk, job, volume)
     # Who was let in by an earlier proof is not let in again.
-    yield _ask_fence(desk, volume)
-    yield from _map_volume(desk, job, volume, proof)
+    yield ask_fence(desk, volume)
+    yield from map_volume(desk, job, volume, proof.compare)
     for path, reason in proof.objections():
         choice.refuse(path, reason)
     if choice.files and not proof.files:
@@ -233,8 +233,8 @@ class Proof:
         return ""
 
 
-def _map_volume(desk: Desk, job: Job, volume: VolumeRow, proof: Proof) -> Step:
-    """Take a view of the volume as it is, show its rows to the proof, and release it."""
+def map_volume(desk: Desk, job: Job, volume: VolumeRow, compare: Visit) -> Step:
+    """Take a view of the volume as it is, show its rows to a proof, and release it."""
     yield from _release_view(
         desk, job, volume
     )  # of an earlier proof, which was older than the reservation
@@ -248,7 +248,7 @@ def _map_volume(desk: Desk, job: Job, volume: VolumeRow, proof: Proof) -> Step:
         held.append((yield from _ask_page(volume, view, number)))
         if not open_page(held[-1], PageKind.ROWS).flags & GOES_ON_IN_NEXT:
             for row in join_rows(held):
-                proof.compare(row)
+                compare(row)
             held = []
     yield from _release_view(desk, job, volume)
 
@@ -323,12 +323,13 @@ def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         ) from error
 
 
-def _hold(job: Job, volume: VolumeRow) -> Step:
+def hold(job: Job, volume: VolumeRow) -> Step:
     """Raise `ProofLostError` unless the volume was reserved all the time since the proof; prolong that."""
     yield from _zero_some(job, volume, [])
 
 
-def _ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
+def ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
+    """Return the wish that a reservation ends."""
     return Ask(
         node=volume.node,
         make=lambda request: VolumeUnreserve(
@@ -338,7 +339,8 @@ def _ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
     )
 
 
-def _ask_fence(desk: Desk, volume: VolumeRow) -> Ask:
+def ask_fence(desk: Desk, volume: VolumeRow) -> Ask:
+    """Return the wish for a fence: whoever was let in before is not let in again."""
     epoch: Epoch = desk.next_epoch()
     return Ask(
         node=volume.node,

@@ -16,6 +16,7 @@ written with the cartridge (`file_check`), and says which files did not come bac
     volume     a volume of its own, with everything else in use but other files' contents: it can be mounted
     staging    a volume of its own with nothing but the contents: `ctl` makes files of it elsewhere, and deletes it
     in-place   onto the volume that the files came from, which stays online (`in_place`)
+    placed     into files that a workstation has prepared on a volume that it has mounted (`placed`)
 
 What was asked of the target's node is in the plan before it is asked, so a clean-up knows what may have happened:
 
@@ -86,7 +87,8 @@ from controller.core.procedure import (
 from controller.core.volumes import ask_create, ask_publish, drop_volume, forget_volume
 
 IN_PLACE: Final = "in-place"
-WAYS: Final = ("volume", "staging", IN_PLACE)
+PLACED: Final = "placed"
+WAYS: Final = ("volume", "staging", IN_PLACE, PLACED)
 LOST_EXTENTS_MAX: Final = 50_000
 """Pieces that could not be restored, in one job: more is no restore."""
 
@@ -254,7 +256,7 @@ def choose_files(desk: Desk, job: Job, row: BackupRow, on_file: Visit | None = N
     """
     selection = Selection.from_json(job.plan["selection"])
     choice = FileChoice(
-        selection, within=_within(row), is_volume=job.plan["way"] == "volume", on_file=on_file
+        selection, within=within_of(row), is_volume=job.plan["way"] == "volume", on_file=on_file
     )
     header = yield from fetch_header(row.backup)
     yield from visit_rows(row.backup, header, choice.add)
@@ -281,7 +283,7 @@ def _tell(desk: Desk, job: Job, text: str) -> None:
         desk.log(job, "info", text)
 
 
-def _within(row: BackupRow) -> Selection | None:
+def within_of(row: BackupRow) -> Selection | None:
     """Return what a backup was limited to when it was made."""
     return Selection.from_json(json.loads(row.selection)) if row.selection else None
 
@@ -370,7 +372,7 @@ def _restore_part(
             disk=volume.designator,
             tape=reader.drive_unit,
             identifier=list_identifier(desk.next_number("list")),
-            is_exact=plan.get("way") == IN_PLACE,
+            is_exact=plan.get("way") in (IN_PLACE, PLACED),
         )
         rights = Rights.READ | Rights.WRITE
         uses = (
@@ -463,7 +465,7 @@ def list_lost_files(desk: Desk, job: Job) -> Step:
     way = job.plan["way"]
     found = LostFiles(lost, block_bytes=row.block_bytes, is_volume=way == "volume")
     selection = Selection.from_json(job.plan["selection"])
-    within = _within(row)
+    within = within_of(row)
 
     def see(each: FileRow) -> None:
         is_meant = selection.picks(each) and (within is None or within.picks(each))
