@@ -278,12 +278,7 @@ def _submit_in_place(
     state = desk.registry.volume_state(row.volume)
     if state is not None and state.state != "online":
         raise BusyError(f"volume {volume.name} is {state.state}", hint=ELSEWHERE)
-    if state is not None and state.connections:
-        raise RefusedError(
-            f"volume {volume.name} is used by {state.connections} NBD connection"
-            f"{'s' if state.connections > 1 else ''}: its files cannot be put back beneath it",
-            hint=f"unmount it, or {ELSEWHERE}",
-        )
+    # Whether a workstation is connected only the node knows: it has not told of those who have gone since.
     plan = {
         "is_new": False,
         "is_forced": False,
