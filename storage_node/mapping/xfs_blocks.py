@@ -137,15 +137,30 @@ class Blocks:
         self.check(data, [(byte, count)], seal, owner, what)
         return data
 
+    def read_older(self, byte: int, count: int) -> bytes:
+        """Return bytes as they lie on the volume: at most one read."""
+        return self._source.read(byte, count)
+
     def check(
-        self, data: bytes, places: list[tuple[int, int]], seal: Seal, owner: int, what: str
+        self,
+        data: bytes,
+        places: list[tuple[int, int]],
+        seal: Seal,
+        owner: int,
+        what: str,
+        older: bytes | None = None,
     ) -> None:
-        """Check the seal of a block that was put together from `places`."""
+        """Check the seal of a block that was put together from `places`.
+
+        `older` is what lies there on the volume, if that has been read already.
+        """
         if not self.geometry.has_checksums:
             return
         self.check_identity(data, places[0][0], seal, owner, what)
         if any(self.overlay.covers(byte, count) for byte, count in places):
-            self._check_older(data, places, seal, owner, what)
+            if older is None:
+                older = b"".join(self.read_older(*place) for place in places)
+            self._check_older(data, older, places[0][0], seal, owner, what)
         elif not self.has_right_sum(data, seal):
             raise DamagedError(f"{what} fails its checksum")
 
@@ -167,12 +182,11 @@ class Blocks:
         return seal_sum(data, seal.crc) == stored
 
     def _check_older(
-        self, data: bytes, places: list[tuple[int, int]], seal: Seal, owner: int, what: str
+        self, data: bytes, older: bytes, byte: int, seal: Seal, owner: int, what: str
     ) -> None:
         """Check what the volume has, where the log has changed it: what it did not log comes from there."""
-        older = b"".join(self._source.read(byte, count) for byte, count in places)
         try:
-            self.check_identity(older, places[0][0], seal, owner, what)
+            self.check_identity(older, byte, seal, owner, what)
         except DamagedError:
             return
         if older[seal.magic] == data[seal.magic] and not self.has_right_sum(older, seal):

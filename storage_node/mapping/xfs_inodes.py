@@ -157,10 +157,10 @@ def read_inodes_header(blocks: Blocks, group: int) -> tuple[int, int]:
     return root, levels
 
 
-def check_inode(blocks: Blocks, raw: bytes, number: int) -> None:
-    """Check the seal of an inode."""
+def check_inode(blocks: Blocks, raw: bytes, number: int, older: bytes | None = None) -> None:
+    """Check the seal of an inode; `older` is what lies there on the volume, if it has been read."""
     byte = blocks.geometry.inode_byte(number)
-    blocks.check(raw, [(byte, len(raw))], INODE, number, f"inode {number}")
+    blocks.check(raw, [(byte, len(raw))], INODE, number, f"inode {number}", older)
 
 
 def _existing(missing: int) -> int:

@@ -84,10 +84,15 @@ class RowMaker:
         count = len(data) // size
         byte = self._geometry.inode_byte(first)
         if not self._geometry.has_checksums or self._blocks.overlay.covers(byte, len(data)):
+            # What lies on the volume is read at once, not inode by inode.
+            older = data
+            if self._geometry.has_checksums:
+                older = self._blocks.read_older(byte, len(data))
             for at in range(count):
                 if in_use >> at & 1:
-                    raw = data[at * size : (at + 1) * size]
-                    yield first + at, raw, self._what_is_wrong(first + at, raw)
+                    part = slice(at * size, (at + 1) * size)
+                    error = self._what_is_wrong(first + at, data[part], older[part])
+                    yield first + at, data[part], error
             return
         # What `check_inode` does, for many at once.
         cleared = bytearray(data)
@@ -107,9 +112,9 @@ class RowMaker:
                 error = f"inode {first + at} belongs to another file system"
             yield first + at, raw, error
 
-    def _what_is_wrong(self, number: int, raw: bytes) -> str:
+    def _what_is_wrong(self, number: int, raw: bytes, older: bytes) -> str:
         try:
-            check_inode(self._blocks, raw, number)
+            check_inode(self._blocks, raw, number, older)
         except DamagedError as error:
             return error.reason
         return ""

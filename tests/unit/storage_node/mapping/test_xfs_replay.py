@@ -436,6 +436,28 @@ def test_cancelled_blocks_are_not_read() -> None:
     assert not any(offset < 808 * 512 and offset + count > 800 * 512 for offset, count in reads)
 
 
+def test_inodes_that_the_log_changed_are_not_read_one_by_one() -> None:
+    made = volume()
+    entries = [(b"file %d" % number, number, 1) for number in range(65, 90)]
+    made.add_directory(forge.ROOT, entries[:12])
+    for _, number, _ in entries:
+        made.add_inode(number, FILE_MODE)
+        _, core, _ = logged(made, number, b"", size=9000)
+        made.log.transaction(forge.inode_item(number, core, fields=CORE))
+    reads = []
+
+    class Watched(BytesSource):
+        def read(self, offset: int, count: int) -> bytes:
+            reads.append((offset, count))
+            return super().read(offset, count)
+
+    rows = list(XfsReader(Watched(bytes(made.image()))).rows())
+    assert {row.size for row in rows if row.path} == {9000}
+    first = 8 * 4096
+    at_inodes = [offset for offset, _ in reads if first <= offset < first + 64 * 512]
+    assert len(at_inodes) < 8
+
+
 def test_inodes_of_a_cancelled_cluster_are_left_alone() -> None:
     made = volume()
     made.log.transaction(logged(made, FILE, forge.extent(0, 110, 3), size=9000, count=1))
