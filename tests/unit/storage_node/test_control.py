@@ -32,6 +32,7 @@ from backplane.wire.messages import (
     ViewMember,
     ViewNarrow,
     ViewRelease,
+    ViewSample,
     ViewWaiting,
     VolumeAttach,
     VolumeCreate,
@@ -40,6 +41,7 @@ from backplane.wire.messages import (
     VolumePublish,
     VolumeReserve,
     VolumeUnreserve,
+    VolumeZero,
 )
 from storage_node.access import Access
 from storage_node.control import ALONE_S, RESERVES_PAUSE_S, Control, NodeIdentity
@@ -219,6 +221,26 @@ def test_a_volume_is_reserved_and_a_view_narrowed(node: Node) -> None:
     assert reply(node.answer(view(4))).views[0].view == VIEW
     narrowed = reply(node.answer(ViewNarrow(request=5, view=VIEW, extents=b"")))
     assert narrowed.views[0].state == "active"
+
+
+def test_a_reserved_volume_is_zeroed(node: Node) -> None:
+    node.answer(create())
+    zero = VolumeZero(request=2, volume=VOLUME, job=JobId(7), extents=bytes(7) + b"\0" * 8 + b"\1")
+    assert failure(node.answer(zero)).error == "refused"
+    node.answer(VolumeReserve(request=3, volume=VOLUME, job=JobId(7), ttl_s=60.0))
+    assert reply(node.answer(replace(zero, request=4))).volumes == ()
+
+
+def test_a_sample_that_is_asked_for_again_meanwhile_is_read_and_answered_once(node: Node) -> None:
+    """It may take longer than the controller waits before it asks again: doubles would only make it longer."""
+    node.answer(create())
+    sample = ViewSample(request=2, designator=UNIT, extents=b"")
+    for _ in range(3):
+        node.control.handle(sample)
+    node.settle()
+    answers = [each for each in node.sent if isinstance(each, NodeReply) and each.request == 2]
+    assert len(answers) == 1
+    assert reply(node.answer(sample)).digests == b"", "the answer may have been lost"
 
 
 def test_failures_carry_kind_reason_and_hint(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,16 @@ from backplane.errors import (
     StaleError,
     UsageError,
 )
-from backplane.ids import VolumeId
+from backplane.ids import JobId, VolumeId
 from backplane.wire.frames import Opcode
 from backplane.wire.grants import Rights
 from backplane.wire.messages import (
     ViewExtents,
     ViewState,
     VolumeAttach,
+    VolumeReserve,
+    VolumeUnreserve,
+    VolumeZero,
 )
 from storage_node.core.admission import Request
 from storage_node.core.write_inactivity import AskAgain
@@ -321,3 +325,99 @@ def test_state_that_cannot_be_written_stops_the_node(node: Node) -> None:
     with pytest.raises(StateError):
         node.offline()
     assert node.bench.fatal
+
+
+# --- volumes that a job has reserved -------------------------------------------------------------
+
+
+def reserve(node: Node, job: int = 7) -> None:
+    node.disk.reserve(VolumeReserve(request=1, volume=VOLUME, job=JobId(job), ttl_s=60.0))
+
+
+def zero(node: Node, *extents: tuple[int, int], job: int = 7) -> None:
+    packed = b"".join(struct.pack(">QQ", *each) for each in extents)
+    node.disk.zero(VolumeZero(request=1, volume=VOLUME, job=JobId(job), extents=packed))
+
+
+def stored(node: Node, at: int, count: int) -> bytes:
+    buffer = bytearray(count)
+    node.disk.live[VOLUME].read_into(at, memoryview(buffer))
+    return bytes(buffer)
+
+
+def test_blocks_of_a_reserved_volume_are_zeroed_durably_and_no_others(node: Node) -> None:
+    node.create()
+    node.write(b"x" * SIZE)
+    reserve(node)
+    zero(node, (1, 2), (10, 1))
+    expected = bytearray(b"x" * SIZE)
+    expected[512:1536] = bytes(1024)
+    expected[5120:5632] = bytes(512)
+    assert stored(node, 0, SIZE) == expected
+    assert not node.disk.live[VOLUME].is_dirty
+
+
+def test_nobody_zeroes_what_he_has_not_reserved(node: Node) -> None:
+    node.create()
+    node.write(b"x" * SIZE)
+    for job in (7, 8):
+        with pytest.raises(RefusedError, match=f"job {job} has not reserved the volume"):
+            zero(node, (0, 1), job=job)
+        reserve(node)
+    assert stored(node, 0, SIZE) == b"x" * SIZE
+
+
+@pytest.mark.parametrize(
+    "packed", [b"x", struct.pack(">QQ", 63, 2), struct.pack(">QQ", 1 << 63, 9)]
+)
+def test_extents_that_are_none_of_the_volume_zero_nothing(node: Node, packed: bytes) -> None:
+    node.create()
+    node.write(b"x" * SIZE)
+    reserve(node)
+    first = struct.pack(">QQ", 0, 1)
+    with pytest.raises(UsageError):
+        node.disk.zero(VolumeZero(request=1, volume=VOLUME, job=JobId(7), extents=first + packed))
+    assert stored(node, 0, SIZE) == b"x" * SIZE
+
+
+def test_without_extents_it_is_asked_whether_the_volume_is_still_reserved(node: Node) -> None:
+    node.create()
+    reserve(node)
+    node.clock.advance(59.0)
+    zero(node)
+    node.clock.advance(59.0)
+    with pytest.raises(BusyError):
+        node.disk.connected(VOLUME)
+    node.clock.advance(2.0)
+    node.disk.connected(VOLUME)
+    with pytest.raises(RefusedError):
+        zero(node)
+
+
+def test_a_restart_forgets_who_had_a_volume(node: Node) -> None:
+    node.create()
+    reserve(node)
+    again = node.restart()
+    with pytest.raises(RefusedError, match="job 7 has not reserved"):
+        zero(again)
+    again.disk.connected(VOLUME)
+    again.close()
+
+
+def test_a_mover_writes_an_online_volume_only_for_the_job_that_has_it(node: Node) -> None:
+    node.create()
+    with pytest.raises(RefusedError):
+        node.disk.check_writer(VOLUME, JobId(7))
+    reserve(node)
+    node.disk.check_writer(VOLUME, JobId(7))
+    with pytest.raises(RefusedError):
+        node.disk.check_writer(VOLUME, JobId(8))
+    node.disk.unreserve(VolumeUnreserve(request=1, volume=VOLUME, job=JobId(7)))
+    with pytest.raises(RefusedError):
+        node.disk.check_writer(VOLUME, JobId(7))
+
+
+def test_a_mover_writes_a_volume_that_is_being_restored_without_more_ado(node: Node) -> None:
+    node.create()
+    node.offline(job=4)
+    node.disk.check_writer(VOLUME, JobId(9))

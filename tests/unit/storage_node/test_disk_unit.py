@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backplane.crc import crc32c
-from backplane.errors import RemoteProtocolError, UnreachableError
+from backplane.errors import RefusedError, RemoteProtocolError, UnreachableError
 from backplane.ids import Designator
 from backplane.scsi.sense import Sense
 from backplane.testing.contracts.block_device import read as read_device
@@ -64,6 +64,24 @@ def test_the_unit_describes_itself(bench: Any) -> None:
     with channel:
         opened = channel.opened
     assert (opened.peripheral_device_type, opened.block_bytes, opened.blocks) == (0, 512, 64)
+
+
+def test_what_the_volume_refuses_is_not_written_whatever_the_grant_says(
+    bench: Any, ask: Ask
+) -> None:
+    channel, _ = served(bench)
+    unit = bench.units[DISK]
+
+    def check(job: int) -> None:
+        raise RefusedError(f"job {job} has not reserved the volume")
+
+    with channel:
+        unit.check_writer = check
+        reply, _ = ask(channel, Opcode.WRITE, entries=[Entry(0, 512)], data=b"x" * 512)
+        assert Sense.decode(reply.sense).triple == RefusedError.default_sense
+        assert read_device(unit.device, 0, 512) == CONTENT[:512]
+        unit.check_writer = lambda _: None
+        assert ask(channel, Opcode.WRITE, entries=[Entry(0, 512)], data=b"x" * 512)[0].is_good
 
 
 def test_a_read_gathers_and_pads(bench: Any, ask: Ask) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from controller.cli.report import ITEMS_SHOWN_MAX, job_report, termination
+from controller.cli.report import FILES_SHOWN_MAX, ITEMS_SHOWN_MAX, job_report, termination
 
 REPORT = """\
   JobId:               7
@@ -85,6 +85,29 @@ def test_damage_is_listed_by_lba(documents: Any) -> None:
         }
     ]
     assert "     2048      4095       8  LTO001L8       17  wrong checksum" in job_report(detail)
+
+
+def test_files_that_did_not_come_back_are_listed_with_their_reasons(documents: Any) -> None:
+    detail = documents["detail"] | {"kind": "restore", "state": "partial"}
+    listed = [{"path": "home/a", "reason": "lost"}, {"path": "z", "reason": "it is encrypted"}]
+    files = {"restored": 5, "bytes": 4096, "failed": 2, "listed": listed}
+    detail["result"] = {"files": files, "way": "in-place"}
+    text = job_report(detail)
+    assert "Files go:            in place, onto the volume that they came from\n" in text
+    assert "Files:               5 restored, 4,096 (4KiB); 2 not restored\n" in text
+    assert "  Not restored:\n  PATH    REASON\n  home/a  lost\n  z       it is encrypted" in text
+    assert "more" not in text
+
+
+def test_more_files_than_fit_are_counted(documents: Any) -> None:
+    detail = documents["detail"] | {"kind": "restore", "state": "partial"}
+    listed = [{"path": f"{n}", "reason": "lost"} for n in range(FILES_SHOWN_MAX + 10)]
+    files = {"restored": 0, "bytes": 0, "failed": len(listed), "listed": listed}
+    detail["result"] = {"files": files, "way": "volume"}
+    assert "... and 10 more; --output json has them" in job_report(detail)
+    files["failed"] = 5000
+    text = job_report(detail)
+    assert f"... and {5000 - FILES_SHOWN_MAX} more\n" in text
 
 
 def test_more_items_than_fit_are_counted(documents: Any) -> None:

@@ -71,11 +71,41 @@ def test_restore_to_a_new_volume(controller: Any, ctl: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ((), "job 8 puts the files back in place, onto the volume that they came from"),
+        (("--new", "ada"), "job 8 restores the files on volume ada, among the names of all others"),
+        (("--to", "old"), "job 8 restores the files on volume old, among the names of all others"),
+    ],
+)
+def test_a_restore_of_files_says_which_way_it_goes(
+    controller: Any, ctl: Any, where: tuple[str, ...], words: str
+) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    code, out, err = ctl("submit", "restore", "3", "--path", "a", "--exclude", "*.o", *where)
+    assert (code, out) == (0, "job 8\n")
+    assert err.splitlines() == [words, "watch it with `ctl job wait 8`"]
+    arguments = controller.arguments("job.submit")
+    assert (arguments["paths"], arguments["excludes"], arguments["check"]) == (["a"], ["*.o"], True)
+
+
+def test_a_restore_of_a_volume_sends_nothing_about_files(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    ctl("submit", "restore", "3", "--new", "copy")
+    assert not {"paths", "excludes", "check"} & set(controller.arguments("job.submit"))
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("3",),
         ("3", "--to", "a", "--new", "b"),
         ("3", "--new", "b", "--force"),
+        ("3", "--path", "a", "--force"),
+        ("3", "--new", "b", "--no-check"),
+        ("3", "--out", "folder"),
+        ("3", "--out", "folder", "--path", "a", "--new", "b"),
+        ("3", "--out", "folder", "--path", "a", "--force"),
     ],
 )
 def test_a_restore_that_makes_no_sense_is_refused_before_any_call(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import BusyError, NotFoundError, UsageError
+from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from controller.core import jobs
 from tests.site.site import DATA, Site, backed_up, check_end
 
@@ -72,11 +72,39 @@ def test_subjects_are_words_for_people(site: Site) -> None:
     new = site.submit("restore", backup=backup, new="copy")
     site.run()
     verify = site.submit("verify", backup=backup)
-    assert [site.job(job).subject for job in (1, new, verify)] == [
+    site.run()
+    site.make_volume("old")
+    some = [
+        site.submit("restore", backup=backup, excludes=["x"], **where)
+        for where in ({"new": "a"}, {"new": "b", "staging": True}, {"to": "old"}, {})
+    ]
+    assert [site.job(job).subject for job in (1, new, verify, *some)] == [
         "vol",
         "backup 1 -> new volume copy",
         "backup 1",
+        "files of backup 1 -> new volume a",
+        "files of backup 1 -> staging volume b",
+        "files of backup 1 -> volume old",
+        "files of backup 1 -> in place on volume vol",
     ]
+
+
+def test_files_that_make_no_sense_are_refused_before_anything_happens(site: Site) -> None:
+    backup = backed_up(site)
+    with pytest.raises(UsageError, match="files have to be chosen"):
+        site.submit("restore", backup=backup, new="x", staging=True)
+    for where in ({}, {"to": "vol", "force": True}):
+        with pytest.raises(UsageError, match="files are staged on a new volume"):
+            site.submit("restore", backup=backup, paths=["a"], staging=True, **where)
+    with pytest.raises(UsageError, match="pattern"):
+        site.submit("restore", backup=backup, paths=[""], new="x")
+    raw = site.submit("backup", volume="vol", raw=True)
+    site.run()
+    number = site.job(raw).backup
+    with pytest.raises(RefusedError, match=f"backup {number} has no map of its files"):
+        site.submit("restore", backup=number, paths=["a"], new="x")
+    assert not site.machine.jobs
+    assert [volume.row.name for volume in site.volumes.values()] == ["vol"]
 
 
 @pytest.mark.parametrize("kind", ["backup", "restore", "verify", "import", "export"])
@@ -84,6 +112,14 @@ def test_every_kind_of_job_has_a_procedure_and_a_clean_up(site: Site, kind: str)
     backed_up(site)
     job: Any = type("J", (), {"row": type("R", (), {"kind": kind}), "plan": {}})
     assert jobs.begin(site.machine, job) is not None
+    assert jobs.clean_up(site.machine, job) is not None
+
+
+def test_files_in_place_have_a_procedure_and_a_clean_up_of_their_own(site: Site) -> None:
+    row = type("R", (), {"kind": "restore"})
+    job: Any = type("J", (), {"row": row, "plan": {"way": "in-place"}})
+    begun: Any = jobs.begin(site.machine, job)
+    assert begun.__qualname__ == "restore_in_place"
     assert jobs.clean_up(site.machine, job) is not None
 
 

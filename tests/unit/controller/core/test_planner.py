@@ -248,3 +248,16 @@ def test_the_cover_of_a_grant_closes_the_smallest_gaps_first() -> None:
     assert cover(extents, most=5) == tuple(extents)
     assert cover(extents, most=3) == ((0, 21), (100, 16), (1000, 1))
     assert cover(extents, most=1) == ((0, 1001),)
+
+
+def test_an_exact_list_grants_each_piece_and_nothing_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two records of four blocks, each block at an LBA of its own: the list ends where its grant would need gaps."""
+    monkeypatch.setattr(planner, "GRANT_EXTENTS_MAX", 3)
+    content = picks(*((at, 2 * at, 1) for at in range(8)), blocks=8)
+    arguments = {"first": 0, "data_object": 4, "disk": DISK, "tape": TAPE, "identifier": 1}
+    wide = plan_restore(content, **arguments)  # type: ignore[arg-type]
+    assert (wide.end, len(wide.extents)) == (2, 3)
+    exact = plan_restore(content, **arguments, is_exact=True)  # type: ignore[arg-type]
+    assert (exact.end, exact.extents) == (1, ((0, 1), (2, 1), (4, 1), (6, 1)))

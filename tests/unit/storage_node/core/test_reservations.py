@@ -82,9 +82,7 @@ def test_a_reservation_has_an_end(ttl_s: float) -> None:
 
 
 def share(made: Reservations, job: JobId = JOB, *, now: float = 0.0, ttl_s: float = 30.0) -> None:
-    made.reserve(
-        VOLUME, job, ttl_s=ttl_s, connections=2, has_writer=True, now=now, is_shared=True
-    )
+    made.reserve(VOLUME, job, ttl_s=ttl_s, connections=2, has_writer=True, now=now, is_shared=True)
 
 
 def test_a_shared_reservation_lets_workstations_stay_and_come_and_keeps_jobs_away() -> None:
@@ -115,3 +113,31 @@ def test_a_shared_reservation_that_is_over_is_anothers_when_nobody_writes() -> N
     with pytest.raises(BusyError):
         made.check(VOLUME, job=STRANGER, now=30.0, has_writer=True)
     made.check(VOLUME, job=STRANGER, now=30.0, has_writer=False)
+
+
+def test_only_the_job_that_has_a_volume_may_do_what_needs_it(held: Reservations) -> None:
+    held.require(VOLUME, JOB, now=0.0)
+    for volume, job in ((VOLUME, STRANGER), (OTHER, JOB)):
+        with pytest.raises(RefusedError, match=f"job {job} has not reserved the volume"):
+            held.require(volume, job, now=0.0)
+    held.unreserve(VOLUME, JOB)
+    with pytest.raises(RefusedError):
+        held.require(VOLUME, JOB, now=0.0)
+
+
+def test_who_has_a_volume_begins_its_time_anew(held: Reservations) -> None:
+    held.prolong(VOLUME, JOB, now=50.0)
+    assert not is_free(held, now=109.9)
+    assert is_free(held, now=110.0)
+    with pytest.raises(RefusedError):
+        held.prolong(VOLUME, JOB, now=111.0)
+
+
+def test_a_reservation_whose_time_is_over_goes_on_if_nobody_came(held: Reservations) -> None:
+    held.prolong(VOLUME, JOB, now=1000.0)
+    assert not is_free(held, now=1059.0)
+
+
+def test_nobody_prolongs_what_another_has(held: Reservations) -> None:
+    with pytest.raises(RefusedError):
+        held.prolong(VOLUME, STRANGER, now=1.0)
