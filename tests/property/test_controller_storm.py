@@ -36,6 +36,7 @@ CAUSES = (
     "no file can be put back in place",
     "volume p is in use",
     "does not stay reserved",
+    "does not last",  # a map, under a node that restarts and restarts
 )
 """Why a job may fail in weather that never damages anything."""
 
