@@ -27,6 +27,7 @@ WAYS: Final = {
     "volume": "to a volume that has the names of all files",
     "staging": "to a staging volume, from which ctl makes them in a folder",
     "in-place": "in place, onto the volume that they came from",
+    "placed": "into prepared files of a mounted file system",
 }
 MOVED_BY_CTL: Final = frozenset({"import", "export"})
 """Jobs whose data go between an operator's machine and the disk node: no mover keeps a ledger of them."""

@@ -13,7 +13,7 @@ from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, ItemRow
-from controller.core import documents, manual_views, transfer, volumes
+from controller.core import documents, manual_views, placed, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
@@ -25,7 +25,13 @@ from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
 from controller.core.procedure import Procedure, Step
-from controller.core.restore import IN_PLACE, check_target_size, clean_up_restore, restore
+from controller.core.restore import (
+    IN_PLACE,
+    PLACED,
+    check_target_size,
+    clean_up_restore,
+    restore,
+)
 from controller.core.verify import verify
 from controller.core.views import MEANS
 from controller.core.volumes import new_volume_row
@@ -42,6 +48,8 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
         case "restore":
             if job.plan.get("way") == IN_PLACE:
                 return restore_in_place(desk, job, item=item)
+            if job.plan.get("way") == PLACED:
+                return placed.restore_placed(desk, job, item=item)
             return restore(desk, job, item=item)
         case "verify":
             return verify(desk, job, item=item)
@@ -61,6 +69,8 @@ def clean_up(desk: Desk, job: Job) -> Step:
         case "restore":
             if job.plan.get("way") == IN_PLACE:
                 yield from clean_up_in_place(desk, job)
+            elif job.plan.get("way") == PLACED:
+                yield from placed.clean_up_placed(desk, job)
             else:
                 yield from clean_up_restore(desk, job)
         case "import":
@@ -76,6 +86,7 @@ def answer_call(desk: Desk, call: Call) -> None:
     verbs = {
         "job.submit": _submit,
         "job.cancel": _cancel,
+        "restore.renew": placed.renew,
         "volume.create": volumes.create_volume,
         "volume.attach": volumes.attach_volume,
         "volume.delete": volumes.delete_volume,
@@ -185,6 +196,8 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         raise NotFoundError(
             f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
         )
+    if arguments["placed"]:
+        return placed.submit_placed(desk, row, arguments)
     files = _files(row, arguments)
     if arguments["staging"] and not arguments["new"]:
         raise UsageError("files are staged on a new volume, which is deleted afterwards")

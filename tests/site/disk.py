@@ -110,6 +110,8 @@ class DiskNode:
     clock: Callable[[], float] = lambda: 0.0
     bad_lbas: set[int] = field(default_factory=set)
     reserved: dict[str, int] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+    """Volumes that workstations may go on using while a job has reserved them."""
     """Which job has which volume; not kept over `restart`."""
     misdirected: dict[int, int] = field(default_factory=dict)
     """Where a mover that errs writes a block instead."""
@@ -310,10 +312,11 @@ class DiskNode:
         volume = self._volume(message.volume)
         if volume.row.state != "online":
             raise BusyError(f"volume {volume.row.name} is {volume.row.state}")
-        if volume.row.connections:
+        if volume.row.connections and not message.is_shared:
             raise BusyError(f"{volume.row.connections} workstation is connected", hint="unmount it")
         if self.reserved.setdefault(message.volume, message.job) != message.job:
             raise BusyError(f"job {self.reserved[message.volume]} has it")
+        (self.shared.add if message.is_shared else self.shared.discard)(message.volume)
 
     def _zero(self, message: VolumeZero) -> None:
         volume = self._volume(message.volume)

@@ -392,6 +392,8 @@ class Site:
             "raw": False,
             "staging": False,
             "check": True,
+            "placed": [],
+            "onto": [],
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
             "view": "auto",

@@ -202,6 +202,7 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "view.release",
         "volume.mirror",
         "job.cancel",
+        "restore.renew",
         "volume.create",
         "volume.attach",
         "volume.delete",
