@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -120,7 +120,7 @@ def survey(
                 clock=clock,
                 parser=[*command, system.prefix],
             )
-            opinions.append(_opinion(asked, image, system, _rows_below(ours, header, system)))
+            opinions.append(opinion_of(asked, image, system, _rows_below(ours, header, system)))
             asked.folder.sweep([])
         allocated_bytes = sum(
             end - begin
@@ -134,9 +134,10 @@ def _mapped(mapper: Mapper, device: BlockDevice) -> tuple[MapHeader, MapFile]:
     return header, mapper.folder.open(_VIEW)
 
 
-def _opinion(
-    mapper: Mapper, device: BlockDevice, system: FileSystem, ours: Iterator[FileRow]
+def opinion_of(
+    mapper: Mapper, device: BlockDevice, system: FileSystem, ours: Iterable[FileRow]
 ) -> Opinion:
+    """Have a mapper whose parser asks the library map one file system, and compare; never raises `BackupError`."""
     if system.kind not in FILE_SYSTEMS:
         return Opinion(system, Outcome.NONE)
     try:
