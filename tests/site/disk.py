@@ -445,7 +445,9 @@ class DiskNode:
 
     def _require_wide(self, designator: bytes) -> None:
         """Refuse to tell anything about a view of which a part is not protected any more."""
-        view = next(v.view for v in self.views.values() if v.designator == designator)
+        view = next((v.view for v in self.views.values() if v.designator == designator), None)
+        if view is None:
+            raise NotFoundError("no such view")
         if view in self.narrowed:
             raise RefusedError("the view was narrowed")
 
