@@ -1,0 +1,293 @@
+"""How fast real file systems with many small files are mapped, what that reads, and what memory it takes.
+
+    python tests/benchmarks/bench_mapping.py [--files 100000] [--fs ext4,xfs,btrfs,ntfs] [--folder /tmp]
+    python tests/benchmarks/bench_mapping.py --files 1000000 --fs ext4 --cluster --restore
+
+The pipeline is that of a node: builder and parser as processes of their own, reads of the view in a thread of the node
+(here: of this program), the finished map in a file.  Peaks are what the kernel remembers of each process (`VmHWM`),
+looked at every 20 ms and at last when a process has ended for good, so a short-lived one may have had a little more.
+
+`--cluster` takes the same image through a real cluster, by `ctl` alone: volume, backup, and with `--restore` one file
+of 1 MiB out of it.  It prints the peaks of controller, nodes and mover, and for the restore what the job's own ledger
+says: records that were read, and how often the drive was sent elsewhere.
+
+**What not to conclude.**  The image was written by one program in one go and lies in the page cache: a volume that has
+lived for years has more extents, and a disk that has to seek takes its time for each read.  Files per second are of
+files with a name, an inode and at most one extent.  The figures of a shared machine differ by a third from run to run.
+
+Needs root and loop devices, to fill the images; a file system that cannot be made here is named and left out.  Every
+image is gone at the end: 1,000,000 files need 10 GiB for a moment, with `--cluster` 25 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from backplane.file_map.header import MapHeader, unpack_header
+from backplane.ids import ViewId
+from backplane.runtime.clock import SystemClock
+from backplane.scsi.copy_status import MOVER_PARAMETERS
+from backplane.scsi.parameter_list import decode_parameter_list
+from backplane.scsi.segment import Locate
+from backplane.testing import btrfs_images, disk_images, ext_images, ntfs_images, xfs_images
+from backplane.testing.cluster import LocalCluster
+from backplane.units import GIB, KIB, MIB
+from storage_node.mapping.image import Image
+from storage_node.mapping.limits import MappingRules
+from storage_node.mapping.mapper import Mapper
+
+FOLDERS = 100
+TARGET = "folder-050/target"
+VIEW = ViewId("11" * 16)
+LOOK_S = 0.02
+PATIENCE_S = 3600.0
+PROCESSES = {
+    "storage_node.mapping.builder_process": "builder",
+    "storage_node.mapping.parser_process": "parser",
+}
+
+
+class Kind(NamedTuple):
+    """A file system: what it lacks here, how it is made, and how it is mounted."""
+
+    missing: Callable[[], str]
+    make: Callable[[Path, int], object]
+    mounted: Callable[[Path, Path], Any]
+
+
+def make_ext4(image: Path, files: int) -> None:
+    disk_images.run("mke2fs", "-q", "-F", "-t", "ext4", "-N", str(files * 5 // 4 + 1000), image)
+
+
+def make_xfs(image: Path, files: int) -> None:
+    disk_images.run("mkfs.xfs", "-q", "-f", "-i", "maxpct=50", image)
+
+
+def make_btrfs(image: Path, files: int) -> None:
+    disk_images.run("mkfs.btrfs", "-q", "-f", image)
+
+
+def make_ntfs(image: Path, files: int) -> None:
+    disk_images.run("mkntfs", "-q", "-F", "-f", image)
+
+
+KINDS = {
+    "ext4": Kind(lambda: ext_images.missing(needs_mount=True), make_ext4, ext_images.mounted),
+    "xfs": Kind(xfs_images.missing_for_mounts, make_xfs, xfs_images.mounted),
+    "btrfs": Kind(btrfs_images.missing_mount, make_btrfs, btrfs_images.mounted),
+    "ntfs": Kind(ntfs_images.missing, make_ntfs, lambda image, _: ntfs_images.mounted(image)),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--fs", default=",".join(KINDS), help="which, with commas between")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--cluster", action="store_true", help="a real backup as well")
+    parser.add_argument("--restore", action="store_true", help="with --cluster: one file of it")
+    arguments = parser.parse_args()
+    print(f"{platform.platform()}, CPython {platform.python_version()}, {os.cpu_count()} cores")
+    print(f"load of the last minute {os.getloadavg()[0]:.1f}")
+    for name in arguments.fs.split(","):
+        kind = KINDS[name]
+        if kind.missing():
+            print(f"{name}: {kind.missing()}")
+            continue
+        with tempfile.TemporaryDirectory(prefix="sb-bench-", dir=arguments.folder) as folder:
+            image = made(kind, arguments.files, Path(folder))
+            map_alone(name, image, Path(folder))
+            if arguments.cluster or arguments.restore:
+                map_in_cluster(image, Path(folder), has_restore=arguments.restore)
+    return 0
+
+
+# --- the image -----------------------------------------------------------------------------------
+
+
+def made(kind: Kind, files: int, folder: Path) -> Path:
+    """Make an image with so many files, a quarter of them empty, and one of 1 MiB among them."""
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(GIB + files * 6 * KIB)
+    kind.make(image, files)
+    (folder / "mounted").mkdir()
+    begun = time.monotonic()
+    with kind.mounted(image, folder / "mounted") as root:
+        for number in range(FOLDERS):
+            (root / f"folder-{number:03}").mkdir()
+        for number in range(files):
+            place = f"{root}/folder-{number % FOLDERS:03}/a file with the number {number:07}"
+            with open(place, "wb", buffering=0) as file:
+                if number % 4:
+                    file.write(b"%07d " % number * 40)
+        (root / TARGET).write_bytes(os.urandom(MIB))
+    print(f"filled in {time.monotonic() - begun:.0f} s", flush=True)
+    return image
+
+
+# --- the pipeline alone --------------------------------------------------------------------------
+
+
+class Peaks:
+    """The most memory that each process below some others has had, by what it is."""
+
+    def __init__(self, roots: dict[int, str]) -> None:
+        self.peaks: dict[str, int] = defaultdict(int)
+        self._roots = roots
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peaks")
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, int]]:
+        """Watch while the block runs."""
+        self._thread.start()
+        try:
+            yield self.peaks
+        finally:
+            self._stop.set()
+            self._thread.join()
+            self._look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self._look()
+
+    def _look(self) -> None:
+        for pid, name in self._roots.items():
+            self._note(pid, name)
+            try:
+                for child in psutil.Process(pid).children(recursive=True):
+                    found = [PROCESSES[word] for word in child.cmdline() if word in PROCESSES]
+                    for each in found[:1]:
+                        self._note(child.pid, each)
+            except psutil.Error:
+                continue  # it has ended meanwhile
+
+    def _note(self, pid: int, name: str) -> None:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        except OSError:
+            return
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                self.peaks[name] = max(self.peaks[name], int(line.split()[1]) * KIB)
+
+
+def map_alone(name: str, image: Path, folder: Path) -> None:
+    """Map the image as a node does, and print what it took."""
+    mapper = Mapper(folder / "maps", rules=MappingRules(), clock=SystemClock())
+    before = cpu_of_children()
+    with Image(image) as view, Peaks({os.getpid(): "this program"}).watched() as peaks:
+        begun = time.monotonic()
+        header = unpack_header(mapper.mapping(VIEW, view).run())
+        seconds = time.monotonic() - begun
+    size = (folder / "maps" / f"{VIEW}.map").stat().st_size
+    mapper.folder.remove(VIEW)
+    print(
+        f"{name}: {header.files} files in {seconds:.1f} s, {header.files / seconds:.0f} files/s, "
+        f"{cpu_of_children() - before:.1f} CPU-seconds of builder and parser"
+    )
+    print(f"    {facts(header)}, map of {size / header.rows:.0f} bytes a row")
+    print(f"    peaks {peak_text(peaks)}", flush=True)
+
+
+def facts(header: MapHeader) -> str:
+    state = "complete" if header.is_complete else f"NOT COMPLETE: {header.reasons[:3]}"
+    return f"{header.reads} reads, {header.bytes_read / MIB:.1f} MiB of metadata, {state}"
+
+
+def peak_text(peaks: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count / MIB:.0f} MiB" for name, count in sorted(peaks.items()))
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# --- in a cluster --------------------------------------------------------------------------------
+
+
+def map_in_cluster(image: Path, folder: Path, *, has_restore: bool) -> None:
+    """Back the image up with real processes, and print what each of them took."""
+    cluster = LocalCluster(folder, capacity="64GiB")
+    cluster.up()
+    try:
+        names = ("controller", "disk", "tape", "mover-1")
+        with Peaks({cluster.pid(name): name for name in names}).watched() as peaks:
+            cluster.ctl("volume", "create", "vol", "--from", str(image), timeout_s=PATIENCE_S)
+            image.unlink()
+            begun = time.monotonic()
+            options = ("--inactivity", "0s", "--wait")
+            job = cluster.ctl("submit", "backup", "vol", *options, timeout_s=PATIENCE_S)
+            print(f"    backup of {job['total_bytes'] / MIB:.0f} MiB", end=" ")
+            print(f"in {time.monotonic() - begun:.0f} s, peaks {peak_text(peaks)}", flush=True)
+            ask(cluster)
+            if has_restore:
+                restore_one(cluster, folder)
+        print(f"    peaks after all of it {peak_text(peaks)}", flush=True)
+    finally:
+        cluster.down()
+
+
+def ask(cluster: LocalCluster) -> None:
+    """Ask for a file, and print what that takes where it is asked."""
+    begun = time.monotonic()
+    process = cluster.start_ctl("backup", "find", Path(TARGET).name, "--output", "jsonl")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        rows = process.stdout.read().splitlines()
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    print(
+        f"    `ctl backup find` has {len(rows)} in {time.monotonic() - begun:.1f} s, "
+        f"peak {used.ru_maxrss * KIB / MIB:.0f} MiB"
+    )
+
+
+def restore_one(cluster: LocalCluster, folder: Path) -> None:
+    """Restore one file, and print what its job read."""
+    begun = time.monotonic()
+    out = ("--out", str(folder / "out"))
+    done = cluster.ctl(
+        "submit", "restore", "vol/latest", "--path", TARGET, *out, timeout_s=PATIENCE_S
+    )
+    seconds = time.monotonic() - begun
+    job = cluster.ctl("job", "show", str(done["job"]))
+    records = sum(device["records_read"] for device in job["ledger"]["devices"])
+    locates = sum(locates_of(item) for item in job["items"])
+    parts = cluster.ctl("backup", "show", "vol/latest")["parts_detail"]
+    print(
+        f"    restore of {done['bytes']} bytes in {seconds:.1f} s: {records} of "
+        f"{sum(part['records'] for part in parts)} records read "
+        f"({job['ledger']['read_bytes'] / MIB:.1f} MiB), {locates} locates"
+    )
+
+
+def locates_of(item: dict[str, Any]) -> int:
+    """Count how often a list sends the drive elsewhere."""
+    parsed = decode_parameter_list(bytes.fromhex(item["parameter_list"]), limits=MOVER_PARAMETERS)
+    return sum(isinstance(segment, Locate) for segment in parsed.segments) if parsed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
