@@ -631,7 +631,11 @@ class VolumeReserve(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeZero(Message):
-    """Write zeros to `extents` (packed `>QQ`: LBA, blocks) of a volume that the job has reserved."""
+    """Write zeros to `extents` (packed `>QQ`: LBA, blocks) of a volume that the job has reserved.
+
+    Refused if the job has not had it all the time since it reserved it; without extents only this is asked.  It lets
+    the reservation last for its `ttl_s` from now on, and is durable when it is answered.
+    """
 
     kind: ClassVar[str] = "volume.zero"
     request: int

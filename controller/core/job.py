@@ -4,8 +4,9 @@
        |            |             |          |          |           |
        +------------+-------------+----------+----------+-----------+--> failed | cancelled | partial
 
-Restores and verifies go from queued to copying: they need no view.  A state may be entered again with another
-`reason`; whoever waits says why.  Nothing leaves an ended state.
+Restores and verifies go from queued to copying: they need no view.  (Files that go back in place take one while the job
+is queued, to prove what may be written; it is released before anything is copied.)  A state may be entered again with
+another `reason`; whoever waits says why.  Nothing leaves an ended state.
 """
 
 from __future__ import annotations
