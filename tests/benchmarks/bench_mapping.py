@@ -7,6 +7,8 @@ The pipeline is that of a node: builder and parser as processes of their own, re
 (here: of this program), the finished map in a file.  Peaks are what the kernel remembers of each process (`VmHWM`),
 looked at every 20 ms and at last when a process has ended for good, so a short-lived one may have had a little more.
 
+`--stages` goes through the same steps once more, one after the other in this process, and prints the CPU of each.
+
 `--cluster` takes the same image through a real cluster, by `ctl` alone: volume, backup, and with `--restore` one file
 of 1 MiB out of it.  It prints the peaks of controller, nodes and mover, and for the restore what the job's own ledger
 says: records that were read, and how often the drive was sent elsewhere.
@@ -22,6 +24,7 @@ image is gone at the end: 1,000,000 files need 10 GiB for a moment, with `--clus
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import resource
@@ -33,7 +36,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psutil
 
@@ -46,9 +49,15 @@ from backplane.scsi.segment import Locate
 from backplane.testing import btrfs_images, disk_images, ext_images, ntfs_images, xfs_images
 from backplane.testing.cluster import LocalCluster
 from backplane.units import GIB, KIB, MIB
+from storage_node.mapping.build import MapBuilder
+from storage_node.mapping.channel import Channel
 from storage_node.mapping.image import Image
-from storage_node.mapping.limits import MappingRules
+from storage_node.mapping.limits import MappingRules, spool_bytes_max
+from storage_node.mapping.map_file import MapWriter
 from storage_node.mapping.mapper import Mapper
+from storage_node.mapping.probe import allocated, probe, rows
+from storage_node.mapping.spool import Spool
+from storage_node.mapping.stream import Say, Teller
 
 FOLDERS = 100
 TARGET = "folder-050/target"
@@ -100,6 +109,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--fs", default=",".join(KINDS), help="which, with commas between")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--stages", action="store_true", help="which stage takes how much CPU")
     parser.add_argument("--cluster", action="store_true", help="a real backup as well")
     parser.add_argument("--restore", action="store_true", help="with --cluster: one file of it")
     arguments = parser.parse_args()
@@ -113,6 +123,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="sb-bench-", dir=arguments.folder) as folder:
             image = made(kind, arguments.files, Path(folder))
             map_alone(name, image, Path(folder))
+            if arguments.stages:
+                print_stages(image, Path(folder))
             if arguments.cluster or arguments.restore:
                 map_in_cluster(image, Path(folder), has_restore=arguments.restore)
     return 0
@@ -206,6 +218,70 @@ def map_alone(name: str, image: Path, folder: Path) -> None:
     )
     print(f"    {facts(header)}, map of {size / header.rows:.0f} bytes a row")
     print(f"    peaks {peak_text(peaks)}", flush=True)
+
+
+class Heard:
+    """Takes what a parser says and keeps it, in the place of a channel."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[int, bytes]] = []
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Keep a frame."""
+        self.frames.append((kind, payload))
+
+
+def print_stages(image: Path, folder: Path) -> None:
+    """Print the CPU-seconds of each stage, in one process and without a channel between them."""
+    heard = Heard()
+    teller = Teller(cast("Channel", heard))
+    with Image(image) as view, (folder / "stages").open("w+b") as file:
+        gc.collect()
+        gc.disable()  # as in both processes
+        begun = time.process_time()
+        layout = probe(Direct(view))
+        found = list(rows(layout))
+        read = time.process_time()
+        teller.rows(found)
+        told = time.process_time()
+        del found
+        teller.runs(allocated(layout))
+        teller.facts([each.facts for each in layout.file_systems], layout.notes)
+        with tempfile.TemporaryFile(dir=folder) as spool:
+            builder = MapBuilder(
+                view.size_bytes,
+                view.block_bytes,
+                spool=Spool(spool.fileno(), bytes_max=spool_bytes_max(view.size_bytes)),
+            )
+            take = {Say.ROWS: builder.add_rows, Say.RUNS: builder.add_runs}
+            ready = time.process_time()
+            for kind, payload in heard.frames:
+                take.get(Say(kind), builder.add_facts)(payload)
+            taken = time.process_time()
+            builder.finish(MapWriter(file.fileno()))
+        gc.enable()
+    stages = {
+        "reader": read - begun,
+        "encoding": told - read,
+        "taking and checking": taken - ready,
+        "sorting and packing": time.process_time() - taken,
+    }
+    text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
+    print(f"    CPU-seconds of stages: {text}", flush=True)
+
+
+class Direct:
+    """An image as a reader's source."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.size_bytes = image.size_bytes
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return exactly these bytes."""
+        data = bytearray(count)
+        self._image.read_into(offset, memoryview(data))
+        return bytes(data)
 
 
 def facts(header: MapHeader) -> str:
