@@ -32,7 +32,7 @@ from controller.cli.file_rows import shown
 LISTED_MAX: Final = 1000
 DEPTH_MAX: Final = 1024
 _PARTIAL: Final = b".%s.partial"
-_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL: Final = {
     Kind.FIFO: stat.S_IFIFO,
@@ -57,7 +57,7 @@ class FileFolder:
         self.files = self.file_bytes = self.failed = self.attributes_lost = 0
         self.listed: list[dict[str, str]] = []
         self._read: Read = _nowhere
-        self._root, self._mode = _open_empty(folder)
+        self._root, self._mode = self._open(folder)
         self._temporary = _PARTIAL % secrets.token_hex(8).encode()
         self._is_root = os.geteuid() == 0
         self._made: dict[Identity, bytes] = {}
@@ -65,6 +65,10 @@ class FileFolder:
         self._symlinks: list[FileRow] = []
         self._folders: list[FileRow] = []
         self._parent: tuple[bytes, int] | None = None
+
+    def _open(self, folder: Path) -> tuple[int, int]:
+        """Return the folder's descriptor and its mode."""
+        return _open_empty(folder)
 
     def close(self) -> None:
         """Close the folder; it gets the mode back that it had."""
@@ -147,7 +151,7 @@ class FileFolder:
             for name in path.split(b"/") if path else ():
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=at)
-                below = os.open(name, _FOLDER_FLAGS, dir_fd=at)
+                below = os.open(name, FOLDER_FLAGS, dir_fd=at)
                 os.close(at)
                 at = below
         except BaseException:
@@ -260,7 +264,7 @@ class FileFolder:
             self._set(
                 partial(os.chown, name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False)
             )
-        self._set(partial(os.utime, name, ns=_times(row), dir_fd=folder, follow_symlinks=False))
+        self._set(partial(os.utime, name, ns=times_of(row), dir_fd=folder, follow_symlinks=False))
 
     def _set(self, change: Callable[[], None]) -> None:
         """Set an attribute, or count it: the user may not, or the target does not know it."""
@@ -290,7 +294,7 @@ class FileFolder:
         if row.gid not in (-1, now.st_gid) and row.kind != Kind.DIRECTORY:
             mode &= ~stat.S_ISGID
         self._set(partial(os.fchmod, descriptor, mode))
-        self._set(partial(os.utime, descriptor, ns=_times(row)))
+        self._set(partial(os.utime, descriptor, ns=times_of(row)))
 
 
 def _is_path(path: bytes) -> bool:
@@ -304,7 +308,7 @@ def _nowhere(_first: int, _count: int) -> Generator[bytes, None, None]:
     raise AssertionError("a file before there is anything to read it from")
 
 
-def _times(row: FileRow) -> tuple[int, int]:
+def times_of(row: FileRow) -> tuple[int, int]:
     """Return (access, modification) in ns; a time that is not kept is that of the other."""
     modified = 0 if row.mtime_ns == NO_TIME else row.mtime_ns
     return (modified if row.atime_ns == NO_TIME else row.atime_ns), modified
@@ -314,7 +318,7 @@ def _open_empty(folder: Path) -> tuple[int, int]:
     """Open a folder that is new or empty, for us alone; returns it and the mode that it had."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, _FOLDER_FLAGS)
+        descriptor = os.open(folder, FOLDER_FLAGS)
     except OSError as error:
         raise RefusedError(f"cannot make files in {folder}: {error.strerror}") from error
     try:

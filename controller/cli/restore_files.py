@@ -112,11 +112,11 @@ def run_restore_files(
         screen.talk(f"ctl: the map of backup {remote.backup} is incomplete: {reason}")
     # The folder first: it is refused now, and not after an hour, if it cannot be had.
     with closing(FileFolder(out)) as folder:
-        with _staged(client, remote.backup, files, screen) as (job, name):
-            lost = _lost(fetch_job(client, job))
-            with _bytes_of(client, name) as read:
+        with staged(client, remote.backup, files, screen) as (job, name):
+            lost = lost_of(fetch_job(client, job))
+            with bytes_of(client, name) as read:
                 folder.read_from(read)
-                _fill(folder, _with_folders(remote.rows(), selection), lost)
+                _fill(folder, with_folders(remote.rows(), selection), lost)
         folder.finish()
     document = {
         "backup": remote.backup,
@@ -146,7 +146,7 @@ def _fill(folder: FileFolder, rows: Iterable[FileRow], lost: dict[str, str]) -> 
         folder.refuse(name.encode(), lost[name])
 
 
-def _with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[FileRow]:
+def with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[FileRow]:
     """Yield what is picked, and the folders on the way to it: they get their attributes back, too."""
     above: list[FileRow] = []
     for row in rows:
@@ -161,7 +161,7 @@ def _with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[Fil
 
 
 @contextmanager
-def _staged(
+def staged(
     client: Client, backup: int, files: dict[str, Any], screen: Screen
 ) -> Iterator[tuple[int, str]]:
     """Have the files' blocks on a volume of their own; it is gone afterwards, whatever happens."""
@@ -216,7 +216,7 @@ def _delete(client: Client, name: str, screen: Screen) -> None:
 
 
 @contextmanager
-def _bytes_of(client: Client, name: str) -> Iterator[VolumeReader]:
+def bytes_of(client: Client, name: str) -> Iterator[VolumeReader]:
     """Read a volume, as an export does."""
     begun = client.call(
         "volume.export_begin", token=new_token(), name=name, holder=client.keys.public.hex()
@@ -229,7 +229,7 @@ def _bytes_of(client: Client, name: str) -> Iterator[VolumeReader]:
             client.call("volume.export_end", view=begun["view"])
 
 
-def _lost(detail: dict[str, Any]) -> dict[str, str]:
+def lost_of(detail: dict[str, Any]) -> dict[str, str]:
     """Return which files did not come back from tape, and why, by the path as the controller tells it.
 
     Two paths may be told alike: then neither is made, rather than one of them wrong.

@@ -12,6 +12,7 @@ from backplane.errors import BackupError, UsageError
 from controller.cli.client import connect, new_token
 from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import DURATION, Group, Settings
+from controller.cli.placing import run_place
 from controller.cli.render import Screen
 from controller.cli.restore_files import run_restore_files
 
@@ -160,6 +161,7 @@ def backup(
         "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --wait",
         "ctl submit restore vol1/latest --path etc/fstab --out /tmp/found",
         "ctl submit restore vol1/latest --path 'home/ada/thesis.tex' --wait",
+        "ctl submit restore vol1/latest --path 'images/*.iso' --into /mnt/vol1/found",
     ]
 )
 @click.argument("backup", metavar="BACKUP")
@@ -189,6 +191,20 @@ def backup(
     help="With --path: make the files in this folder, here, with their attributes. Waits until they are there.",
 )
 @click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="FOLDER",
+    help="With --path: make the files in this folder of a mounted ext4 or XFS on a volume, here; movers write large "
+    "ones beneath it. Nothing that is there is overwritten. Waits until they are there.",
+)
+@click.option(
+    "--volume",
+    default="",
+    metavar="NAME",
+    help="With --into: the volume that is mounted there. [default: the one that the backup is of]",
+)
+@click.option(
     "--no-check",
     "is_unchecked",
     is_flag=True,
@@ -205,6 +221,8 @@ def restore(
     paths: tuple[str, ...],
     excludes: tuple[str, ...],
     out: Path | None,
+    into: Path | None,
+    volume: str,
     is_unchecked: bool,
     wait: bool,
 ) -> int:
@@ -213,19 +231,27 @@ def restore(
     BACKUP is a number, VOLUME/latest or VOLUME/TIME as `ctl backup list` shows it.  A volume that is restored is
     offline until all data are there.
 
-    Files come back in one of three ways.  With --new (or --to) to a volume of their own, which can be mounted and has
-    the names of all files, but only the contents of those.  With --out to a folder on this machine.  With neither to
-    where they were, if the volume is not in use and a fresh map proves that they still own the same blocks.  What does
+    Files come back in one of four ways.  With --new (or --to) to a volume of their own, which can be mounted and has
+    the names of all files, but only the contents of those.  With --out to a folder on this machine.  With --into to
+    a folder of a file system that is mounted here: movers write large files beneath it.  With none of these to where
+    they were, if the volume is not in use and a fresh map proves that they still own the same blocks.  What does
     not come back is listed, and the exit code is 3.
     """
     files = {"paths": list(paths), "excludes": list(excludes), "check": not is_unchecked}
-    check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out)
+    check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out, into=into)
+    if volume and into is None:
+        raise UsageError("--volume goes with --into", hint="--to names the volume that is written")
     if is_unchecked and not (paths or excludes):
         raise UsageError("--no-check goes with --path: only files are compared after a restore")
     with connect(settings) as client:
         if out is not None:
             screen = Screen(settings.output)
             return run_restore_files(client, backup=backup, out=out, files=files, screen=screen)
+        if into is not None:
+            screen = Screen(settings.output)
+            return run_place(
+                client, backup=backup, into=into, volume=volume, files=files, screen=screen
+            )
         chosen = files if paths or excludes else {}
         job = run_restore(client, backup=backup, to=to, new=new, force=force, **chosen)
         if chosen:
@@ -247,16 +273,22 @@ def verify(settings: Settings, backup: str, wait: bool) -> int:
 
 
 def check_target(
-    *, to: str, new: str, force: bool, has_files: bool = False, out: Path | None = None
+    *,
+    to: str,
+    new: str,
+    force: bool,
+    has_files: bool = False,
+    out: Path | None = None,
+    into: Path | None = None,
 ) -> None:
     """Refuse a restore that names no target, two targets, or forces nothing."""
-    if out is not None:
-        if to or new or force:
-            raise UsageError(
-                "--out is a target of its own", hint="leave --to, --new and --force out"
-            )
+    if out is not None or into is not None:
+        if (out is not None and into is not None) or to or new or force:
+            name = "--out" if into is None else "--into"
+            raise UsageError(f"{name} is a target of its own", hint="give one target and no more")
         if not has_files:
-            raise UsageError("--out makes files", hint="say which with --path PATTERN")
+            name = "--out" if into is None else "--into"
+            raise UsageError(f"{name} makes files", hint="say which with --path PATTERN")
         return
     if has_files and not to and not new:
         if force:

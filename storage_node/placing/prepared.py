@@ -15,8 +15,10 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.crc import EMPTY, crc32c
@@ -127,24 +129,32 @@ class PreparedFile:
 
     def dress(self, attributes: Attributes) -> int:
         """Give the file its attributes; returns how many could not be had by this user."""
-        lost = 0
+        changes: list[Callable[[], None]] = []
         owner = attributes.uid, attributes.gid
         if attributes.uid >= 0 and owner != (os.geteuid(), os.getegid()):
-            try:
-                os.fchown(self._descriptor, *owner)
-            except OSError:
-                lost += 1
+            changes.append(partial(os.fchown, self._descriptor, *owner))
         for name, value in attributes.xattrs:
+            changes.append(partial(os.setxattr, self._descriptor, name, value))
+        changes.append(partial(self._set_mode, attributes))
+        times = attributes.atime_ns, attributes.mtime_ns
+        changes.append(partial(os.utime, self._descriptor, ns=times))
+        lost = 0
+        for change in changes:
             try:
-                os.setxattr(self._descriptor, name, value)
-            except OSError:
+                change()
+            except (OSError, ValueError, OverflowError):
                 lost += 1
-        # Behind the owner, whose change takes the set-user-ID bit away; and without that bit if the owner is another.
-        is_owner = attributes.uid in (-1, os.fstat(self._descriptor).st_uid)
-        os.fchmod(self._descriptor, attributes.mode if is_owner else attributes.mode & 0o1777)
-        os.utime(self._descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))
         os.fsync(self._descriptor)
         return lost
+
+    def _set_mode(self, attributes: Attributes) -> None:
+        """Behind the owner, whose change takes these bits away; and never for an owner or a group that is another."""
+        mode, now = attributes.mode, os.fstat(self._descriptor)
+        if attributes.uid not in (-1, now.st_uid):
+            mode &= ~stat.S_ISUID
+        if attributes.gid not in (-1, now.st_gid):
+            mode &= ~stat.S_ISGID
+        os.fchmod(self._descriptor, mode)
 
     def name(self, name: bytes) -> None:
         """Give the file its own name, unless that is taken; then close it."""

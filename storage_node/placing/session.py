@@ -1,6 +1,6 @@
 """A placement as a conversation: `ctl` asks in JSON lines, this process holds the files and answers.
 
-    {"op": "prepare", "temporary": ..., "size": ...}       -> {"ok": true, "digest": ..., "extents": [[...], ...]}
+    {"op": "prepare", "temporary": ..., "size": ...}       -> {"ok": true, "digest": ..., "path": ..., ...}
     {"op": "expose"}                                       -> {"ok": true}      from here on movers may write
     {"op": "fenced"}                                       -> {"ok": true}      from here on they cannot
     {"op": "verify", "temporary": ..., "name": ..., ...}   -> {"ok": true}      the file has its name
@@ -30,7 +30,11 @@ from typing import Any, Final
 from backplane.errors import BackupError, UsageError
 from backplane.units import KIB
 from storage_node.placing.prepared import Attributes, PreparedFile, prepare
-from storage_node.placing.surroundings import check_surroundings, find_mount
+from storage_node.placing.surroundings import (
+    check_surroundings,
+    find_mount,
+    path_in_file_system,
+)
 
 FILES_MAX: Final = 256
 LINE_BYTES_MAX: Final = 512 * KIB
@@ -187,10 +191,16 @@ class Session:
             raise UsageError("the file is prepared already")
         if len(self._files) >= FILES_MAX:
             raise UsageError(f"at most {FILES_MAX} files are prepared at once")
-        check_surroundings(find_mount(self._folder))
+        mount = find_mount(self._folder)
+        check_surroundings(mount)
+        path = path_in_file_system(mount, self._folder, temporary)
         made = prepare(self._folder, temporary, size, self._tick)
         self._files[temporary] = made
-        return {"digest": made.digest, "extents": [list(each[:3]) for each in made.extents]}
+        return {
+            "digest": made.digest,
+            "extents": [list(each[:3]) for each in made.extents],
+            "path": os.fsdecode(path),
+        }
 
     def _verify(self, asked: dict[str, Any]) -> dict[str, Any]:
         temporary, name = _path(asked, "temporary"), _path(asked, "name")

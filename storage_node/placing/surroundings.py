@@ -6,6 +6,7 @@ has typed may lead elsewhere by now.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -56,6 +57,15 @@ def parse_mount(line: str) -> Mount:
         kind,
         (*options.split(","), *deeper.split(",")),
     )
+
+
+def path_in_file_system(mount: Mount, descriptor: int, below: bytes) -> bytes:
+    """Return the path, from the root of the file system, of what is below an open folder."""
+    here = os.fsencode(Path(f"/proc/self/fd/{descriptor}").readlink())
+    point, root = (os.fsencode(path).rstrip(b"/") for path in (mount.point, mount.root))
+    if here != point and not here.startswith(point + b"/"):
+        raise RefusedError("the folder has been moved or removed")
+    return (root + here[len(point) :] + b"/" + below).lstrip(b"/")
 
 
 def _unescaped(text: str) -> str:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backplane.errors import BusyError, NotFoundError, RefusedError
-from controller.cli.submit import LEVELS
+from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from controller.cli.submit import LEVELS, check_target
 from controller.core.chain import LEVELS_ASKED
 
 
@@ -295,3 +296,20 @@ def test_waiting_for_several_ends_with_the_code_of_the_worst_and_one_document(
     code, out, _ = ctl("submit", "backup", "a", "b", "--group", "--wait")
     assert code == 6
     assert out.count("Termination:") == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"into": Path("/mnt"), "has_files": False}, "--into makes files"),
+        ({"into": Path("/mnt"), "to": "vol2"}, "--into is a target of its own"),
+        ({"into": Path("/mnt"), "new": "copy"}, "--into is a target of its own"),
+        ({"into": Path("/mnt"), "force": True}, "--into is a target of its own"),
+        ({"into": Path("/mnt"), "out": Path("/tmp/x")}, "is a target of its own"),
+    ],
+)
+def test_a_mounted_folder_is_a_target_of_its_own(target: dict[str, Any], words: str) -> None:
+    facts = {"to": "", "new": "", "force": False, "has_files": True} | target
+    with pytest.raises(UsageError, match=words):
+        check_target(**facts)
+    check_target(to="", new="", force=False, has_files=True, into=Path("/mnt"))

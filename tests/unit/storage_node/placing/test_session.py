@@ -96,6 +96,7 @@ def names(folder: Path) -> list[str]:
 def test_a_file_is_prepared_exposed_verified_and_named(talk: Talk, tmp_path: Path) -> None:
     answer = talk.ask(op="prepare", temporary="a.restoring", size=SIZE)
     assert sum(count for _, _, count in answer["extents"]) >= SIZE
+    assert str(tmp_path / "a.restoring").endswith(answer["path"])
     assert talk.ask(op="expose") == {"ok": True}
     assert talk.ask(op="fenced") == {"ok": True}
     xattrs = [[base64.b64encode(b"user.x").decode(), base64.b64encode(b"\xff").decode()]]

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from backplane.errors import RefusedError
-from storage_node.placing.surroundings import Mount, check_surroundings, find_mount, parse_mount
+from storage_node.placing.surroundings import (
+    Mount,
+    check_surroundings,
+    find_mount,
+    parse_mount,
+    path_in_file_system,
+)
 
 LINE = "36 35 8:1 /deep /mnt/a\\040b rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro\n"
 
@@ -26,6 +32,25 @@ def test_the_mount_of_an_open_folder_is_found(tmp_path: Path) -> None:
     descriptor = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
     try:
         assert find_mount(descriptor).kind == "proc"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_path_counts_from_the_root_of_the_file_system(tmp_path: Path) -> None:
+    """The same folder, if all of its file system is mounted, or a part of it, or at another place."""
+    (tmp_path / "a b").mkdir()
+    descriptor = os.open(tmp_path / "a b", os.O_RDONLY | os.O_DIRECTORY)
+
+    def path(root: str, point: str) -> bytes:
+        return path_in_file_system(Mount("8:1", root, point, "ext4", ()), descriptor, b"x/y")
+
+    try:
+        assert path("/", str(tmp_path)) == b"a b/x/y"
+        assert path("/deep", str(tmp_path)) == b"deep/a b/x/y"
+        assert path("/", str(tmp_path / "a b")) == b"x/y"
+        assert path("/", "/") == os.fsencode(tmp_path).lstrip(b"/") + b"/a b/x/y"
+        with pytest.raises(RefusedError, match="moved or removed"):
+            path("/", str(tmp_path) + "/a")
     finally:
         os.close(descriptor)
 
