@@ -5,21 +5,24 @@ The judge of what comes back is the tree that the image was made of, and nothing
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
-from backplane.testing import ext_images, xfs_images, xfs_trees
+from backplane.testing import disk_images, ext_images, xfs_images, xfs_trees
 from backplane.testing.cluster import LocalCluster, is_running
 from backplane.testing.nbd_client import NbdClient, connect, nbd_uri
 from backplane.units import KIB, MIB
 from tests.site.ctl import Ctl
 from tests.site.planted_tree import Facts, facts_of
+from tests.site.real_systems import Btrfs, Mounted, Xfs
 
 pytestmark = pytest.mark.processes
 
@@ -135,6 +138,82 @@ def test_what_cannot_be_mapped_is_refused_by_name_and_goes_raw(
     assert "map" in done.err
     ctl.ask("submit", "restore", str(job["result"]["backup"]), "--new", f"{volume}-new", "--wait")
     assert cluster.volume_file(f"{volume}-new").read_bytes() == image.read_bytes()
+
+
+# --- what was never unmounted --------------------------------------------------------------------
+
+
+def make_dirty(system: Mounted, image: Path, folder: Path) -> tuple[Path, dict[str, Facts]]:
+    """Return an image as a power cut leaves it, and what had been synced to it by then."""
+    copy = image.with_name("after the power cut")
+    with system.opened(image, folder, is_read_only=False) as root:
+        plant(root)
+        os.sync()
+        for number in range(0, 60, 2):
+            (root / "c" / "many" / f"file-{number:02}").unlink()
+        (root / "a" / "file-00").rename(root / "c" / "renamed")
+        (root / "late").write_bytes(random.Random(51).randbytes(70_000))
+        os.sync()
+        disk_images.run("cp", "--sparse=always", image, copy)
+        return copy, facts_of(root)
+
+
+class MountedExt4(Mounted):
+    """ext4 by the kernel."""
+
+    def missing(self) -> str:
+        return ext_images.missing(needs_mount=True)
+
+    def format(self, image: Path) -> None:
+        ext_images.make_volume(image, self.size_bytes, "-t", "ext4")
+
+    def opened(
+        self, image: Path, folder: Path, *, is_read_only: bool
+    ) -> AbstractContextManager[Path]:
+        return ext_images.mounted(image, folder)
+
+    def complaint(self, image: Path) -> str:
+        return ext_images.run("e2fsck", "-fn", str(image)) and ""
+
+
+NEVER_UNMOUNTED: Final = {
+    "dirty-ext4": MountedExt4(32 * MIB),
+    "dirty-XFS": Xfs(64 * MIB),
+    "dirty-btrfs": Btrfs(128 * MIB),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_UNMOUNTED)
+def test_a_volume_that_was_never_unmounted_gives_back_what_had_been_synced(
+    ctl: Ctl, cluster: LocalCluster, tmp_path: Path, name: str
+) -> None:
+    """To a folder by what we replay in memory; on a volume by what the kernel replays, so its log has to be there."""
+    system = NEVER_UNMOUNTED[name]
+    if system.missing():
+        pytest.skip(system.missing())
+    system.format(tmp_path / "image")
+    image, truth = make_dirty(system, tmp_path / "image", tmp_path / "mounted")
+    ctl.ask("volume", "create", name, "--from", str(image))
+    job = ctl.backup(name)
+    assert (job["state"], job["exit_code"]) == ("completed", 0), job["reason"]
+    backup = str(job["result"]["backup"])
+    shown = ctl.ask("backup", "show", backup)["map"]
+    assert (shown["is_complete"], shown["reasons"]) == (True, [])
+    assert shown["file_systems"][0]["state"] in ("clean", "replayed")
+    ctl.ask("submit", "restore", backup, "--path", "**", "--out", str(tmp_path / "out"))
+    assert facts_of(tmp_path / "out") == truth
+    chosen = ("--path", "a", "--path", "late")
+    ctl.ask("submit", "restore", backup, *chosen, "--new", f"{name}-new", "--wait")
+    copy = tmp_path / "copy"
+    copy.write_bytes(cluster.volume_file(f"{name}-new").read_bytes())
+    with system.opened(copy, tmp_path / "mounted", is_read_only=False) as root:
+        # btrfs has checksums of data, so of the others there are only the names.
+        assert {each for each in truth if (root / each).is_file()} == truth.keys()
+        assert facts_of(root / "a") == {
+            path.removeprefix("a/"): facts for path, facts in truth.items() if path.startswith("a/")
+        }
+        assert (root / "late").read_bytes() == (tmp_path / "out" / "late").read_bytes()
+    assert system.complaint(copy) == ""
 
 
 # --- what is damaged -----------------------------------------------------------------------------

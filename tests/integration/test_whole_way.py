@@ -370,6 +370,39 @@ def test_chosen_files_come_back_in_a_file_system_that_its_own_tools_find_right(
     assert story.disk.contents(copy, is_chosen) == expected
 
 
+def test_a_backup_of_chosen_files_is_a_right_file_system_with_nothing_else_in_it(
+    story: Story,
+) -> None:
+    chosen = story.patterns("docs", SCATTERED)
+    job = story.ctl.backup(story.volume, *chosen, "--exclude", Path(NOTED).name)
+    assert (job["state"], job["exit_code"]) == ("completed", 0), job["reason"]
+    assert job["total_bytes"] < story.copied[0], "the large file was copied as well"
+    backup, name = str(job["result"]["backup"]), f"{story.volume}-chosen"
+    story.ctl.ask("submit", "restore", backup, "--new", name, "--wait")
+    copy = story.folder / "copy"
+    copy.write_bytes(story.cluster.volume_file(name).read_bytes())
+    assert story.disk.complaints(copy) == []
+
+    def is_chosen(path: str) -> bool:
+        return path in (DATA, SCATTERED)
+
+    assert story.disk.contents(copy, is_chosen) == {
+        path_in(part, path): story.days[1][path_in(part, path)]
+        for part in story.disk.parts
+        for path in (DATA, SCATTERED)
+    }
+    out = story.folder / "chosen"
+    done = story.ctl.run(
+        *("submit", "restore", backup, *story.patterns(DATA, LARGE), "--out", str(out))
+    )
+    assert done.code == 3, done
+    names = {path_in(part, LARGE) for part in story.disk.parts}
+    assert {each["path"] for each in done.document["listed"]} == names
+    assert facts_of(out) == {
+        path_in(part, DATA): story.days[1][path_in(part, DATA)] for part in story.disk.parts
+    }
+
+
 def test_a_damaged_file_comes_back_in_place_and_nothing_else_is_touched(story: Story) -> None:
     """What does not lie in blocks of its own is refused by name."""
     before = content_of(story)
