@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from backplane.errors import BackupError, BusyError, UsageError
-from backplane.ids import Designator, JobId, ViewId, VolumeId
+from backplane.errors import BackupError, BusyError, StaleError, UsageError
+from backplane.ids import Designator, Epoch, JobId, ViewId, VolumeId
 from backplane.runtime.clock import Clock
 from backplane.wire.messages import (
     LegState,
@@ -424,6 +424,7 @@ class DiskControl:
             record = self.book.volume(message.volume)
             if record.state is not State.ONLINE:
                 raise BusyError(f"volume {record.name} is {record.state.value}")
+            self._check_epoch(record, message.epoch)
             self._reservations.reserve(
                 message.volume,
                 message.job,
@@ -440,6 +441,8 @@ class DiskControl:
         with self.step:
             record = self.book.volume(message.volume)
             self._reservations.prolong(message.volume, message.job, now=self.clock.monotonic())
+            if message.extents:
+                self._check_epoch(record, message.epoch)
             live = self.live[message.volume]
         if len(message.extents) % EXTENT.size:
             raise UsageError("extents: no whole number of pairs")
@@ -451,6 +454,13 @@ class DiskControl:
             live.zero(lba * size, blocks * size, may_punch=True, writer=f"job {message.job}")
         if extents:
             live.flush()
+
+    def _check_epoch(self, record: VolumeRecord, epoch: Epoch) -> None:
+        """Raise `StaleError` for a request that a fence has overtaken."""
+        with self.access.locked() as rules:
+            floor = rules.floor(record.designator).epoch
+        if epoch < floor:
+            raise StaleError(f"epoch {epoch} was overtaken, volume {record.name} is at {floor}")
 
     def check_writer(self, volume: VolumeId, job: JobId) -> None:
         """Raise `RefusedError` if a mover may not write to a volume, whatever its grant says.

@@ -617,7 +617,8 @@ class VolumeReserve(Message):
     """Keep workstations away from a volume that stays online, while a job puts files back onto it.
 
     Refused with `busy` while one is connected, or if another job has it.  Ends by `volume.unreserve`, by itself after
-    `ttl_s`, and with the node's process.  The same again prolongs it.  With `is_shared` workstations stay, and the job
+    `ttl_s`, and with the node's process.  The same again prolongs it.  One that comes late, when a fence has overtaken
+    its `epoch`, is refused: nobody would end it.  With `is_shared` workstations stay, and the job
     may not write a moment longer than `ttl_s`.
     """
 
@@ -626,6 +627,7 @@ class VolumeReserve(Message):
     volume: VolumeId
     job: JobId
     ttl_s: float
+    epoch: Epoch
     is_shared: bool = False
 
 
@@ -633,8 +635,9 @@ class VolumeReserve(Message):
 class VolumeZero(Message):
     """Write zeros to `extents` (packed `>QQ`: LBA, blocks) of a volume that the job has reserved.
 
-    Refused if the job has not had it all the time since it reserved it; without extents only this is asked.  It lets
-    the reservation last for its `ttl_s` from now on, and is durable when it is answered.
+    Refused if the job has not had it all the time since it reserved it, and if a fence has overtaken `epoch`: what was
+    to be zeroed then may be another's now.  Without extents only the first is asked.  It lets the reservation last for
+    its `ttl_s` from now on, and is durable when it is answered.
     """
 
     kind: ClassVar[str] = "volume.zero"
@@ -642,6 +645,7 @@ class VolumeZero(Message):
     volume: VolumeId
     job: JobId
     extents: Blob
+    epoch: Epoch = Epoch(0)  # noqa: RUF009 - a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         job.plan.update(tries=0, unlucky=[], item=0, is_writing=True)
         desk.enter(job, JobState.COPYING)
     desk.save(job)
-    yield from _zero(job, volume, subtract(wanted, _taken(readings)))
+    yield from _zero(desk, job, volume, subtract(wanted, _taken(readings)))
     yield from copy_readings(desk, job, readings, None, before_list=lambda: hold(job, volume))
     desk.enter(job, JobState.COMMITTING)
 
@@ -308,12 +308,17 @@ def _release_view(desk: Desk, job: Job, volume: VolumeRow) -> Step:
 
 def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     job.plan["is_reserved"] = True
+    epoch = desk.next_epoch()
     desk.save(job)
     try:
         yield Ask(
             node=volume.node,
             make=lambda request: VolumeReserve(
-                request=request, volume=volume.volume, job=job.row.job, ttl_s=RESERVED_S
+                request=request,
+                volume=volume.volume,
+                job=job.row.job,
+                ttl_s=RESERVED_S,
+                epoch=epoch,
             ),
             what=f"reserve volume {volume.name}",
         )
@@ -325,7 +330,7 @@ def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
 
 def hold(job: Job, volume: VolumeRow) -> Step:
     """Raise `ProofLostError` unless the volume was reserved all the time since the proof; prolong that."""
-    yield from _zero_some(job, volume, [])
+    yield from _zero_some(job, volume, [], epoch=Epoch(0))
 
 
 def ask_unreserve(job: Job, volume: VolumeRow) -> Ask:
@@ -360,14 +365,17 @@ def _taken(readings: Sequence[Reading]) -> ExtentRuns:
     return found
 
 
-def _zero(job: Job, volume: VolumeRow, runs: ExtentRuns) -> Step:
+def _zero(desk: Desk, job: Job, volume: VolumeRow, runs: ExtentRuns) -> Step:
     """Have the node write zeros where the backup has none but zeros: no tape has those."""
     extents = list(runs)
     for first in range(0, len(extents), EXTENTS_PER_MESSAGE):
-        yield from _zero_some(job, volume, extents[first : first + EXTENTS_PER_MESSAGE])
+        some = extents[first : first + EXTENTS_PER_MESSAGE]
+        yield from _zero_some(job, volume, some, epoch=desk.next_epoch())
 
 
-def _zero_some(job: Job, volume: VolumeRow, extents: Sequence[tuple[int, int]]) -> Step:
+def _zero_some(
+    job: Job, volume: VolumeRow, extents: Sequence[tuple[int, int]], *, epoch: Epoch
+) -> Step:
     try:
         yield Ask(
             node=volume.node,
@@ -376,6 +384,7 @@ def _zero_some(job: Job, volume: VolumeRow, extents: Sequence[tuple[int, int]]) 
                 volume=volume.volume,
                 job=job.row.job,
                 extents=pack_ranges(extents),
+                epoch=epoch,
             ),
             what=f"zero blocks of volume {volume.name}",
         )

@@ -380,6 +380,7 @@ class Proof:
 
 def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     job.plan["is_reserved"] = True
+    epoch = desk.next_epoch()
     desk.save(job)
     try:
         yield Ask(
@@ -389,6 +390,7 @@ def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
                 volume=volume.volume,
                 job=job.row.job,
                 ttl_s=RENEWED_S,
+                epoch=epoch,
                 is_shared=True,
             ),
             what=f"reserve volume {volume.name}",

@@ -303,8 +303,8 @@ def plan_restore(
     """Plan the next list of a restore: per run of records locate, then 09h segments onto the blocks they came from.
 
     Something has to be wanted of record `first`.  With `is_exact` the list is so short that its grant covers just
-    these blocks, and none between them: for a volume with data of others.  One record may need more extents for that
-    than other grants have, and no list is shorter than a record.
+    these blocks, and none between them: for a volume with data of others, and where only these blocks are compared
+    afterwards.  One record may need more extents for that than other grants have, and no list is shorter than a record.
     """
     most = GRANT_EXTENTS_MAX if is_exact else SEGMENTS_MAX
     end = part.fitting_end(first)

@@ -372,7 +372,8 @@ def _restore_part(
             disk=volume.designator,
             tape=reader.drive_unit,
             identifier=list_identifier(desk.next_number("list")),
-            is_exact=plan.get("way") in (IN_PLACE, PLACED),
+            # What is compared afterwards are the blocks of this list: it may write no others.
+            is_exact="way" in plan,
         )
         rights = Rights.READ | Rights.WRITE
         uses = (

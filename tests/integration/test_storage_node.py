@@ -388,7 +388,7 @@ def test_a_volume_is_filled_held_and_read_back(node: Node) -> None:
 def test_a_view_waits_for_quiet_and_fails_without_it(node: Node) -> None:
     controller = node.controller
     filled(controller, b"x" * 512)
-    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0, epoch=Epoch(99))
     with controller.open(controller.grant(UNIT, Rights.WRITE, 9)) as writer:
         assert write(writer, 0, b"y" * 512).is_good
         answer = hold(controller, quiet_s=0.05, timeout_s=0.2)
@@ -446,7 +446,7 @@ def test_what_a_grant_does_not_cover_is_refused_with_the_one_error(node: Node) -
 def test_a_fenced_writer_changes_nothing_any_more(node: Node) -> None:
     controller = node.controller
     filled(controller, bytes(SIZE))
-    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0, epoch=Epoch(99))
     old = controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 10))
     with old:
         assert write(old, 0, b"old" + bytes(509)).is_good
@@ -466,7 +466,7 @@ def test_an_online_volume_takes_no_writes_but_of_the_job_that_has_reserved_it(no
     controller = node.controller
     filled(controller, bytes(MIB))
     for job, is_good in ((JobId(2), False), (JobId(1), True)):
-        controller.told(VolumeReserve, volume=VOLUME, job=job, ttl_s=60.0)
+        controller.told(VolumeReserve, volume=VOLUME, job=job, ttl_s=60.0, epoch=Epoch(99))
         with controller.open(controller.grant(UNIT, Rights.WRITE, 10)) as channel:
             reply = write(channel, 0, b"x" * 512)
         assert reply.is_good == is_good
@@ -481,7 +481,7 @@ def test_an_online_volume_takes_no_writes_but_of_the_job_that_has_reserved_it(no
 def test_damaged_data_are_refused_before_anything_is_written(node: Node) -> None:
     controller = node.controller
     filled(controller, bytes(MIB))
-    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0)
+    controller.told(VolumeReserve, volume=VOLUME, job=JobId(1), ttl_s=60.0, epoch=Epoch(99))
     with controller.open(controller.grant(UNIT, Rights.WRITE | Rights.READ, 10)) as channel:
         wrong = {"protection": Protection.CRC32C, "crc32c": 1}
         assert triple(write(channel, 0, b"x" * 4096, **wrong)) == GUARD

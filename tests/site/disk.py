@@ -314,14 +314,21 @@ class DiskNode:
             raise BusyError(f"volume {volume.row.name} is {volume.row.state}")
         if volume.row.connections and not message.is_shared:
             raise BusyError(f"{volume.row.connections} workstation is connected", hint="unmount it")
+        self._check_epoch(volume, message.epoch)
         if self.reserved.setdefault(message.volume, message.job) != message.job:
             raise BusyError(f"job {self.reserved[message.volume]} has it")
         (self.shared.add if message.is_shared else self.shared.discard)(message.volume)
+
+    def _check_epoch(self, volume: Volume, epoch: int) -> None:
+        if epoch < self.floor.get(volume.row.designator, 0):
+            raise StaleError("overtaken")
 
     def _zero(self, message: VolumeZero) -> None:
         volume = self._volume(message.volume)
         if self.reserved.get(message.volume) != message.job:
             raise RefusedError(f"job {message.job} has not reserved the volume")
+        if message.extents:
+            self._check_epoch(volume, message.epoch)
         for lba, blocks in struct.iter_unpack(">QQ", message.extents):
             assert lba + blocks <= volume.row.blocks
             volume.write({lba + n: bytes(BLOCK) for n in range(blocks)})

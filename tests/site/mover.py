@@ -178,12 +178,18 @@ class Execution:
         lba = segment.block_device_logical_block_address
         self._check_extent(unit, lba, len(take) // BLOCK)
         for number in range(len(take) // BLOCK):
-            place = self.disk.misdirected.get(lba + number, lba + number)
+            place = self._place(unit, lba + number)
             target.data[place] = take[number * BLOCK : (number + 1) * BLOCK]
         self._count("written", len(take), unit=unit)
         if not segment.cat:
             self._count("drop", len(self.stream))
             self.stream = b""
+
+    def _place(self, unit: bytes, lba: int) -> int:
+        """Return where a mover that may err writes a block: never where its grant does not reach."""
+        place = self.disk.misdirected.get(lba, lba)
+        granted = self.uses[unit].extents
+        return place if any(start <= place < start + n for start, n in granted) else lba
 
     def _check_target(self, target: Volume) -> None:
         if target.row.state == "restoring":

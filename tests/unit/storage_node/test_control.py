@@ -214,7 +214,7 @@ def test_tape_requests_are_answered_as_well(node: Node) -> None:
 
 def test_a_volume_is_reserved_and_a_view_narrowed(node: Node) -> None:
     node.answer(create())
-    reserve = VolumeReserve(request=2, volume=VOLUME, job=JobId(7), ttl_s=60.0)
+    reserve = VolumeReserve(request=2, volume=VOLUME, job=JobId(7), ttl_s=60.0, epoch=Epoch(99))
     assert reply(node.answer(reserve)).volumes[0].volume == VOLUME
     unreserve = VolumeUnreserve(request=3, volume=VOLUME, job=JobId(7))
     assert reply(node.answer(unreserve)).volumes == ()
@@ -227,7 +227,7 @@ def test_a_reserved_volume_is_zeroed(node: Node) -> None:
     node.answer(create())
     zero = VolumeZero(request=2, volume=VOLUME, job=JobId(7), extents=bytes(7) + b"\0" * 8 + b"\1")
     assert failure(node.answer(zero)).error == "refused"
-    node.answer(VolumeReserve(request=3, volume=VOLUME, job=JobId(7), ttl_s=60.0))
+    node.answer(VolumeReserve(request=3, volume=VOLUME, job=JobId(7), ttl_s=60.0, epoch=Epoch(99)))
     assert reply(node.answer(replace(zero, request=4))).volumes == ()
 
 

@@ -21,7 +21,7 @@ from backplane.errors import (
     StaleError,
     UsageError,
 )
-from backplane.ids import JobId, VolumeId
+from backplane.ids import Epoch, JobId, VolumeId
 from backplane.wire.frames import Opcode
 from backplane.wire.grants import Rights
 from backplane.wire.messages import (
@@ -331,12 +331,16 @@ def test_state_that_cannot_be_written_stops_the_node(node: Node) -> None:
 
 
 def reserve(node: Node, job: int = 7) -> None:
-    node.disk.reserve(VolumeReserve(request=1, volume=VOLUME, job=JobId(job), ttl_s=60.0))
+    node.disk.reserve(
+        VolumeReserve(request=1, volume=VOLUME, job=JobId(job), ttl_s=60.0, epoch=Epoch(99))
+    )
 
 
 def zero(node: Node, *extents: tuple[int, int], job: int = 7) -> None:
     packed = b"".join(struct.pack(">QQ", *each) for each in extents)
-    node.disk.zero(VolumeZero(request=1, volume=VOLUME, job=JobId(job), extents=packed))
+    node.disk.zero(
+        VolumeZero(request=1, volume=VOLUME, job=JobId(job), extents=packed, epoch=Epoch(99))
+    )
 
 
 def stored(node: Node, at: int, count: int) -> bytes:
@@ -376,8 +380,28 @@ def test_extents_that_are_none_of_the_volume_zero_nothing(node: Node, packed: by
     reserve(node)
     first = struct.pack(">QQ", 0, 1)
     with pytest.raises(UsageError):
-        node.disk.zero(VolumeZero(request=1, volume=VOLUME, job=JobId(7), extents=first + packed))
+        node.disk.zero(
+            VolumeZero(
+                request=1, volume=VOLUME, job=JobId(7), extents=first + packed, epoch=Epoch(99)
+            )
+        )
     assert stored(node, 0, SIZE) == b"x" * SIZE
+
+
+def test_what_comes_late_behind_a_fence_does_nothing(node: Node) -> None:
+    """A double of a request of an earlier proof: the blocks may be another file's now, and nobody waits for it."""
+    node.create()
+    node.write(b"x" * SIZE)
+    reserve(node)
+    node.bench.access.fence(UNIT, Epoch(100))
+    with pytest.raises(StaleError):
+        zero(node, (0, 1))
+    assert stored(node, 0, SIZE) == b"x" * SIZE
+    zero(node)
+    node.disk.unreserve(VolumeUnreserve(request=1, volume=VOLUME, job=JobId(7)))
+    with pytest.raises(StaleError):
+        reserve(node)
+    node.disk.connected(VOLUME)
 
 
 def test_without_extents_it_is_asked_whether_the_volume_is_still_reserved(node: Node) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError, BusyError, MediumError, NotFoundError
-from backplane.ids import JobId, ViewId, VolumeId
+from backplane.ids import Epoch, JobId, ViewId, VolumeId
 from backplane.units import KIB, MIB
 from backplane.wire.messages import VolumeReserve, VolumeUnreserve
 from storage_node.disk.device import DeviceError
@@ -148,7 +148,7 @@ def test_connections_keep_others_from_the_volume(node: Node, exports: VolumeExpo
 def test_a_volume_that_files_are_put_back_onto_is_nobody_elses(
     node: Node, exports: VolumeExports
 ) -> None:
-    reserve = VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0)
+    reserve = VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0, epoch=Epoch(99))
     export = exports.open("vol", CLIENT)
     with pytest.raises(BusyError, match="1 workstation is connected"):
         node.disk.reserve(reserve)
@@ -167,7 +167,9 @@ def test_a_volume_that_files_are_put_back_onto_is_nobody_elses(
 def test_a_volume_that_is_not_online_is_not_reserved(node: Node) -> None:
     node.offline()
     with pytest.raises(BusyError, match="restoring"):
-        node.disk.reserve(VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0))
+        node.disk.reserve(
+            VolumeReserve(request=1, volume=VOLUME, job=JobId(7), ttl_s=60.0, epoch=Epoch(99))
+        )
 
 
 def test_restores_and_imports_have_a_volume_for_themselves(

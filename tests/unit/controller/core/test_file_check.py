@@ -64,13 +64,13 @@ def test_what_is_right_is_found_right_by_one_question_to_each_side(
 
 def test_without_a_check_nothing_is_asked_and_nothing_is_found(site: Site, volume: Volume) -> None:
     seen = samples(site)
-    site.disk.misdirected = {33: 40}
+    site.disk.misdirected = {33: 34}
     assert run(site, check=False) == []
     assert seen == []
 
 
 def test_a_block_that_went_to_another_place_is_found(site: Site, volume: Volume) -> None:
-    site.disk.misdirected = {33: 40}
+    site.disk.misdirected = {33: 34}
     assert run(site, "partial") == ["b"], "c is in the same piece, and right"
     site.disk.misdirected = {10: 50, 50: 10}
     assert run(site, "partial", new="other") == ["a", "c"]
@@ -80,7 +80,7 @@ def test_too_much_that_differs_is_not_looked_at_piece_by_piece(
     site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_check, "NARROWED_MAX", 0)
-    site.disk.misdirected = {33: 40}
+    site.disk.misdirected = {33: 34}
     assert run(site, "partial") == ["b", "c"]
 
 
@@ -126,7 +126,7 @@ def test_a_drive_that_is_empty_after_a_restart_of_its_node_is_loaded_again(
 def test_a_check_that_was_interrupted_is_done_and_nothing_is_copied_twice(
     site: Site, volume: Volume
 ) -> None:
-    site.disk.misdirected = {33: 40}
+    site.disk.misdirected = {33: 34}
     job = site.submit("restore", backup=1, new="copy", paths=["?"], staging=True)
     while not isinstance(site.wire[0][1], ViewSample):
         site.deliver(*site.wire.pop(0))
@@ -141,7 +141,7 @@ def test_more_that_differs_than_can_be_remembered_ends_the_job(
     site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.core.restore.LOST_EXTENTS_MAX", 1)
-    site.disk.misdirected = {33: 40, 50: 41, 10: 42}
+    site.disk.misdirected = {33: 34, 50: 36, 10: 11}
     job = site.submit("restore", backup=1, new="copy", paths=["?"], staging=True)
     site.run()
     check_end(site, job, "failed")
