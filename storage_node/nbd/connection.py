@@ -62,8 +62,8 @@ BUFFER_BYTES: Final = 2 * SMALL_BYTES
 """Of the requests, and of the replies, that are here at once."""
 RECEIVE_BYTES: Final = 32 * 1024
 """Taken at once if no request needs more: a client has its first replies while its last requests are carried out."""
-PIECE_BYTES: Final = 256 * 1024
-"""Of a large write: small enough to be still in the cache when it is written."""
+PIECE_BYTES: Final = 512 * 1024
+"""Of a large write: small enough to be still in the cache when it is written, and few enough calls."""
 PIPE_BYTES: Final = 1024 * 1024
 """Of a large read: what is in the pipe is known to be readable."""
 DRAIN_BYTES_MAX: Final = 64 * 1024 * 1024
