@@ -418,3 +418,16 @@ def test_a_controller_that_dies_anywhere_in_the_restore_of_a_chain_goes_on(crash
     site.crash_at = None
     check_end(site, job)
     assert site.disk.by_name("copy").data == expected
+
+
+def test_a_part_that_the_catalog_has_lost_ends_a_restore_before_anything_is_made(
+    site: Site,
+) -> None:
+    """A volume that lacks the blocks of a part must not come online as if it were whole."""
+    backup = backed_up(site)
+    del site.machine.registry.parts[BackupId(backup), 1]
+    job = site.submit("restore", backup=backup, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    assert "parts of backup 1, or of one under it, are not in the catalog" in site.job(job).reason
+    assert [volume.row.name for volume in site.volumes.values()] == ["vol"]
