@@ -62,8 +62,10 @@ BUFFER_BYTES: Final = 2 * SMALL_BYTES
 """Of the requests, and of the replies, that are here at once."""
 RECEIVE_BYTES: Final = 32 * 1024
 """Taken at once if no request needs more: a client has its first replies while its last requests are carried out."""
-PIECE_BYTES: Final = 512 * 1024
-"""Of a large write: small enough to be still in the cache when it is written, and few enough calls."""
+PIECE_BYTES: Final = 256 * 1024
+"""Of a large write: small enough to be still in the cache when it is written."""
+UNIX_PIECE_BYTES: Final = 512 * 1024
+"""The same over a unix socket, which holds less, so that a piece costs more calls."""
 PIPE_BYTES: Final = 1024 * 1024
 """Of a large read: what is in the pipe is known to be readable."""
 DRAIN_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -105,6 +107,8 @@ class Transmission:
         self._output = memoryview(bytearray(BUFFER_BYTES))
         self._output_end = 0
         self._piece = memoryview(b"")
+        is_unix = sock.family == socket.AF_UNIX
+        self._piece_bytes = UNIX_PIECE_BYTES if is_unix else PIECE_BYTES
         self._pipe: Pipe | None = None
         self._crew = crew
         self._light = 0
@@ -301,7 +305,7 @@ class Transmission:
 
     def _drain(self, count: int) -> None:
         while count:
-            piece = self._buffer(min(count, PIECE_BYTES))
+            piece = self._buffer(min(count, self._piece_bytes))
             self._take_into(piece)
             count -= len(piece)
 
@@ -310,7 +314,9 @@ class Transmission:
         if count > PIPE_BYTES:
             return memoryview(bytearray(count))
         if len(self._piece) < count:
-            self._piece = memoryview(bytearray(PIECE_BYTES if count <= PIECE_BYTES else PIPE_BYTES))
+            self._piece = memoryview(
+                bytearray(self._piece_bytes if count <= self._piece_bytes else PIPE_BYTES)
+            )
         return self._piece[:count]
 
     # Reading.
@@ -441,10 +447,10 @@ class Transmission:
         """Write in pieces.  After an error the rest is only taken in; what was written stays."""
         failed: BackupError | MemoryError | None = None
         fua = bool(flags & FLAG_FUA)
-        is_single = count <= PIECE_BYTES
+        is_single = count <= self._piece_bytes
         end = address + count
         while address < end:
-            piece = self._buffer(min(end - address, PIECE_BYTES))
+            piece = self._buffer(min(end - address, self._piece_bytes))
             self._take_into(piece)
             if failed is None:
                 try:
