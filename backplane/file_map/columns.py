@@ -51,7 +51,9 @@ def write_column(values: Sequence[int], neighbour: Sequence[int] | None = None) 
     plain = _squeezed(values)
     if plain.most <= _NARROW:
         return _column(PLAIN, 0, plain)
-    start = max(VALUE_MIN, min(2 * values[0] - values[1], VALUE_MAX))  # the first step is the second
+    start = max(
+        VALUE_MIN, min(2 * values[0] - values[1], VALUE_MAX)
+    )  # the first step is the second
     steps = list(map(sub, values, chain((start,), values)))
     choices = [(PLAIN, 0, plain), (RUNNING, start, _squeezed(steps))]
     if neighbour is not None:
