@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from backplane.ids import Designator, Epoch
+from backplane.ids import Designator, Epoch, JobId, VolumeId
 from backplane.wire.messages import VolumePublish, VolumeState
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Floor, Request, Session
@@ -63,7 +63,10 @@ class NoFence(Access):
 
 
 class PublishesAtOnce(DiskControl):
-    """Publishes without a fence."""
+    """Publishes without a fence, and lets movers write online volumes that nobody has reserved."""
+
+    def check_writer(self, volume: VolumeId, job: JobId) -> None:
+        """Let everybody write."""
 
     def publish(self, message: VolumePublish) -> VolumeState:
         """Set the volume online, whoever may still be writing it."""
@@ -142,7 +145,7 @@ PLANTED: Final = {
         ),
         Planted(
             name="no-publish-after-fence",
-            what="the node sets a restored volume online without raising the floor",
+            what="the node sets a restored volume online without raising the floor, and lets anybody write it",
             rules=Rules(access=NoFence, disk_control=PublishesAtOnce, book=TrustingBook),
             bias=LATE,
             noticed_as=("I3", "I10"),
