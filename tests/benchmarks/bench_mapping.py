@@ -7,6 +7,9 @@ The pipeline is that of a node: builder and parser as processes of their own, re
 (here: of this program), the finished map in a file.  Peaks are what the kernel remembers of each process (`VmHWM`),
 looked at every 20 ms and at last when a process has ended for good, so a short-lived one may have had a little more.
 
+Folders are filled one after the other, as a copy does it.  With `--in-turn` they all grow at a time, as spools do: then
+neighbours in a folder are far from each other on the volume.
+
 `--stages` goes through the same steps once more, one after the other in this process, and prints the CPU of each.
 
 `--cluster` takes the same image through a real cluster, by `ctl` alone: volume, backup, and with `--restore` one file
@@ -109,6 +112,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--fs", default=",".join(KINDS), help="which, with commas between")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--in-turn", action="store_true", help="fill all folders at a time")
     parser.add_argument("--stages", action="store_true", help="which stage takes how much CPU")
     parser.add_argument("--cluster", action="store_true", help="a real backup as well")
     parser.add_argument("--restore", action="store_true", help="with --cluster: one file of it")
@@ -121,7 +125,7 @@ def main() -> int:
             print(f"{name}: {kind.missing()}")
             continue
         with tempfile.TemporaryDirectory(prefix="sb-bench-", dir=arguments.folder) as folder:
-            image = made(kind, arguments.files, Path(folder))
+            image = made(kind, arguments.files, Path(folder), is_in_turn=arguments.in_turn)
             map_alone(name, image, Path(folder))
             if arguments.stages:
                 print_stages(image, Path(folder))
@@ -133,7 +137,7 @@ def main() -> int:
 # --- the image -----------------------------------------------------------------------------------
 
 
-def made(kind: Kind, files: int, folder: Path) -> Path:
+def made(kind: Kind, files: int, folder: Path, *, is_in_turn: bool = False) -> Path:
     """Make an image with so many files, a quarter of them empty, and one of 1 MiB among them."""
     image = folder / "image"
     with image.open("wb") as file:
@@ -145,7 +149,8 @@ def made(kind: Kind, files: int, folder: Path) -> Path:
         for number in range(FOLDERS):
             (root / f"folder-{number:03}").mkdir()
         for number in range(files):
-            place = f"{root}/folder-{number % FOLDERS:03}/a file with the number {number:07}"
+            at = number % FOLDERS if is_in_turn else number * FOLDERS // files
+            place = f"{root}/folder-{at:03}/a file with the number {number:07}"
             with open(place, "wb", buffering=0) as file:
                 if number % 4:
                     file.write(b"%07d " % number * 40)
