@@ -215,10 +215,11 @@ class ChecksummedDevice:
         return self._device.used_bytes()
 
     def close(self) -> None:
-        """Close the device, and keep what is known if all of it is durable."""
+        """Close the device, and keep what is known if all of it is durable; nothing of a volume that is deleted."""
         try:
-            self._device.flush()
-            _save(self._path, self._units, self._size_bytes)
+            if self._path.parent.is_dir():
+                self._device.flush()
+                _save(self._path, self._units, self._size_bytes)
         except (OSError, DeviceError) as error:
             log.warning("the checksums of a volume are not kept: %s", error)
         finally:

@@ -102,6 +102,18 @@ def test_rot_while_the_node_is_down_is_found(bench: Bench) -> None:
         read(bench.device, 0, SIZE)
 
 
+def test_a_volume_that_is_deleted_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    device = ChecksummedDevice(MemoryDevice(SIZE), folder / "checksums")
+    folder.rmdir()
+    device.close()
+    assert not folder.exists()
+    assert not caplog.records
+
+
 def test_nothing_is_known_after_a_crash(bench: Bench) -> None:
     bench.fill()
     bench.again()
