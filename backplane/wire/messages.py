@@ -593,7 +593,7 @@ class ViewMapping(Message):
 class ViewMapPage(Message):
     """Ask for page `page`, from 0, of a view's map; the header says how many there are.  Answered with `map_page`."""
 
-    kind: ClassVar[str] = "view.map-page"
+    kind: ClassVar[str] = "view.page"
     request: int
     view: ViewId
     page: int
@@ -716,7 +716,7 @@ class NodeReply(Message):
     `volumes`, `views`, `drives`, `cartridges`: the objects concerned, after the change.
     `extents`: packed `>QQ` pairs (LBA, blocks) for view.extents; `next_lba` is where to go on, or the number of blocks.
     `digests`: packed `>I` CRC32C values for tape.digest, tape.sample and view.sample; `next_object` is where to go on.
-    `map_header`: the packed header of a file map for view.map; `map_page`: one of its pages for view.map-page.
+    `map_header`: the packed header of a file map for view.map; `map_page`: one of its pages for view.page.
     `end`, `durable_end`: end of data of the loaded cartridge, and up to where it is on the medium.
     For tape.load: `header` is the payload of the volume header (b"" if none).  Of the last committed part, if any:
     `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry

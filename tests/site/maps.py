@@ -20,7 +20,7 @@ from backplane.file_map.paths import path_key
 
 @dataclass(frozen=True)
 class Made:
-    """A map: what `view.map` and `view.map-page` answer."""
+    """A map: what `view.map` and `view.page` answer."""
 
     header: MapHeader
     pages: tuple[bytes, ...]

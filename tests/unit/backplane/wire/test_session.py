@@ -167,7 +167,14 @@ def test_every_message_has_somebody_who_may_send_it() -> None:
     by_controller = set(messages.ALL) - by_peers - by_everybody
     assert {cls.kind for cls in by_peers} == {
         *("work.request", "work.progress", "work.done"),
-        *("node.inventory", "node.reply", "node.failed", "unit.fenced", "view.waiting"),
+        *(
+            "node.inventory",
+            "node.reply",
+            "node.failed",
+            "unit.fenced",
+            "view.waiting",
+            "view.mapping",
+        ),
         "operator.call",
     }
     assert {cls.kind.partition(".")[0] for cls in by_controller} == {
