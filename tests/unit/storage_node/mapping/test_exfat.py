@@ -6,6 +6,8 @@ import hashlib
 import os
 import random
 import struct
+import subprocess
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -526,6 +528,7 @@ def test_what_exfat_fuse_writes_is_read(options: list[str], tmp_path: Path) -> N
             run("umount", folder)
     finally:
         run("losetup", "--detach", device)
+        wait_until_free(device)
     data = image.read_bytes()
     reader, rows = read(data)
     judge(data, files)
@@ -537,6 +540,15 @@ def test_what_exfat_fuse_writes_is_read(options: list[str], tmp_path: Path) -> N
     copy = kept_only(data, reader.allocated())
     judge(copy, files)
     fsck(copy, tmp_path)
+
+
+def wait_until_free(device: str) -> None:
+    """The driver writes what it still has after umount has returned; the device is free when it is through."""
+    for _ in range(3000):
+        if subprocess.run(["losetup", device], capture_output=True, check=False).returncode:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{device} is still in use")
 
 
 def populate(folder: Path) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
