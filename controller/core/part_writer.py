@@ -32,7 +32,6 @@ from backplane.wire.grants import Rights
 from backplane.wire.messages import NodeReply, UnitFence
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow
 from controller.core import drives
-from controller.core.answers import view_of
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
@@ -68,7 +67,7 @@ from controller.core.part_content import (
 from controller.core.planner import MetadataObject, PartData, plan_data, plan_metadata
 from controller.core.procedure import Ask, Claim, NotYet, Step
 from controller.core.tally import Tally
-from controller.core.views import ask_view
+from controller.core.views import check_view
 
 BAD_MEDIUM: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.DATA_PROTECT})
 """A drive that answers a write so will not write this cartridge the next time either."""
@@ -382,7 +381,7 @@ class PartWriter:
         told = forwarded_of(ended)
         yield from self._settle()
         if told.source is not None and told.source.key is SenseKey.MEDIUM_ERROR:
-            yield from self._check_view()
+            yield from check_view(self.desk, self.job)
             where = "" if told.source.information is None else f" at LBA {told.source.information}"
             raise MediumError(f"volume {self.row.volume_name} cannot be read{where}")
         if told.destination is None:
@@ -396,18 +395,6 @@ class PartWriter:
             self.desk.log(self.job, "info", f"early warning on {self.tag} after {told_records}")
         else:
             self._check_medium(told.destination, "data")
-
-    def _check_view(self) -> Step:
-        """Raise what has become of the static view, if that is why it cannot be read: then the disk is not to blame."""
-        node = self.desk.registry.volumes[self.job.row.volume].node
-        # Asked for again: the node answers with what exists.
-        reply = yield ask_view(self.job, node)
-        view = view_of(reply, self.job.row.view, node=node)
-        if view.state == "broken":
-            raise BackupError(
-                f"the static view of volume {self.row.volume_name} is broken: {view.reason}",
-                hint="the volume is as it was; back it up again, or look at the node's snapshot settings",
-            )
 
     def _check_ledger(self, ended: ItemRow, records: int) -> None:
         written = ledger_total(ended, self.drive_unit, "records_written")
