@@ -31,6 +31,9 @@ SINCE_2: Final = {"since": 2}
 """Fields that records of version 1 do not have: everything was a full backup."""
 SINCE_3: Final = {"since": 3}
 """Fields that records before version 3 do not have: no backup had a file map, and each was of a whole volume."""
+SINCE_4: Final = {"since": 4}
+"""Fields that records before version 4 do not have: no pool, no retention, no copies, and one drive for each backup."""
+LANES_MAX: Final = 64
 MAP_STATES: Final = ("none", "raw", "complete", "incomplete")
 """Nobody could make a map; nobody wanted one; there is one; there is one that lacks what its reasons say."""
 SELECTION_CHARACTERS_MAX: Final = 1 << 20
@@ -63,6 +66,13 @@ def _require_zeros(zero_extents: Extents, *, level: str, part: int) -> None:
     _require_extents(zero_extents)
     is_possible = level != "full" and part == 1
     _require(is_possible or not zero_extents, "zero extents where none belong")
+
+
+def _require_life(retain_until: str, copy_of_uuid: str, *, lane: int = 0, lanes: int = 1) -> None:
+    is_moment = not retain_until or bool(_MOMENT.fullmatch(retain_until))
+    _require(is_moment, f"no moment in UTC: {retain_until!r}")
+    _require(not copy_of_uuid or bool(_UUID.fullmatch(copy_of_uuid)), "no UUID of a backup")
+    _require(1 <= lanes <= LANES_MAX and 0 <= lane < lanes, "a lane that is not one of the lanes")
 
 
 def _require_selection(map_state: str, selection: str) -> None:
@@ -152,6 +162,11 @@ class PartHeader:
     map_records: int = field(default=0, metadata=SINCE_3)
     map_digest: str = field(default="", metadata=SINCE_3)
     selection: str = field(default="", metadata=SINCE_3)
+    pool: str = field(default="", metadata=SINCE_4)
+    retain_until: str = field(default="", metadata=SINCE_4)
+    copy_of_uuid: str = field(default="", metadata=SINCE_4)
+    lane: int = field(default=0, metadata=SINCE_4)
+    lanes: int = field(default=1, metadata=SINCE_4)
 
     TYPE_NAME: ClassVar[str] = "part header"
 
@@ -173,6 +188,7 @@ class PartHeader:
         _require(self.part == 1 or not self.map_records, "a file map stands in the first part")
         is_digest = not self.map_digest or bool(_SHA256.fullmatch(self.map_digest))
         _require(is_digest, "the digest of the map is no SHA-256")
+        _require_life(self.retain_until, self.copy_of_uuid, lane=self.lane, lanes=self.lanes)
         _require(self.object >= LABEL_OBJECTS, "a part header inside the label")
         _require(0 <= self.previous_trailer < self.object, "a previous trailer behind the header")
         _require_record_bytes(self.record_bytes)
@@ -198,9 +214,11 @@ class DirectoryEntry:
     created: str
     level: str = field(default="full", metadata=SINCE_2)
     parent_uuid: str = field(default="", metadata=SINCE_2)
+    copy_of_uuid: str = field(default="", metadata=SINCE_4)
 
     def __post_init__(self) -> None:
         _require_level(self.level, self.parent_uuid)
+        _require_life("", self.copy_of_uuid)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
         _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
@@ -250,6 +268,11 @@ class PartTrailer:
     generation: int = field(default=0, metadata=SINCE_2)
     map_state: str = field(default="none", metadata=SINCE_3)
     selection: str = field(default="", metadata=SINCE_3)
+    pool: str = field(default="", metadata=SINCE_4)
+    retain_until: str = field(default="", metadata=SINCE_4)
+    copy_of_uuid: str = field(default="", metadata=SINCE_4)
+    lane: int = field(default=0, metadata=SINCE_4)
+    lanes: int = field(default=1, metadata=SINCE_4)
 
     TYPE_NAME: ClassVar[str] = "part trailer"
 
@@ -262,6 +285,7 @@ class PartTrailer:
         _require_level(self.level, self.parent_uuid)
         _require_selection(self.map_state, self.selection)
         _require_zeros(self.zero_extents, level=self.level, part=self.part)
+        _require_life(self.retain_until, self.copy_of_uuid, lane=self.lane, lanes=self.lanes)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require_record_bytes(self.record_bytes)
         _require_extents(self.extents)
@@ -300,4 +324,5 @@ class PartTrailer:
             created=self.created,
             level=self.level,
             parent_uuid=self.parent_uuid,
+            copy_of_uuid=self.copy_of_uuid,
         )

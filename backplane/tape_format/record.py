@@ -3,7 +3,7 @@
     offset  size  field
     0       8     magic        "SDVMETA" and 00h
     8       2     type         1 volume header, 2 part header, 3 part trailer, 4 file map
-    10      2     version      1; part headers and trailers 3
+    10      2     version      1; part headers and trailers 4
     12      4     flags        0
     16      16    volume UUID
     32      8     own object number
@@ -61,12 +61,12 @@ class RecordType(IntEnum):
 
 RECORD_VERSIONS: Final = {
     RecordType.VOLUME_HEADER: 1,
-    RecordType.PART_HEADER: 3,
-    RecordType.PART_TRAILER: 3,
+    RecordType.PART_HEADER: 4,
+    RecordType.PART_TRAILER: 4,
     RecordType.FILE_MAP: 1,
 }
 """The version that is written.  2 added what an incremental backup stands on and what it declares zero, 3 file maps
-and backups of chosen files."""
+and backups of chosen files, 4 pools, retention, copies and lanes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

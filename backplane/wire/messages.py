@@ -336,13 +336,22 @@ class ViewState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveState:
-    """A data transfer element.  `state` is `empty`, `loaded` or `error`; `loaded` is the barcode in it."""
+    """A data transfer element.  `state` is `empty`, `loaded` or `error`; `loaded` is the barcode in it.
+
+    `product` and `serial` are what INQUIRY says of it, `alerts` its TapeAlert flags (flag n is bit n - 1), `loads` how
+    often a cartridge was put in, `needs_cleaning` whether it asks for a cleaning cartridge.
+    """
 
     drive: Name
     designator: Designator
     state: Name
     loaded: Annotated[str, Limit(32)]
     epoch: Epoch
+    product: Name = ""
+    serial: Name = ""
+    alerts: int = 0
+    loads: int = 0
+    needs_cleaning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +359,9 @@ class CartridgeState:
     """A cartridge as found in the library.
 
     `cartridge` is the UUID in its volume header, empty when blank.  `status` is `blank`, `writable`, `full`,
-    `foreign` or `error`; `detail` says why.  `end` is the object number of end of data.
+    `foreign`, `cleaning` or `error`; `detail` says why.  `end` is the object number of end of data.  `element` is where
+    it is: `slot-N`, `drive-N`, `io-N`.  `store` is the catalog that labelled it.  `retain_until` and `is_held` are what
+    the node itself refuses to erase for.  `stored_bytes` are what `used_bytes` take after compression.
     """
 
     tag: VolumeTag
@@ -361,6 +372,14 @@ class CartridgeState:
     used_bytes: int
     end: int
     generation: int
+    element: Name = ""
+    store: Annotated[str, Limit(32)] = ""
+    retain_until: Name = ""
+    is_held: bool = False
+    is_worm: bool = False
+    is_write_protected: bool = False
+    stored_bytes: int = 0
+    loads: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -698,12 +717,94 @@ class TapeDigest(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapeAdd(Message):
-    """Add a blank cartridge to the virtual library."""
+    """Add a blank cartridge to the virtual library; `is_worm`: write once, read many."""
 
     kind: ClassVar[str] = "tape.add"
     request: int
     tag: VolumeTag
     capacity_bytes: int
+    is_worm: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeScan(Message):
+    """Look through all elements of the library anew (INITIALIZE ELEMENT STATUS); an inventory follows the answer."""
+
+    kind: ClassVar[str] = "tape.scan"
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeMove(Message):
+    """Move a cartridge that is in no drive to another element: `slot-N`, `io-N`, or `slot` or `io` for any free one.
+
+    `io` is an export: an operator may take the cartridge out.  `slot` from there is an import.
+    """
+
+    kind: ClassVar[str] = "tape.move"
+    request: int
+    tag: VolumeTag
+    to: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeUnload(Message):
+    """Fence a drive, flush it, and put its cartridge back into a slot; an empty drive is no error."""
+
+    kind: ClassVar[str] = "tape.unload"
+    request: int
+    drive: Name
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeErase(Message):
+    """Make the cartridge in a drive blank, which takes everything that is on it.
+
+    Refused by the node itself while retention (its own record, or what is on the tape) or a hold lasts, and for WORM,
+    whoever asks.  `is_forced` is needed for a tape that is no blank one and none of ours.
+    """
+
+    kind: ClassVar[str] = "tape.erase"
+    request: int
+    drive: Name
+    tag: VolumeTag
+    epoch: Epoch
+    is_forced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeRetain(Message):
+    """Keep a cartridge from being erased: until a moment (RFC 3339, never brought forward), and while a hold lasts."""
+
+    kind: ClassVar[str] = "tape.retain"
+    request: int
+    tag: VolumeTag
+    retain_until: Name
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeMetadata(Message):
+    """Read metadata records of the loaded cartridge, from an object on, up to a filemark or the size of an answer.
+
+    Answered in `records` (each as `>I` length and bytes) with `next_object` behind the last one; empty at a filemark,
+    at end of data and at a record that is no metadata.  Fails with kind `medium` at a damaged one.
+    """
+
+    kind: ClassVar[str] = "tape.metadata"
+    request: int
+    drive: Name
+    start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeAttributes(Message):
+    """Read all attributes of a cartridge's memory (READ ATTRIBUTE, service action 00h); answered in `attributes`."""
+
+    kind: ClassVar[str] = "tape.attributes"
+    request: int
+    tag: VolumeTag
 
 
 # --- storage nodes: answers ----------------------------------------------------------------------
@@ -722,6 +823,7 @@ class NodeReply(Message):
     `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry
     (`tape_format.DirectoryEntry`), `trailer_digest` the SHA-256 of the whole trailer payload, which may be too large
     for a message.
+    `records`: for tape.metadata.  `attributes`: for tape.attributes, as on the wire of READ ATTRIBUTE.
     """
 
     kind: ClassVar[str] = "node.reply"
@@ -743,6 +845,8 @@ class NodeReply(Message):
     trailer_sequence: int = 0
     trailer: Blob = b""
     trailer_digest: Annotated[bytes, Limit(32)] = b""
+    records: Blob = b""
+    attributes: Blob = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

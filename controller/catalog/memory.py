@@ -31,8 +31,10 @@ from controller.catalog.store import (
     MapPageRow,
     NodeRow,
     PartRow,
+    PoolRow,
     QuietWaitRow,
     Row,
+    ScheduleRow,
     Snapshot,
     VolumeRow,
     subtree_end,
@@ -125,6 +127,8 @@ class MemoryCatalog:
             items=tuple(row for row in self._all(ItemRow) if row.job in live),
             backups=tuple(self._all(BackupRow)),
             parts=tuple(self._all(PartRow)),
+            pools=tuple(self._all(PoolRow)),
+            schedules=tuple(self._all(ScheduleRow)),
             event_sequences=sequences,
             partial_maps=tuple(
                 sorted({row.backup for row in self._all(MapPageRow)} - self._with_header())

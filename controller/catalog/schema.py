@@ -130,6 +130,32 @@ CARTRIDGES: Final = _table(
     _number("sequence"),
     _number("capacity_bytes"),
     _text("created"),
+    _text("pool"),
+    _text("vault"),
+    _text("hold"),
+    _text("first_written"),
+    _text("last_written"),
+    _text("retain_until"),
+)
+
+POOLS: Final = _table(
+    "pools",
+    _key("pool", Text()),
+    _number("retain_s"),
+    _text("allocation"),
+    _column("takes_scratch", Boolean()),
+    _text("created"),
+)
+
+SCHEDULES: Final = _table(
+    "schedules",
+    _key("schedule", Text()),
+    _text("calendar"),
+    _text("arguments"),
+    _text("created"),
+    _text("last_run"),
+    _number("last_job"),
+    _column("is_enabled", Boolean()),
 )
 
 JOBS: Final = _table(
@@ -203,6 +229,10 @@ BACKUPS: Final = _table(
     _text("map_state"),
     _number("files"),
     _text("selection"),
+    _text("pool"),
+    _column("is_protected", Boolean()),
+    _number("copy_of"),
+    _number("lanes"),
 )
 
 PARTS: Final = _table(
@@ -222,6 +252,7 @@ PARTS: Final = _table(
     _text("root"),
     _column("is_last", Boolean()),
     _text("created"),
+    _number("lane"),
 )
 
 EXTENTS: Final = _table(
@@ -284,5 +315,7 @@ TABLES: Final[dict[type, Table]] = {
     store.MapPageRow: MAP_PAGES,
     store.EventRow: EVENTS,
     store.QuietWaitRow: QUIET_WAITS,
+    store.PoolRow: POOLS,
+    store.ScheduleRow: SCHEDULES,
 }
 """The table of each row type."""

@@ -68,8 +68,10 @@ from controller.catalog.store import (
     MapPageRow,
     NodeRow,
     PartRow,
+    PoolRow,
     QuietWaitRow,
     Row,
+    ScheduleRow,
     Snapshot,
     VolumeRow,
     subtree_end,
@@ -359,6 +361,8 @@ def _load(connection: Connection, store_id: str) -> Snapshot:
         items=live(ItemRow),
         backups=every(BackupRow),
         parts=every(PartRow),
+        pools=every(PoolRow),
+        schedules=every(ScheduleRow),
         event_sequences={
             JobId(job): sequence
             for job, sequence in connection.execute(last.where(EVENTS.c.job.in_(_NOT_ENDED)))

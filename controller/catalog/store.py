@@ -100,6 +100,45 @@ class CartridgeRow:
     sequence: int
     capacity_bytes: int
     created: str
+    pool: str = ""
+    """The pool that it belongs to; empty for scratch."""
+    vault: str = ""
+    """Where it is when no library has it; empty if nobody has said."""
+    hold: str = ""
+    """Why it must not be erased whatever its retention says (a legal hold); empty if there is none."""
+    first_written: str = ""
+    """When the first part since it was labelled was committed; empty if there is none."""
+    last_written: str = ""
+    retain_until: str = ""
+    """The node refuses to erase it before this; empty if nothing is retained.  `9999-12-31T23:59:59Z` is for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRow:
+    """A pool of cartridges.  `docs/media.md` has the meaning of every field."""
+
+    pool: str
+    retain_s: int
+    """How long after its last write a cartridge is kept; 0 not at all, -1 for ever."""
+    allocation: str
+    """`continue` (the fullest writable one), `always` (an unused one for each job), or `every:SECONDS` (an unused one
+    when the first write is longer ago)."""
+    takes_scratch: bool
+    """Whether blank and recyclable cartridges of no pool are taken when its own are used up."""
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRow:
+    """A job that is submitted by the clock.  `arguments` is the JSON of `job.submit`'s, without the token."""
+
+    schedule: str
+    calendar: str
+    arguments: str
+    created: str
+    last_run: str
+    last_job: JobId
+    is_enabled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +226,13 @@ class BackupRow:
     """Regular files in the map."""
     selection: str = ""
     """JSON of the `Selection` whose files alone are in the backup, "" if all are: such a one nobody stands on."""
+    pool: str = ""
+    is_protected: bool = False
+    """Never pruned."""
+    copy_of: BackupId = _NO_BACKUP
+    """The backup of which this one is a second copy, record by record; 0 for an original."""
+    lanes: int = 1
+    """Drives that wrote it at once: each wrote one stretch of the stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +254,8 @@ class PartRow:
     root: str
     is_last: bool
     created: str
+    lane: int = 0
+    """Which stretch of the stream it belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +324,8 @@ Row: TypeAlias = (
     | MapPageRow
     | EventRow
     | QuietWaitRow
+    | PoolRow
+    | ScheduleRow
 )
 
 Change: TypeAlias = Row | DropMap
@@ -295,6 +345,8 @@ KEYS: Final[dict[type, tuple[str, ...]]] = {
     MapPageRow: ("backup", "page"),
     EventRow: ("job", "sequence"),
     QuietWaitRow: ("wait",),
+    PoolRow: ("pool",),
+    ScheduleRow: ("schedule",),
 }
 """The fields that identify a row of each table."""
 
@@ -337,6 +389,8 @@ class Snapshot:
     items: tuple[ItemRow, ...] = ()
     backups: tuple[BackupRow, ...] = ()
     parts: tuple[PartRow, ...] = ()
+    pools: tuple[PoolRow, ...] = ()
+    schedules: tuple[ScheduleRow, ...] = ()
     event_sequences: dict[JobId, int] = field(default_factory=dict)
     partial_maps: tuple[BackupId, ...] = ()
     """Backups with pages of a map and no header: what is left of a mapping that a crash has ended."""
