@@ -30,7 +30,7 @@ def test_the_prefix_has_its_fields_where_the_page_says() -> None:
         RecordType.PART_HEADER, b'{"a":1}', volume_uuid=CARTRIDGE, first_object=0x0102
     )
     assert raw[:8] == b"SDVMETA\0"
-    assert raw[8:16].hex() == "0002000300000000"
+    assert raw[8:16].hex() == "0002000400000000"
     assert raw[16:32].hex() == CARTRIDGE
     assert raw[32:48].hex() == "00000000000001020000000700010001"
     assert raw[48:52] == crc32c(b'{"a":1}').to_bytes(4, "big")
@@ -131,7 +131,7 @@ def test_records_of_two_versions_are_not_joined(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch:
         patch.setitem(RECORD_VERSIONS, RecordType.PART_HEADER, 1)
         old = pieces()
-    assert [old[0].version, new[1].version] == [1, 3]
+    assert [old[0].version, new[1].version] == [1, 4]
     with pytest.raises(VolumeError):
         join_records([old[0], new[1]])
 
@@ -140,8 +140,8 @@ def test_records_of_two_versions_are_not_joined(monkeypatch: pytest.MonkeyPatch)
     ("kind", "version"),
     [
         (RecordType.VOLUME_HEADER, 2),
-        (RecordType.PART_HEADER, 4),
-        (RecordType.PART_TRAILER, 4),
+        (RecordType.PART_HEADER, 5),
+        (RecordType.PART_TRAILER, 5),
         (RecordType.FILE_MAP, 2),
         (RecordType.PART_TRAILER, 0),
     ],

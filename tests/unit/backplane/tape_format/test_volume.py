@@ -143,9 +143,35 @@ def test_what_a_backup_stands_on_and_declares_zero_is_read_back() -> None:
     assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
 
 
+def test_pool_retention_copy_and_lane_are_read_back() -> None:
+    grown: dict[str, Any] = {
+        "pool": "weekly",
+        "retain_until": "2027-01-01T00:00:00Z",
+        "copy_of_uuid": "ab" * 16,
+        "lane": 1,
+        "lanes": 2,
+    }
+    header, trailer = replace(PART, **grown), replace(TRAILER, **grown)
+    assert decode_metadata(decoded(encode_part_header(header))) == header
+    assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
+    assert trailer.directory_entry().copy_of_uuid == "ab" * 16
+    for wrong in (
+        {"lane": 2},
+        {"lanes": 0},
+        {"lanes": 65},
+        {"lane": -1},
+        {"retain_until": "soon"},
+        {"copy_of_uuid": "1"},
+    ):
+        for value in (header, trailer):
+            with pytest.raises(VolumeError):
+                replace(value, **wrong)
+
+
 FIELDS_OF = {
     2: ("level", "parent_uuid", "zero_extents", "tracking", "generation"),
     3: ("map_state", "map_records", "map_digest", "selection"),
+    4: ("pool", "retain_until", "copy_of_uuid", "lane", "lanes"),
 }
 
 
@@ -160,7 +186,7 @@ def of_version(raw: bytes, version: int) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("value", [PART, TRAILER], ids=lambda value: value.TYPE_NAME)
 def test_a_cartridge_of_an_earlier_version_is_read_as_full_backups_without_maps(
     monkeypatch: pytest.MonkeyPatch, value: Any, version: int

@@ -24,8 +24,10 @@ from controller.catalog.store import (
     MapPageRow,
     NodeRow,
     PartRow,
+    PoolRow,
     QuietWaitRow,
     Row,
+    ScheduleRow,
     VolumeRow,
 )
 
@@ -197,6 +199,24 @@ class Rows:
         )
         return replace(row, **changes)
 
+    def pool(self, pool: str = "weekly", **changes: Any) -> PoolRow:
+        row = PoolRow(
+            pool=pool, retain_s=2_592_000, allocation="continue", takes_scratch=True, created=TIME
+        )
+        return replace(row, **changes)
+
+    def schedule(self, schedule: str = "nightly", **changes: Any) -> ScheduleRow:
+        row = ScheduleRow(
+            schedule=schedule,
+            calendar="daily",
+            arguments='{"kind": "verify"}',
+            created=TIME,
+            last_run="",
+            last_job=0,
+            is_enabled=True,
+        )
+        return replace(row, **changes)
+
     def one_of_each(self) -> list[Row]:
         return [
             self.counter(),
@@ -212,6 +232,8 @@ class Rows:
             self.map_page(),
             self.event(),
             self.quiet_wait(),
+            self.pool(),
+            self.schedule(),
         ]
 
 

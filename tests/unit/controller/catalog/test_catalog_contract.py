@@ -48,6 +48,8 @@ def test_rows_of_every_type_come_back_as_they_were(place: Any, rows: Any) -> Non
             items=(rows.item(),),
             backups=(rows.backup(),),
             parts=(rows.part(),),
+            pools=(rows.pool(),),
+            schedules=(rows.schedule(),),
             event_sequences={1: 1},
         )
         assert catalog.extents(1) == rows.extents().packed

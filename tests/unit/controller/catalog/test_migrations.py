@@ -166,6 +166,11 @@ OF_VERSION: dict[str, dict[str, dict[str, Any]]] = {
         "volume": {"quiet_s": 5.0},
         "backup": {"tracking": "h1", "generation": 7, "samples": bytes(16)},
     },
+    "0003": {
+        "volume": {"quiet_s": 5.0},
+        "backup": {"map_state": "complete", "files": 12},
+        "map": {"packed": b"\x01header\x00"},
+    },
 }
 """What the rows of a version's file say beside the defaults."""
 
@@ -185,15 +190,16 @@ def test_a_catalog_of_every_released_version_opens_with_its_rows(
         snapshot = catalog.load()
         assert snapshot.nodes == (rows.node(),)
         assert snapshot.volumes == (rows.volume(**OF_VERSION[version]["volume"]),)
-        assert snapshot.cartridges == (rows.cartridge(),)
+        assert snapshot.cartridges == (rows.cartridge(pool="default"),)
         assert snapshot.jobs == (rows.job(),)
         assert snapshot.items == (rows.item(),)
-        assert snapshot.backups == (rows.backup(**OF_VERSION[version]["backup"]),)
+        assert snapshot.backups == (rows.backup(pool="default", **OF_VERSION[version]["backup"]),)
         assert snapshot.parts == (rows.part(),)
         assert snapshot.counters == {"epoch": 1}
         assert catalog.extents(1) == rows.extents().packed
         assert catalog.events(1, after=0, limit=9) == [rows.event()]
-        assert (snapshot.partial_maps, catalog.map_header(1)) == ((), None)
-        assert (snapshot.backups[0].map_state, snapshot.backups[0].selection) == ("none", "")
+        header = OF_VERSION[version].get("map", {"packed": None})["packed"]
+        assert (snapshot.partial_maps, catalog.map_header(1)) == ((), header)
+        assert (snapshot.pools, snapshot.schedules) == ((), ())
     finally:
         catalog.close()
