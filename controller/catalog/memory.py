@@ -22,7 +22,9 @@ from controller.catalog.store import (
     CartridgeRow,
     Change,
     CounterRow,
+    DriveRow,
     DropMap,
+    DropRow,
     EventRow,
     ExtentsRow,
     ItemRow,
@@ -128,6 +130,7 @@ class MemoryCatalog:
             backups=tuple(self._all(BackupRow)),
             parts=tuple(self._all(PartRow)),
             pools=tuple(self._all(PoolRow)),
+            drives=tuple(self._all(DriveRow)),
             schedules=tuple(self._all(ScheduleRow)),
             event_sequences=sequences,
             partial_maps=tuple(
@@ -208,10 +211,14 @@ class MemoryCatalog:
             if isinstance(row, DropMap):
                 self._stage_drop(row.backup, staged)
                 continue
+            if isinstance(row, DropRow):
+                gone = row.row
+                staged.setdefault(type(gone), {})[_KEY_OF[type(gone)](gone)] = None
+                continue
             _check_values(row)
             staged.setdefault(type(row), {})[_KEY_OF[type(row)](row)] = row
         for row in rows:
-            if not isinstance(row, DropMap):
+            if not isinstance(row, DropMap | DropRow):
                 self._check_owner(row, staged)
         for kind, changed in staged.items():
             self._tables[kind].update(changed)

@@ -301,6 +301,15 @@ EVENTS: Final = _table(
     _text("text"),
 )
 
+DRIVES: Final = _table(
+    "drives",
+    _key("node", Text()),
+    _key("drive", Text()),
+    _column("is_down", Boolean()),
+    _text("reason"),
+    _text("since"),
+)
+
 TABLES: Final[dict[type, Table]] = {
     store.CounterRow: COUNTERS,
     store.NodeRow: NODES,
@@ -316,6 +325,7 @@ TABLES: Final[dict[type, Table]] = {
     store.EventRow: EVENTS,
     store.QuietWaitRow: QUIET_WAITS,
     store.PoolRow: POOLS,
+    store.DriveRow: DRIVES,
     store.ScheduleRow: SCHEDULES,
 }
 """The table of each row type."""

@@ -59,7 +59,9 @@ from controller.catalog.store import (
     CartridgeRow,
     Change,
     CounterRow,
+    DriveRow,
     DropMap,
+    DropRow,
     EventRow,
     ExtentsRow,
     ItemRow,
@@ -160,6 +162,9 @@ class SqlCatalog:
             for kind, run in groupby(rows, key=type):
                 if kind is DropMap:
                     _drop_maps(connection, run)
+                    continue
+                if kind is DropRow:
+                    _drop_rows(connection, run)
                     continue
                 names, values = _NAMES[kind], _VALUES[kind]
                 connection.execute(
@@ -362,6 +367,7 @@ def _load(connection: Connection, store_id: str) -> Snapshot:
         backups=every(BackupRow),
         parts=every(PartRow),
         pools=every(PoolRow),
+        drives=every(DriveRow),
         schedules=every(ScheduleRow),
         event_sequences={
             JobId(job): sequence
@@ -378,6 +384,14 @@ def _drop_maps(connection: Connection, drops: Iterable[Change]) -> None:
     backups = [each.backup for each in drops if isinstance(each, DropMap)]
     for table in (MAP_HEADERS, MAP_PAGES):
         connection.execute(delete(table).where(table.c.backup.in_(backups)))
+
+
+def _drop_rows(connection: Connection, drops: Iterable[Change]) -> None:
+    for drop in drops:
+        assert isinstance(drop, DropRow)
+        table, names = TABLES[type(drop.row)], KEYS[type(drop.row)]
+        is_it = [table.c[name] == getattr(drop.row, name) for name in names]
+        connection.execute(delete(table).where(*is_it))
 
 
 def _rows(connection: Connection, kind: type[_AnyRow], query: Select[Any]) -> list[_AnyRow]:

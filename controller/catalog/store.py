@@ -6,7 +6,7 @@ the same key (its fields marked in `KEYS`).  There is one writer: the controller
 
 File maps are what is large here: pages of packed rows, written one by one as they come from a node and read one after
 the other, never all at once.  The header is written last and makes them a map; pages without one are what is left of a
-mapping that did not end, and are dropped.  `DropMap` is the one change that takes rows away.
+mapping that did not end, and are dropped.  `DropMap` and `DropRow` are the changes that take rows away.
 
 Times are RFC 3339 UTC text.  Byte strings are stored as they are.  `detail` fields hold JSON objects for what is only
 shown, never searched.
@@ -126,6 +126,18 @@ class PoolRow:
     takes_scratch: bool
     """Whether blank and recyclable cartridges of no pool are taken when its own are used up."""
     created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriveRow:
+    """What an operator has said of a drive; a drive of which nobody has said anything has none."""
+
+    node: NodeName
+    drive: str
+    is_down: bool
+    """Nobody gets it."""
+    reason: str
+    since: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +312,13 @@ class DropMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DropRow:
+    """Not a row: take away the row with the key of this one.  Only of kinds that no other row names by number."""
+
+    row: PoolRow | ScheduleRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRow:
     """A line of a job's log.  `level` is `info`, `warning` or `error`."""
 
@@ -325,10 +344,11 @@ Row: TypeAlias = (
     | EventRow
     | QuietWaitRow
     | PoolRow
+    | DriveRow
     | ScheduleRow
 )
 
-Change: TypeAlias = Row | DropMap
+Change: TypeAlias = Row | DropMap | DropRow
 """What a commit is made of."""
 
 KEYS: Final[dict[type, tuple[str, ...]]] = {
@@ -346,6 +366,7 @@ KEYS: Final[dict[type, tuple[str, ...]]] = {
     EventRow: ("job", "sequence"),
     QuietWaitRow: ("wait",),
     PoolRow: ("pool",),
+    DriveRow: ("node", "drive"),
     ScheduleRow: ("schedule",),
 }
 """The fields that identify a row of each table."""
@@ -390,6 +411,7 @@ class Snapshot:
     backups: tuple[BackupRow, ...] = ()
     parts: tuple[PartRow, ...] = ()
     pools: tuple[PoolRow, ...] = ()
+    drives: tuple[DriveRow, ...] = ()
     schedules: tuple[ScheduleRow, ...] = ()
     event_sequences: dict[JobId, int] = field(default_factory=dict)
     partial_maps: tuple[BackupId, ...] = ()

@@ -38,6 +38,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("pool", name="pk_pools"),
     )
     op.create_table(
+        "drives",
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("drive", sa.Text(), nullable=False),
+        sa.Column("is_down", sa.Boolean(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("since", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("node", "drive", name="pk_drives"),
+    )
+    op.create_table(
         "schedules",
         sa.Column("schedule", sa.Text(), nullable=False),
         sa.Column("calendar", sa.Text(), nullable=False),

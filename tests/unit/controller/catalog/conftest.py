@@ -16,6 +16,7 @@ from controller.catalog.store import (
     CartridgeRow,
     Catalog,
     CounterRow,
+    DriveRow,
     EventRow,
     ExtentsRow,
     ItemRow,
@@ -205,6 +206,10 @@ class Rows:
         )
         return replace(row, **changes)
 
+    def drive(self, drive: str = "drive-0", **changes: Any) -> DriveRow:
+        row = DriveRow(node="tape", drive=drive, is_down=True, reason="noisy", since=TIME)
+        return replace(row, **changes)
+
     def schedule(self, schedule: str = "nightly", **changes: Any) -> ScheduleRow:
         row = ScheduleRow(
             schedule=schedule,
@@ -233,6 +238,7 @@ class Rows:
             self.event(),
             self.quiet_wait(),
             self.pool(),
+            self.drive(),
             self.schedule(),
         ]
 

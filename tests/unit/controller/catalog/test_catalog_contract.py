@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog, Snapshot
+from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropRow, Snapshot
 
 ABSURD = 10**30
 """A number that people may ask for and no database can hold."""
@@ -49,6 +49,7 @@ def test_rows_of_every_type_come_back_as_they_were(place: Any, rows: Any) -> Non
             backups=(rows.backup(),),
             parts=(rows.part(),),
             pools=(rows.pool(),),
+            drives=(rows.drive(),),
             schedules=(rows.schedule(),),
             event_sequences={1: 1},
         )
@@ -271,3 +272,15 @@ def test_rows_that_were_read_are_frozen_values(catalog: Catalog, rows: Any) -> N
     assert replace(job, state="failed") != rows.job()
     assert catalog.job(1) == rows.job()
     assert hash(job) == hash(rows.job())
+
+
+def test_a_pool_that_is_dropped_is_gone_and_one_that_never_was_may_be_dropped(
+    place: Any, rows: Any
+) -> None:
+    catalog = place.catalog
+    catalog.commit([rows.pool("a"), rows.pool("b")])
+    catalog.commit([DropRow(row=rows.pool("a", retain_s=0)), DropRow(row=rows.pool("c"))])
+    assert [row.pool for row in catalog.load().pools] == ["b"]
+    catalog.commit([DropRow(row=rows.pool("b")), rows.pool("b"), rows.pool("d")])
+    catalog.commit([rows.pool("e"), DropRow(row=rows.pool("e"))])
+    assert [row.pool for row in place.reopen().load().pools] == ["b", "d"]

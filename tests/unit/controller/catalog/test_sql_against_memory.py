@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from controller.catalog.memory import MemoryCatalog
 from controller.catalog.sql import SqlCatalog
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropMap
+from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropMap, DropRow, PoolRow
 
 SMALL = st.integers(0, 3)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
@@ -29,7 +29,9 @@ OF_NAME = {
     **dict.fromkeys(
         ("first_path", "last_path"), st.sampled_from([b"", b"a", b"a\0b", b"a\1", b"b"])
     ),
-    **dict.fromkeys(("token", "name", "tag", "volume"), st.sampled_from(["", "a", "B", "ä", "z"])),
+    **dict.fromkeys(
+        ("token", "name", "tag", "volume", "pool"), st.sampled_from(["", "a", "B", "ä", "z"])
+    ),
     "state": st.sampled_from(["queued", "copying", *sorted(ENDED_STATES)]),
 }
 
@@ -44,7 +46,10 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{n: OF_NAME.get(n, OF_TYPE[hint]) for n, hint in plain.items()})
 
 
-ROWS = st.one_of([rows_of(kind) for kind in KEYS] + [st.builds(DropMap, backup=SMALL)])
+ROWS = st.one_of(
+    [rows_of(kind) for kind in KEYS]
+    + [st.builds(DropMap, backup=SMALL), st.builds(DropRow, row=rows_of(PoolRow))]
+)
 
 
 def everything(catalog: Catalog) -> list[Any]:
