@@ -18,7 +18,7 @@ from backplane.tape_format.content import (
     VolumeHeader,
 )
 from backplane.tape_format.label import VOL1_BYTES, Vol1, decode_vol1, encode_vol1
-from backplane.tape_format.map_stream import MapLayout, items_from
+from backplane.tape_format.map_stream import ItemFeed, MapLayout, items_from
 from backplane.tape_format.record import (
     METADATA_RECORD_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
@@ -49,6 +49,7 @@ __all__ = [
     "VOL1_BYTES",
     "VOLUME_HEADER_OBJECTS",
     "DirectoryEntry",
+    "ItemFeed",
     "MapLayout",
     "MetadataRecord",
     "PartHeader",

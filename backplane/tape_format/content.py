@@ -41,6 +41,8 @@ SELECTION_CHARACTERS_MAX: Final = 1 << 20
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,32}", re.ASCII)
+_SAMPLES: Final = re.compile(r"(?:[0-9a-f]{32}){0,64}", re.ASCII)
+"""At most 64 samples of 16 bytes: address, bytes, CRC32C."""
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 Extents = tuple[tuple[int, int], ...]
@@ -132,7 +134,8 @@ class PartHeader:
     """What a part is going to be: written before its data.
 
     `sequence` counts the parts of this cartridge, `part` those of the backup, both from 1.  `object` is the header's
-    own object number.  `extents` are what is planned; the trailer says what happened.
+    own object number.  `extents` are what is planned; the trailer says what happened.  `backup_created` is when the
+    backup was begun, which is what it is called by; `samples` are for a later incremental's doubt, in hexadecimal.
     """
 
     cartridge: str
@@ -167,6 +170,8 @@ class PartHeader:
     copy_of_uuid: str = field(default="", metadata=SINCE_4)
     lane: int = field(default=0, metadata=SINCE_4)
     lanes: int = field(default=1, metadata=SINCE_4)
+    backup_created: str = field(default="", metadata=SINCE_4)
+    samples: str = field(default="", metadata=SINCE_4)
 
     TYPE_NAME: ClassVar[str] = "part header"
 
@@ -194,6 +199,9 @@ class PartHeader:
         _require_record_bytes(self.record_bytes)
         _require_extents(self.extents)
         _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+        began = self.backup_created
+        _require(not began or bool(_MOMENT.fullmatch(began)), f"no moment in UTC: {began!r}")
+        _require(bool(_SAMPLES.fullmatch(self.samples)), "samples that are not hexadecimal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,18 +77,34 @@ class MapLayout:
         return record * PIECE_BYTES, min(self.stream_bytes, (record + 1) * PIECE_BYTES)
 
 
-def items_from(payloads: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the items of a stream from the payloads of its records; raises `VolumeError`."""
-    held = bytearray()
-    for payload in payloads:
+class ItemFeed:
+    """The items of a stream, as the payloads of its records come."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, payload: bytes) -> Iterator[bytes]:
+        """Yield the items that are whole with this payload; raises `VolumeError`.  Take all of them."""
+        held = self._held
         held += payload
         start = 0
         while (item := _item_at(held, start)) is not None:
             yield item
             start += LENGTH_BYTES + len(item)
         del held[:start]
-    if held:
-        raise VolumeError("a file map that ends within a page")
+
+    def finish(self) -> None:
+        """No payload follows; raises `VolumeError` if an item is not whole."""
+        if self._held:
+            raise VolumeError("a file map that ends within a page")
+
+
+def items_from(payloads: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the items of a stream from the payloads of its records; raises `VolumeError`."""
+    feed = ItemFeed()
+    for payload in payloads:
+        yield from feed.feed(payload)
+    feed.finish()
 
 
 def _item_at(held: bytearray, start: int) -> bytes | None:

@@ -109,6 +109,8 @@ def header_objects(
         map_records=file_map.count,
         map_digest=file_map.digest,
         selection=row.selection,
+        backup_created=row.created,
+        samples=row.samples.hex(),
     )
     return [*encode_part_header(header), *file_map.objects(), Mark(is_synchronous=False)]
 

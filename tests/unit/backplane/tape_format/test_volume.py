@@ -168,10 +168,22 @@ def test_pool_retention_copy_and_lane_are_read_back() -> None:
                 replace(value, **wrong)
 
 
+def test_the_moment_and_the_samples_of_a_backup_are_in_its_headers() -> None:
+    known = {"backup_created": "2026-01-11T10:43:48Z", "samples": "0123456789abcdef" * 2 * 64}
+    header = replace(PART, **known)
+    assert decode_metadata(decoded(encode_part_header(header))) == header
+    for wrong in ({"backup_created": "soon"}, {"samples": "00"}, {"samples": "00" * 16 * 65}):
+        with pytest.raises(VolumeError):
+            replace(header, **wrong)
+
+
 FIELDS_OF = {
     2: ("level", "parent_uuid", "zero_extents", "tracking", "generation"),
     3: ("map_state", "map_records", "map_digest", "selection"),
-    4: ("pool", "retain_until", "copy_of_uuid", "lane", "lanes"),
+    4: (
+        *("pool", "retain_until", "copy_of_uuid", "lane", "lanes"),
+        *("backup_created", "samples"),
+    ),
 }
 
 
