@@ -40,7 +40,8 @@ from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import Inactivity
 from controller.core.job_row import submitted_document
 from controller.core.machine import Machine
-from controller.operator_interface import OperatorInterface, parse_arguments
+from controller.operator_interface import OperatorInterface
+from controller.operator_verbs import parse_arguments
 
 _logger = logging.getLogger(__name__)
 

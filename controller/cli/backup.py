@@ -20,13 +20,19 @@ from controller.cli.file_questions import (
 from controller.cli.file_rows import FLAGS_HELP, shown_text
 from controller.cli.follow import Caller
 from controller.cli.options import Group, Settings
+from controller.cli.prune import protect, prune, unprotect
 from controller.cli.remote_map import RemoteMap
 from controller.cli.render import Document, Screen
 
 
 @click.group(cls=Group)
 def backup() -> None:
-    """Look at backups."""
+    """Look at backups, keep them, forget them."""
+
+
+backup.add_command(prune)
+backup.add_command(protect)
+backup.add_command(unprotect)
 
 
 @backup.command("list", examples=["ctl backup list", "ctl backup list --volume vol1"])

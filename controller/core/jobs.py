@@ -13,7 +13,7 @@ from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, ItemRow
-from controller.core import documents, manual_views, placed, transfer, volumes
+from controller.core import documents, manual_views, placed, prune, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
@@ -87,6 +87,8 @@ def answer_call(desk: Desk, call: Call) -> None:
         "job.submit": _submit,
         "job.cancel": _cancel,
         "restore.renew": placed.renew,
+        "backup.prune": prune.prune,
+        "backup.protect": prune.protect,
         "volume.create": volumes.create_volume,
         "volume.attach": volumes.attach_volume,
         "volume.delete": volumes.delete_volume,

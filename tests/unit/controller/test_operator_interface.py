@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from backplane.errors import NotFoundError, UsageError
+from backplane.errors import NotFoundError
 from backplane.file_map.header import unpack_header
 from backplane.file_map.packed import unpack_rows
 from backplane.ids import ItemId, JobId
@@ -21,154 +17,10 @@ from backplane.wire.messages import REPLY_BYTES_MAX
 from controller import operator_interface
 from controller.catalog.store import ItemRow
 from controller.core import planner
-from controller.operator_interface import VERBS, Argument, OperatorInterface, parse_arguments
+from controller.operator_interface import OperatorInterface
+from controller.operator_verbs import VERBS
+from tests.site.arguments import good, parse
 from tests.site.site import DATA, Site, backed_up, connected, content
-
-PAGE = Path(__file__).parents[3] / "docs" / "operator-interface.md"
-GOOD: dict[type, Any] = {str: "x", int: 1, float: 1.5, bool: True, list: ["x"]}
-WRONG: dict[type, list[Any]] = {
-    str: [1, None, [], {}, True],
-    int: ["1", None, 1.0, True, []],
-    float: ["1", None, True, []],
-    bool: [0, 1, "true", None],
-    list: ["x", 1, None, {}, True, [1], ["x", None], [["x"]]],
-}
-OUT_OF_RANGE: dict[type, list[Any]] = {
-    str: ["x" * 4097, "\ud800", "a\0b"],
-    int: [-1, 2**63, 10**400],
-    float: [-0.5, 86401.0, 10**400, float("nan"), float("inf")],
-    bool: [],
-    list: [["x" * 4097], ["x", "\ud800"], ["x"] * 1001],
-}
-ARGUMENTS = [
-    (verb, name, argument) for verb, schema in VERBS.items() for name, argument in schema.items()
-]
-
-
-def good(verb: str) -> dict[str, Any]:
-    """Return arguments of a verb that are right."""
-    found = {name: GOOD[argument.kind] for name, argument in VERBS[verb].items()}
-    if "designator" in found:
-        found["designator"] = "0123456789abcdef"
-    return found
-
-
-def parse(verb: str, arguments: Any) -> dict[str, Any]:
-    return parse_arguments(verb, json.dumps(arguments).encode())
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_right_arguments_pass_as_they_are(verb: str) -> None:
-    assert parse(verb, good(verb)) == good(verb)
-
-
-@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
-def test_an_argument_of_the_wrong_type_is_refused_by_name(
-    verb: str, name: str, argument: Argument
-) -> None:
-    for value in WRONG[argument.kind]:
-        with pytest.raises(UsageError, match=rf"{verb}: argument {name} has to be"):
-            parse(verb, good(verb) | {name: value})
-
-
-@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
-def test_an_argument_out_of_range_is_refused_by_name(
-    verb: str, name: str, argument: Argument
-) -> None:
-    for value in OUT_OF_RANGE[argument.kind]:
-        with pytest.raises(UsageError, match=rf"{verb}: argument {name} is"):
-            parse(verb, good(verb) | {name: value})
-
-
-@pytest.mark.parametrize(("verb", "name", "argument"), ARGUMENTS)
-def test_an_argument_that_is_missing_is_refused_or_has_its_default(
-    verb: str, name: str, argument: Argument
-) -> None:
-    left = good(verb)
-    del left[name]
-    if argument.default is None:
-        with pytest.raises(UsageError, match=f"{verb}: argument {name} is missing"):
-            parse(verb, left)
-    else:
-        assert parse(verb, left)[name] == argument.default
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_an_unknown_argument_is_refused_by_name(verb: str) -> None:
-    with pytest.raises(UsageError, match=f"{verb}: unknown argument extra"):
-        parse(verb, good(verb) | {"extra": 1})
-
-
-def test_an_unknown_verb_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no verb 'tape\.eat'"):
-        parse("tape.eat", {})
-
-
-@pytest.mark.parametrize(
-    "raw", [b"[]", b"1", b"null", b"{", b"\xff\xfe", b'{"a":', b"[" * 100_000, b"9" * 5000]
-)
-def test_what_is_no_object_is_refused(raw: bytes) -> None:
-    with pytest.raises(UsageError, match="the arguments are no"):
-        parse_arguments("node.list", raw)
-
-
-def test_no_arguments_are_none() -> None:
-    assert parse_arguments("node.list", b"") == {}
-
-
-def test_an_empty_token_is_no_token() -> None:
-    """Two calls without one would be the same call."""
-    with pytest.raises(UsageError, match="token is empty"):
-        parse("volume.create", good("volume.create") | {"token": ""})
-
-
-@pytest.mark.parametrize("text", ["", "0123", "0123456789ABCDEF", "0123456789abcdefg"])
-def test_a_designator_is_sixteen_small_hexadecimal_digits(text: str) -> None:
-    with pytest.raises(UsageError, match="16 hexadecimal digits"):
-        parse("volume.extents", {"designator": text})
-
-
-@given(raw=st.binary(max_size=200), verb=st.sampled_from(sorted(VERBS)))
-def test_any_bytes_give_arguments_or_a_usage_error(raw: bytes, verb: str) -> None:
-    try:
-        found = parse_arguments(verb, raw)
-    except UsageError:
-        return
-    assert set(found) == set(VERBS[verb])
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(
-    verb=st.sampled_from(sorted(VERBS)),
-    data=st.data(),
-)
-def test_any_values_give_arguments_or_a_usage_error(verb: str, data: st.DataObject) -> None:
-    given_ = {name: data.draw(json_values) for name in VERBS[verb]}
-    try:
-        found = parse(verb, given_)
-    except UsageError:
-        return
-    for name, argument in VERBS[verb].items():
-        assert type(found[name]) is argument.kind
-
-
-def test_every_verb_and_argument_is_on_its_page() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    for verb, schema in VERBS.items():
-        line = re.search(rf"^\| `{re.escape(verb)}` \|.*$", text, re.MULTILINE)
-        assert line, f"{verb} is not on the page"
-        missing = [name for name in schema if f"`{name}`" not in line.group()]
-        assert not missing, f"{verb}: {missing}"
-
 
 # --- reading --------------------------------------------------------------------------------------
 
@@ -213,9 +65,11 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "volume.export_end",
         "volume.extents",
         "tape.add",
+        "backup.prune",
+        "backup.protect",
     }
     there: dict[str, Any] = {"job": 1, "name": "vol", "tag": "LTO001L8"}
-    there |= dict.fromkeys(("backup", "before", "after"), "1")
+    there |= dict.fromkeys(("backup", "before", "after"), "1") | {"volumes": ["vol"]}
     for verb in VERBS:
         arguments = parse(verb, good(verb)) | {
             name: value

@@ -39,7 +39,7 @@ from backplane.wire.messages import (
     SessionWelcome,
 )
 from controller.cli import main
-from controller.operator_interface import parse_arguments
+from controller.operator_verbs import parse_arguments
 
 
 class FakeController:

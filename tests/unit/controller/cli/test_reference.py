@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from controller.cli.reference import page
-from controller.operator_interface import VERBS
+from controller.operator_verbs import VERBS
 
 DOCS = Path(__file__).resolve().parents[4] / "docs"
 REFERENCE = DOCS / "cli.md"

@@ -1,0 +1,198 @@
+"""Forgetting backups, and keeping some from being forgotten.
+
+What is to go was decided before, with a preview for people (`retention`); here it is looked at again, in one step that
+nothing can come between, and whatever has changed since then keeps a backup: a job that reads it or may come to stand
+on it, a newer backup that does, a protection.  So a reader never loses what it reads, and no chain loses a member.
+
+A pruned backup loses its map of files and can be restored no more.  Its records stay on the cartridge until all that is
+on that is pruned, its retention is over, and it is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from datetime import datetime
+from typing import Any, Final
+
+from backplane.errors import NotFoundError, RefusedError
+from backplane.ids import BackupId
+from controller.catalog.store import BackupRow, DropMap
+from controller.core.desk import Desk
+from controller.core.effects import Call
+from controller.core.job import Job
+from controller.core.retention import Candidate, Rules, decide
+
+PRUNED: Final = "pruned"
+COMPLETED: Final = "completed"
+OUTSIDE: Final = "not asked about"
+
+
+def candidates(
+    backups: Mapping[BackupId, BackupRow],
+    jobs: Mapping[Any, Job],
+    *,
+    volumes: frozenset[str] = frozenset(),
+    pool: str = "",
+) -> list[Candidate]:
+    """Return what rules are asked about: the completed backups, those of these volumes and this pool or of all.
+
+    What lies outside of the choice is there as well, as used: chains may cross the border.
+    """
+    users = users_of(backups, jobs)
+    found = []
+    for row in backups.values():
+        if row.state != COMPLETED:
+            continue
+        is_meant = (not volumes or row.volume_name in volumes) and pool in ("", row.pool)
+        found.append(
+            Candidate(
+                backup=row.backup,
+                group=(row.volume, row.pool),
+                created=datetime.fromisoformat(row.created),
+                parent=row.parent,
+                is_protected=row.is_protected,
+                user=users.get(row.backup, "") if is_meant else OUTSIDE,
+            )
+        )
+    return found
+
+
+def users_of(backups: Mapping[BackupId, BackupRow], jobs: Mapping[Any, Job]) -> dict[BackupId, str]:
+    """Say of each backup that a job uses which one that is: with it, all that it stands on is used."""
+    users: dict[BackupId, str] = {}
+    for job in jobs.values():
+        if not job.has_ended:
+            for number in _used_by(job, backups):
+                users.setdefault(number, f"used by job {job.row.job} ({job.row.kind})")
+    return users
+
+
+def _used_by(job: Job, backups: Mapping[BackupId, BackupRow]) -> Iterator[BackupId]:
+    row = backups.get(job.row.backup)
+    if job.row.kind == "backup" and row is None:
+        # It may choose any of its volume to stand on, and nobody knows which before it has.
+        yield from (each.backup for each in backups.values() if each.volume == job.row.volume)
+        return
+    wanted = [job.row.backup, *(BackupId(int(each)) for each in job.plan.get("backups", ()))]
+    for number in wanted:
+        yield from _with_parents(number, backups)
+        source = backups.get(number)
+        if source is not None and source.copy_of:
+            yield from _with_parents(source.copy_of, backups)
+
+
+def _with_parents(number: BackupId, backups: Mapping[BackupId, BackupRow]) -> Iterator[BackupId]:
+    row = backups.get(number)
+    while row is not None:
+        yield row.backup
+        parent = backups.get(row.parent)
+        row = parent if parent is not None and parent.backup < row.backup else None
+
+
+def retention_document(
+    backups: Mapping[BackupId, BackupRow],
+    jobs: Mapping[Any, Job],
+    arguments: Mapping[str, Any],
+    *,
+    now: datetime,
+    to_local: Callable[[datetime], datetime],
+) -> dict[str, Any]:
+    """Say what the rules of `backup.retention` would do with each backup they are asked about, newest first."""
+    rules = Rules(**{field.name: arguments[field.name] for field in fields(Rules)})
+    volumes, pool = frozenset(arguments["volumes"]), arguments["pool"]
+    unknown = sorted(volumes - {row.volume_name for row in backups.values()})
+    if unknown:
+        raise NotFoundError(f"no backup is of a volume {unknown[0]!r}", hint="ctl backup list")
+    verdicts = decide(
+        rules,
+        candidates(backups, jobs, volumes=volumes, pool=pool),
+        now=now,
+        to_local=to_local,
+    )
+    lines = []
+    for number in sorted(verdicts, reverse=True):
+        row, verdict = backups[number], verdicts[number]
+        if OUTSIDE not in verdict.reasons:
+            lines.append(
+                {
+                    "backup": number,
+                    "volume": row.volume_name,
+                    "pool": row.pool,
+                    "level": row.level,
+                    "parent": row.parent,
+                    "created": row.created,
+                    "stream_bytes": row.stream_bytes,
+                    "is_kept": verdict.is_kept,
+                    "reasons": list(verdict.reasons),
+                }
+            )
+    return {"backups": lines}
+
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+
+def prune(desk: Desk, call: Call) -> None:
+    """Forget the backups that are named, but for those that something keeps now; the answer tells both."""
+    numbers = {_number(text) for text in call.arguments["backups"]}
+    for number in numbers:
+        _require(desk, number)
+    users = users_of(desk.backups, desk.jobs)
+    pruned, kept = [], []
+    living = (row for row in desk.backups.values() if row.state not in (PRUNED, "failed"))
+    staying = {row.backup for row in living} - numbers
+    # Newest first: what stands on another is seen before that, and keeps it if it stays.
+    for number in sorted(numbers, reverse=True):
+        row = desk.backups[number]
+        why = _why_kept(row, desk.backups, staying, users)
+        if why:
+            staying.add(number)
+            kept.append({"backup": number, "reason": why})
+            continue
+        if row.state == COMPLETED:
+            gone = replace(row, state=PRUNED)
+            desk.backups[number] = gone
+            desk.record(gone, DropMap(backup=number))
+        pruned.append(number)
+    desk.answer(call.call, {"pruned": sorted(pruned), "kept": kept})
+
+
+def _why_kept(
+    row: BackupRow,
+    backups: Mapping[BackupId, BackupRow],
+    staying: set[BackupId],
+    users: Mapping[BackupId, str],
+) -> str:
+    if row.state not in (COMPLETED, PRUNED):
+        return f"it is {row.state}"
+    if row.is_protected:
+        return "protected"
+    if row.backup in users:
+        return users[row.backup]
+    child = min((n for n in staying if backups[n].parent == row.backup), default=None)
+    return "" if child is None else f"backup {child} stands on it"
+
+
+def protect(desk: Desk, call: Call) -> None:
+    """Keep a backup from being pruned, or let it go again."""
+    row = _require(desk, BackupId(call.arguments["backup"]))
+    is_protected = bool(call.arguments["protected"])
+    if row.state != COMPLETED and is_protected:
+        raise RefusedError(f"backup {row.backup} is {row.state}", hint="ctl backup list")
+    if row.is_protected != is_protected:
+        row = replace(row, is_protected=is_protected)
+        desk.backups[row.backup] = row
+        desk.record(row)
+    desk.answer(call.call, {"backup": row.backup, "protected": row.is_protected})
+
+
+def _number(text: str) -> BackupId:
+    return BackupId(int(text)) if text.isdecimal() and text.isascii() else BackupId(0)
+
+
+def _require(desk: Desk, number: BackupId) -> BackupRow:
+    row = desk.backups.get(number)
+    if row is None:
+        raise NotFoundError(f"no backup has number {number}", hint="ctl backup list")
+    return row
