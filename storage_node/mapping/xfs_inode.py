@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, Kind
@@ -45,11 +46,10 @@ KIND_OF_MODE: Final = {
     0xC000: Kind.SOCKET,
 }
 
-_CORE: Final = struct.Struct(">2sHBBHIII12xQQQQ12xIHBB6xHI")
+_CORE: Final = struct.Struct(">2sHBBHIII12xQQQQ12xIHBB6xHI24xQ16xQQ")
 """From 0: magic, mode, version, format, links of version 1, owner, group, links, three times, size; number of extents,
-of attribute extents, fork offset, attribute format; flags, generation."""
-_MORE: Final = struct.Struct(">Q16xQQ")
-"""From 120: flags2, time of birth, number."""
+of attribute extents, fork offset, attribute format; flags, generation; from 120, in version 3 only: flags2, time of
+birth, number."""
 _MANY_EXTENTS: Final = struct.Struct(">Q44xI")
 """From 24: number of extents and of attribute extents, where NREXT64_FLAG is set."""
 _RECORD: Final = struct.Struct(">QQ")
@@ -61,19 +61,19 @@ _FILE_BYTES_MAX: Final = (1 << 63) - 1
 
 
 class Inode(NamedTuple):
-    """The core of an inode, and its bytes."""
+    """The core of an inode, and its bytes.  The fields of a row come first, in its order."""
 
-    number: int
     kind: int
+    size: int
     mode: int
     uid: int
     gid: int
-    links: int
-    size: int
-    atime_ns: int
     mtime_ns: int
+    atime_ns: int
     ctime_ns: int
     birth_ns: int
+    links: int
+    number: int
     generation: int
     data_format: int
     data_count: int
@@ -96,57 +96,49 @@ class Inode(NamedTuple):
         return self.raw[self.core_bytes + self.fork_bytes :] if self.fork_bytes else b""
 
 
+_new_inode: Final = partial(tuple.__new__, Inode)
+_new_extent: Final = partial(tuple.__new__, FileExtent)
+
+
 def parse_inode(raw: bytes, number: int) -> Inode:
     """Read the core of an inode; `DamagedError` if it cannot be one."""
-    magic, mode, version, data_format, old_links, uid, gid, links, *rest = _CORE.unpack_from(raw)
-    atime, mtime, ctime, size, count, attributes, fork, attribute_format, flags, gen = rest
+    # One unpacking and one tuple, without `*` and without a call of `Inode`: there are millions of inodes.
+    (
+        magic, mode, version, data_format, old_links, uid, gid, links,
+        atime, mtime, ctime, size, count, attributes, fork, attribute_format,
+        flags, generation, flags2, birth, said,
+    ) = _CORE.unpack_from(raw)  # fmt: skip
     if magic != b"IN" or version not in (1, 2, 3):
         raise DamagedError("no inode")
-    core_bytes, flags2, birth = CORE_BYTES_OLD, 0, NO_TIME
-    if version == 3:
-        core_bytes = CORE_BYTES
-        flags2, birth, said = _MORE.unpack_from(raw, 120)
-        if said != number:
-            raise DamagedError(f"the inode says that it is {said}")
-        is_new_time = flags2 & BIGTIME_FLAG
-        birth = birth - _BIGTIME_EPOCH_NS if is_new_time else _old_time_ns(birth)
+    core_bytes = CORE_BYTES
+    if version != 3:
+        core_bytes, flags2 = CORE_BYTES_OLD, 0
+    elif said != number:
+        raise DamagedError(f"the inode says that it is {said}")
     if flags2 & NREXT64_FLAG:
         count, attributes = _MANY_EXTENTS.unpack_from(raw, 24)
     fork_bytes = fork * 8
-    kind = KIND_OF_MODE.get(mode & 0xF000, Kind.OTHER)
-    if fork_bytes and not 0 < fork_bytes < len(raw) - core_bytes:
+    kind = KIND_OF_MODE.get(mode & 0xF000)
+    if fork_bytes and not fork_bytes < len(raw) - core_bytes:
         raise DamagedError(f"the inode tells of attributes at {fork_bytes}")
-    if size > _FILE_BYTES_MAX or kind == Kind.OTHER:
+    if size > _FILE_BYTES_MAX or kind is None:
         raise DamagedError(f"the inode tells of mode {mode:o} and {size} bytes")
     if flags2 & BIGTIME_FLAG:
         atime -= _BIGTIME_EPOCH_NS
         mtime -= _BIGTIME_EPOCH_NS
         ctime -= _BIGTIME_EPOCH_NS
+        birth -= _BIGTIME_EPOCH_NS
     else:
-        atime, mtime, ctime = map(_old_time_ns, (atime, mtime, ctime))
-    return Inode(
-        number,
-        kind,
-        mode & 0o7777,
-        uid,
-        gid,
+        atime, mtime, ctime, birth = map(_old_time_ns, (atime, mtime, ctime, birth))
+    return _new_inode((
+        kind, size, mode & 0o7777, uid, gid, mtime, atime, ctime,
+        birth if version == 3 else NO_TIME,
         old_links if version == 1 else links,
-        size,
-        atime,
-        mtime,
-        ctime,
-        birth,
-        gen,
-        data_format,
-        count,
-        attribute_format,
-        attributes,
-        core_bytes,
-        fork_bytes,
-        bool(flags & REALTIME_FLAG),
-        bool(flags2 & REFLINK_FLAG),
+        number, generation, data_format, count, attribute_format, attributes,
+        core_bytes, fork_bytes,
+        bool(flags & REALTIME_FLAG), bool(flags2 & REFLINK_FLAG),
         raw,
-    )
+    ))  # fmt: skip
 
 
 def _old_time_ns(stored: int) -> int:
@@ -165,9 +157,11 @@ def device_number(inode: Inode) -> int:
 
 def data_extents(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[FileExtent]:
     """Return the extents of the data fork; `DamagedError` if one of them cannot be."""
-    fork = inode.data_fork
-    leaves = _leaves(blocks, inode, inode.data_format, fork, inode.data_count, is_any_owner)
-    return _extents(blocks, leaves, inode.data_count)
+    fork, count = inode.data_fork, inode.data_count
+    if not count and inode.data_format == EXTENTS:
+        return []
+    leaves = _leaves(blocks, inode, inode.data_format, fork, count, is_any_owner)
+    return _extents(blocks, leaves, count)
 
 
 def attribute_extents(
@@ -216,7 +210,7 @@ def _extents(blocks: Blocks, leaves: Iterable[bytes], count: int) -> list[FileEx
             byte = geometry.run_byte((high & 0x1FF) << 43 | low >> 21, many)
             end = start + many
             flags = _UNWRITTEN if high >> 63 else 0
-            extents.append(FileExtent(start << shift, byte, many << shift, flags))
+            extents.append(_new_extent((start << shift, byte, many << shift, flags, 0, 0, 0, "")))
             if end > last or len(extents) > count:
                 raise DamagedError(f"an extent too many, at block {start} of the file")
     if len(extents) != count:

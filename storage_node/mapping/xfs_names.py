@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import PATH_BYTES_MAX
@@ -21,8 +22,10 @@ PATHS_BYTES_MAX: Final = 16 * MIB
 """Paths of directories that are remembered; then they are made anew."""
 
 _SLOT_BITS: Final = 6
-_SLOTS: Final = 1 << _SLOT_BITS
+_SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
 _RECORD: Final = struct.Struct("<BBBI")
+_RECORD_BYTES: Final = _RECORD.size
+_pack: Final = _RECORD.pack
 _PATH_OVERHEAD_BYTES: Final = 150
 
 
@@ -33,6 +36,9 @@ class Name(NamedTuple):
     """The number that `Names.add_directory` has given."""
     type: int
     name: bytes
+
+
+_new_name: Final = partial(tuple.__new__, Name)
 
 
 class Names:
@@ -61,7 +67,7 @@ class Names:
 
     def add(self, inode: int, kind: int, name: bytes, directory: int) -> bool:
         """Take a name; say whether there was room for it."""
-        record = _RECORD.pack(inode & _SLOTS - 1, kind, len(name), directory) + name
+        record = _pack(inode & _SLOT_MASK, kind, len(name), directory) + name
         self._bytes += len(record)
         if self._bytes > RECORDS_BYTES_MAX:
             return False
@@ -79,7 +85,7 @@ class Names:
         if key != self._taken_key:
             self._leave()
             self._taken_key, self._taken = key, self._unpack(key)
-        return self._taken.pop(inode & _SLOTS - 1, [])
+        return self._taken.pop(inode & _SLOT_MASK, [])
 
     def untaken(self) -> Iterator[tuple[int, list[Name]]]:
         """Yield (inode, names) of what was not taken."""
@@ -133,7 +139,7 @@ class Names:
         inode = self._directories[directory]
         records = self._records.get(inode >> _SLOT_BITS, b"")
         if self._naming[directory] < 0:
-            slot = inode & _SLOTS - 1
+            slot = inode & _SLOT_MASK
             places = (at for at, found, *_ in _walk(records) if found == slot)
             self._naming[directory] = next(places, len(records))
         at = self._naming[directory]
@@ -146,9 +152,13 @@ class Names:
     def _unpack(self, key: int) -> dict[int, list[Name]]:
         left = self._left.get(key, -1)
         names: dict[int, list[Name]] = {}
-        for _, slot, kind, directory, name in _walk(self._records.get(key, b"")):
-            if left >> slot & 1:
-                names.setdefault(slot, []).append(Name(directory, kind, name))
+        for _, slot, name in _walk(self._records.get(key, b"")):
+            if not left >> slot & 1:
+                continue
+            if slot in names:
+                names[slot].append(name)
+            else:
+                names[slot] = [name]
         return names
 
 
@@ -161,12 +171,14 @@ def shown(name: bytes) -> bytes:
     return name
 
 
-def _walk(records: bytes | bytearray) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Yield each record, and where it is."""
+def _walk(records: bytes | bytearray) -> Iterator[tuple[int, int, Name]]:
+    """Yield (where it is, slot, name) of each record."""
     at = 0
     data = bytes(records)
+    unpack = _RECORD.unpack_from
     while at < len(data):
-        slot, kind, name_bytes, directory = _RECORD.unpack_from(data, at)
-        end = at + _RECORD.size + name_bytes
-        yield at, slot, kind, directory, data[at + _RECORD.size : end]
+        slot, kind, name_bytes, directory = unpack(data, at)
+        name_at = at + _RECORD_BYTES
+        end = name_at + name_bytes
+        yield at, slot, _new_name((directory, kind, data[name_at:end]))
         at = end

@@ -6,7 +6,9 @@ are rows with an error; an inode that should have a name and has none is a probl
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from backplane.crc import crc32c
@@ -15,7 +17,13 @@ from storage_node.mapping.reader import DamagedError
 from storage_node.mapping.xfs_attributes import Attribute, attributes, link_target
 from storage_node.mapping.xfs_blocks import Blocks
 from storage_node.mapping.xfs_directory import KIND_OF_TYPE
-from storage_node.mapping.xfs_inode import Inode, data_extents, device_number, parse_inode
+from storage_node.mapping.xfs_inode import (
+    CORE_BYTES,
+    Inode,
+    data_extents,
+    device_number,
+    parse_inode,
+)
 from storage_node.mapping.xfs_inodes import check_inode
 from storage_node.mapping.xfs_maps import finished, marked
 from storage_node.mapping.xfs_names import Name, Names, shown
@@ -24,7 +32,16 @@ from storage_node.mapping.xfs_space import SharedBlocks
 
 _CRC_AT: Final = 100
 _NO_MODE: Final = bytes(2)
+_FILE: Final = Kind.FILE
+_DIRECTORY: Final = Kind.DIRECTORY
+_SYMLINK: Final = Kind.SYMLINK
+_OTHER: Final = Kind.OTHER
+"""A member of an enumeration takes longer to be looked up than a row's times to be read."""
 _DEVICES: Final = (Kind.CHARACTER, Kind.BLOCK)
+_FIELDS_OF_ROW: Final = FileRow._fields.index("identity") - FileRow._fields.index("kind")
+
+_new_row: Final = partial(tuple.__new__, FileRow)
+_new_identity: Final = partial(tuple.__new__, Identity)
 
 _Content = tuple[tuple[FileExtent, ...], bytes, tuple[Attribute, ...], int, str]
 """(extents, target, attributes, device, what is wrong)."""
@@ -50,12 +67,22 @@ class RowMaker:
         self._shared = shared
         self._broken = broken
         self._root = blocks.geometry.root_inode
+        self._seals = struct.Struct(
+            f"<{_CRC_AT}xI56x16s{blocks.geometry.inode_bytes - CORE_BYTES}x"
+        )
+        """Checksum and UUID of an inode of version 5."""
         self._has_root = False
 
     def rows(self, first: int, data: bytes, in_use: int) -> Iterator[FileRow]:
         """Yield the rows of inodes that lie together."""
-        for number, raw, error in self._checked(first, data, in_use):
-            inode = None
+        size = self._geometry.inode_bytes
+        errors = self._errors(first, data, in_use)
+        for at in range(len(data) // size):
+            if not in_use >> at & 1:
+                continue
+            number = first + at
+            raw = data[at * size : (at + 1) * size]
+            inode, error = None, errors.get(number, "")
             if not error:
                 if raw[2:4] == _NO_MODE:
                     continue
@@ -78,39 +105,39 @@ class RowMaker:
 
     # --- inodes that can be believed -----------------------------------------------------------------
 
-    def _checked(self, first: int, data: bytes, in_use: int) -> Iterator[tuple[int, bytes, str]]:
-        """Yield (number, bytes, what is wrong) of each inode in use."""
+    def _errors(self, first: int, data: bytes, in_use: int) -> dict[int, str]:
+        """Return what is wrong with inodes in use, by their numbers; empty where all carry the right seals."""
+        errors = {}
         size = self._geometry.inode_bytes
-        count = len(data) // size
         byte = self._geometry.inode_byte(first)
         if not self._geometry.has_checksums or self._blocks.overlay.covers(byte, len(data)):
             # What lies on the volume is read at once, not inode by inode.
             older = data
             if self._geometry.has_checksums:
                 older = self._blocks.read_older(byte, len(data))
-            for at in range(count):
+            for at in range(len(data) // size):
                 if in_use >> at & 1:
                     part = slice(at * size, (at + 1) * size)
                     error = self._what_is_wrong(first + at, data[part], older[part])
-                    yield first + at, data[part], error
-            return
+                    if error:
+                        errors[first + at] = error
+            return errors
         # What `check_inode` does, for many at once.
         cleared = bytearray(data)
         for at in range(_CRC_AT, _CRC_AT + 4):
-            cleared[at::size] = bytes(count)
+            cleared[at::size] = bytes(len(data) // size)
         view = memoryview(cleared)
+        sums = [crc32c(view[start : start + size]) for start in range(0, len(data), size)]
         meta_uuid = self._geometry.meta_uuid
-        for at in range(count):
-            if not in_use >> at & 1:
+        for at, (said, owner) in enumerate(self._seals.iter_unpack(data)):
+            if said == sums[at] and owner == meta_uuid:
                 continue
-            start = at * size
-            raw = data[start : start + size]
-            error = ""
-            if crc32c(view[start : start + size]) != int.from_bytes(raw[100:104], "little"):
-                error = f"inode {first + at} fails its checksum"
-            elif raw[160:176] != meta_uuid:
-                error = f"inode {first + at} belongs to another file system"
-            yield first + at, raw, error
+            if in_use >> at & 1:
+                what = (
+                    "fails its checksum" if said != sums[at] else "belongs to another file system"
+                )
+                errors[first + at] = f"inode {first + at} {what}"
+        return errors
 
     def _what_is_wrong(self, number: int, raw: bytes, older: bytes) -> str:
         try:
@@ -127,8 +154,8 @@ class RowMaker:
             if number not in self._geometry.internal_inodes:
                 self._problems.add(f"inode {number} is in use, and no directory names it")
             return []
-        is_directory = inode.kind == Kind.DIRECTORY
-        if inode.links != len(names) and not is_directory:
+        kind = inode.kind
+        if inode.links != len(names) and kind != _DIRECTORY:
             said = f"{inode.links} links, {len(names)} names"
             self._problems.add(f"inode {number} has {said}")
         content = self._content(inode)
@@ -139,12 +166,9 @@ class RowMaker:
             if path is None:
                 continue
             error = content[4]
-            if text != name.name or KIND_OF_TYPE.get(name.type, Kind.OTHER) not in (
-                inode.kind,
-                None,
-            ):
+            if text != name.name or KIND_OF_TYPE.get(name.type, _OTHER) not in (kind, None):
                 error = error or _what_is_wrong_with(name)
-            if is_directory and rows:
+            if kind == _DIRECTORY and rows:
                 error = error or "a directory with a second name"
             rows.append(_row(path, inode, content, error))
         return rows
@@ -174,11 +198,11 @@ class RowMaker:
         is_any_owner = number in self._log.owners
         error = self._log.doubts.get(number, "")
         try:
-            if kind == Kind.FILE:
+            if kind == _FILE:
                 extents = self._extents(inode, is_any_owner=is_any_owner)
-            elif kind == Kind.SYMLINK:
+            elif kind == _SYMLINK:
                 target = link_target(self._blocks, inode, is_any_owner=is_any_owner)
-            elif kind == Kind.DIRECTORY:
+            elif kind == _DIRECTORY:
                 error = error or self._broken.get(number, "")
             elif kind in _DEVICES:
                 device = device_number(inode)
@@ -225,24 +249,10 @@ class RowMaker:
 
 def _row(path: bytes, inode: Inode, content: _Content, error: str) -> FileRow:
     extents, target, xattrs, device, _ = content
-    return FileRow(
-        path,
-        inode.kind,
-        inode.size,
-        inode.mode,
-        inode.uid,
-        inode.gid,
-        inode.mtime_ns,
-        inode.atime_ns,
-        inode.ctime_ns,
-        inode.birth_ns,
-        inode.links,
-        Identity(0, inode.number, inode.generation),
-        device,
-        target,
-        xattrs,
-        extents,
-        error,
+    identity = _new_identity((0, inode.number, inode.generation))
+    # An inode begins with what a row has between path and identity.
+    return _new_row(
+        (path, *inode[:_FIELDS_OF_ROW], identity, device, target, xattrs, extents, error)
     )
 
 
