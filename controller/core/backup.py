@@ -25,6 +25,7 @@ from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.mapping import map_view
+from controller.core.part_source import ViewSource
 from controller.core.part_writer import PartWriter
 from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
 from controller.core.views import ask_release_view, narrow_view, obtain_views
@@ -133,7 +134,7 @@ def _copy(desk: Desk, job: Job, runs: ExtentRuns, item: ItemRow | None) -> Step:
         last = desk.registry.parts.get((row.backup, job.plan["part"] - 1))
         if last is not None and last.is_last:
             return
-        part = PartWriter(desk, job, runs, row)
+        part = PartWriter(desk, job, runs, row, source=ViewSource(desk, job))
         if ended is not None:
             part.count(ended)
             ended = None

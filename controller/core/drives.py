@@ -1,6 +1,8 @@
 """Drives: claiming one, loading a cartridge into it, and asking it what is on the tape.
 
 A load fences the drive first, so after it nobody else can change the tape until we grant it again.
+
+A job that copies from tape to tape has two drives: that of the seat `SOURCE`, from which it reads, and its own.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from backplane.ids import NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
 from controller.core.desk import Desk
 from controller.core.items import pause
-from controller.core.job import Job
+from controller.core.job import Job, place_of
 from controller.core.media import Mounted
 from controller.core.procedure import Ask, Step
 
@@ -20,13 +22,16 @@ BUSY_PAUSE_S: Final = 1.0
 """Between attempts to load a cartridge that is still in another drive."""
 
 PLACE: Final = ("tag", "tape_node", "drive", "drive_unit")
-"""What a job's plan says about the cartridge and drive that it uses."""
+"""What a place says about the cartridge and drive that a job uses."""
+
+SOURCE: Final = "source"
+"""The seat of the drive that a job reads from, if it writes to another."""
 
 
-def take(desk: Desk, job: Job, mounted: Mounted) -> None:
+def take(desk: Desk, job: Job, mounted: Mounted, *, seat: str = "") -> None:
     """Claim a drive and a cartridge for a job: nobody else gets either from here on."""
-    desk.registry.claim_drive(job.row.job, mounted.node, mounted.drive.name)
-    job.plan.update(
+    desk.registry.claim_drive(job.row.job, mounted.node, mounted.drive.name, seat=seat)
+    place_of(job.plan, seat).update(
         tag=mounted.tag,
         tape_node=mounted.node,
         drive=mounted.drive.name,
@@ -34,21 +39,23 @@ def take(desk: Desk, job: Job, mounted: Mounted) -> None:
     )
 
 
-def give_back(desk: Desk, job: Job) -> None:
+def give_back(desk: Desk, job: Job, *, seat: str = "") -> None:
     """Let cartridge and drive go; the caller saves the job."""
+    place = place_of(job.plan, seat)
     for name in PLACE:
-        job.plan.pop(name, None)
-    desk.registry.release_drives(job.row.job)
+        place.pop(name, None)
+    desk.registry.release_drives(job.row.job, seat=seat)
 
 
-def load_cartridge(desk: Desk, job: Job) -> Step:
+def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
     """Fence the job's drive, put its cartridge in, and return what the drive found on it.
 
     Raises `VolumeError` if the cartridge cannot be used.
     """
-    node, tag = NodeName(job.plan["tape_node"]), VolumeTag(job.plan["tag"])
+    place = place_of(job.plan, seat)
+    node, tag = NodeName(place["tape_node"]), VolumeTag(place["tag"])
     while True:
-        drive, epoch = job.plan["drive"], desk.next_epoch()
+        drive, epoch = place["drive"], desk.next_epoch()
         try:
             reply = yield Ask(
                 node=node,
@@ -59,7 +66,7 @@ def load_cartridge(desk: Desk, job: Job) -> Step:
             )
         except BusyError as error:
             yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
-            _follow(desk, job, node, tag)
+            _follow(desk, job, node, tag, seat=seat)
             continue
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
@@ -67,32 +74,33 @@ def load_cartridge(desk: Desk, job: Job) -> Step:
         return reply
 
 
-def _follow(desk: Desk, job: Job, node: NodeName, tag: VolumeTag) -> None:
+def _follow(desk: Desk, job: Job, node: NodeName, tag: VolumeTag, *, seat: str) -> None:
     """Change to the drive that a cartridge is in, if nobody uses that: our picture was old when we chose.
 
     The drive that is left was fenced by the attempt to load it.
     """
-    drive = desk.registry.free_drive(node, job=job.row.job, prefer=tag)
+    drive = desk.registry.free_drive(node, job=job.row.job, prefer=tag, seat=seat)
     if drive is not None and desk.registry.nodes[node].drives[drive.name].loaded == tag:
-        take(desk, job, Mounted(tag, node, drive))
+        take(desk, job, Mounted(tag, node, drive), seat=seat)
         desk.save(job)
 
 
-def read_digests(job: Job, *, start: int, end: int) -> Step:
+def read_digests(job: Job, *, start: int, end: int, seat: str = "") -> Step:
     """Return the packed checksums of the records in `start` .. `end` - 1.
 
     None if the drive does not have them now (its node restarted): load the cartridge and look again.  Raises
     `MediumError` at a damaged record, `VolumeError` if the answers make no sense.
     """
     digests = b""
+    place = place_of(job.plan, seat)
     following = start
     while following < end:
         first = following
         try:
             reply = yield Ask(
-                node=NodeName(job.plan["tape_node"]),
+                node=NodeName(place["tape_node"]),
                 make=lambda request, first=first: TapeDigest(  # type: ignore[misc]
-                    request=request, drive=job.plan["drive"], start=first, end=end
+                    request=request, drive=place["drive"], start=first, end=end
                 ),
                 what="read the digests of the part",
             )
@@ -100,7 +108,7 @@ def read_digests(job: Job, *, start: int, end: int) -> Step:
             return None
         assert isinstance(reply, NodeReply)
         if reply.next_object <= first or len(reply.digests) > 4 * (end - start) - len(digests):
-            raise VolumeError(f"cartridge {job.plan['tag']}: no digests from object {first} on")
+            raise VolumeError(f"cartridge {place['tag']}: no digests from object {first} on")
         digests += reply.digests
         following = reply.next_object
     return digests

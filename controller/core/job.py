@@ -12,6 +12,7 @@ another `reason`; whoever waits says why.  Nothing leaves an ended state.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
@@ -53,6 +54,21 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 
 ENDED: Final = frozenset(state for state, following in TRANSITIONS.items() if not following)
 STORY_LENGTH_MAX: Final = 32
+
+
+def place_of(plan: dict[str, Any], seat: str = "") -> dict[str, Any]:
+    """Return what a job's plan says of the cartridge and drive of a seat; the only seat's is the plan itself."""
+    if not seat:
+        return plan
+    place: dict[str, Any] = plan.setdefault("seats", {}).setdefault(seat, {})
+    return place
+
+
+def places_of(plan: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the seats of a job that have a cartridge, each with its place."""
+    for seat, place in {"": plan, **plan.get("seats", {})}.items():
+        if "tag" in place:
+            yield seat, place
 
 
 @dataclass(slots=True)

@@ -68,7 +68,7 @@ from controller.core.effects import (
     UnitUse,
 )
 from controller.core.inactivity import Inactivity
-from controller.core.job import ENDED, Job, JobState
+from controller.core.job import ENDED, Job, JobState, places_of
 from controller.core.planner import RECORD_BYTES
 from controller.core.procedure import (
     JobCancelledError,
@@ -129,10 +129,10 @@ class Machine:
         active = [Job.from_row(row) for row in sorted(snapshot.jobs, key=lambda each: each.job)]
         for job in active:
             self.jobs[job.row.job] = job
-            if "drive" in job.plan:
+            for seat, place in places_of(job.plan):
                 # Before any procedure runs: nobody may take a drive that a mover may still be writing.
-                place = NodeName(job.plan["tape_node"]), job.plan["drive"]
-                self.registry.claim_drive(job.row.job, *place)
+                where = NodeName(place["tape_node"]), place["drive"]
+                self.registry.claim_drive(job.row.job, *where, seat=seat)
         for job in active:
             self._take_up(job, items.get(ItemId(job.plan.get("item", 0))))
         self._settle()

@@ -14,7 +14,7 @@ person is told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -25,7 +25,7 @@ from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow
 from controller.core.desk import Desk
-from controller.core.job import Job
+from controller.core.job import Job, places_of
 from controller.core.procedure import NotYet
 from controller.core.registry import Drive, Registry
 
@@ -44,13 +44,21 @@ class Mounted:
 
 
 def choose_for_append(
-    registry: Registry, job: JobId, *, claims: dict[VolumeTag, JobId]
+    registry: Registry,
+    job: JobId,
+    *,
+    claims: dict[VolumeTag, JobId],
+    besides: Collection[VolumeTag] = (),
 ) -> Mounted | NotYet:
-    """Choose a cartridge to append to: the fullest writable one, then a blank one.
+    """Choose a cartridge to append to: the fullest writable one, then a blank one; none of those in `besides`.
 
     Raises `MediaNeededError` when no cartridge could take the data even if everything were free and there.
     """
-    able = [row for row in registry.cartridges.values() if row.status in WRITABLE]
+    able = [
+        row
+        for row in registry.cartridges.values()
+        if row.status in WRITABLE and row.tag not in besides
+    ]
     if not able:
         raise MediaNeededError(
             "no cartridge is writable or blank",
@@ -67,7 +75,12 @@ def choose_for_append(
 
 
 def mount(
-    registry: Registry, job: JobId, row: CartridgeRow, *, claims: dict[VolumeTag, JobId]
+    registry: Registry,
+    job: JobId,
+    row: CartridgeRow,
+    *,
+    claims: dict[VolumeTag, JobId],
+    seat: str = "",
 ) -> Mounted | NotYet:
     """Return a cartridge with a free drive, or why that has to wait."""
     if not registry.is_online(row.node):
@@ -77,10 +90,10 @@ def mount(
     holder = claims.get(row.tag, job)
     if holder != job:
         return NotYet(f"waiting: cartridge {row.tag} is used by job {holder}")
-    elsewhere = registry.drive_in_use_with(row.node, row.tag, job=job)
+    elsewhere = registry.drive_in_use_with(row.node, row.tag, job=job, seat=seat)
     if elsewhere is not None:
         return NotYet(f"waiting: cartridge {row.tag} is in drive {elsewhere}, which is in use")
-    drive = registry.free_drive(row.node, job=job, prefer=row.tag)
+    drive = registry.free_drive(row.node, job=job, prefer=row.tag, seat=seat)
     if drive is None:
         return NotYet(f"waiting: a free drive at {row.node}")
     return Mounted(row.tag, row.node, drive)
@@ -194,7 +207,8 @@ def put_into_error(desk: Desk, tag: VolumeTag, why: str) -> None:
 def tag_claims(jobs: dict[JobId, Job]) -> dict[VolumeTag, JobId]:
     """Return which active job works with which cartridge."""
     return {
-        VolumeTag(job.plan["tag"]): number
+        VolumeTag(place["tag"]): number
         for number, job in jobs.items()
-        if not job.has_ended and "tag" in job.plan
+        if not job.has_ended
+        for _, place in places_of(job.plan)
     }

@@ -128,7 +128,8 @@ def part_trailer(
 ) -> PartTrailer:
     """Return the trailer of a part of `records` records with the checksums that the drive has stored."""
     plan = job.plan
-    is_last = records == data.records
+    stream_bytes = data.bytes_before(records)
+    is_last = data.stream_start + stream_bytes == row.stream_bytes
     trailer = PartTrailer(
         cartridge=cartridge.cartridge,
         sequence=cartridge.sequence + 1,
@@ -140,7 +141,7 @@ def part_trailer(
         header_object=plan["header_object"],
         data_object=data_object,
         records=records,
-        stream_bytes=data.bytes_before(records),
+        stream_bytes=stream_bytes,
         stream_start=data.stream_start,
         extents=tuple(data.extents_of(0, records)),
         record_crc32c=struct.unpack(f">{records}I", digests),

@@ -19,6 +19,7 @@ stream byte after the last record that was written (D5: the record that met earl
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -28,8 +29,7 @@ from backplane.scsi.sense import Sense, SenseKey
 from backplane.tape_format import PartTrailer
 from backplane.tape_format.content import LABEL_OBJECTS
 from backplane.tape_format.payload import encode_payload
-from backplane.wire.grants import Rights
-from backplane.wire.messages import NodeReply, UnitFence
+from backplane.wire.messages import NodeReply
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow
 from controller.core import drives
 from controller.core.desk import Desk
@@ -37,7 +37,6 @@ from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
 from controller.core.items import (
     BACKOFF_BASE_S,
-    disk_use,
     forwarded_of,
     ledger_total,
     list_identifier,
@@ -64,10 +63,13 @@ from controller.core.part_content import (
     part_trailer,
     trailer_objects,
 )
-from controller.core.planner import MetadataObject, PartData, plan_data, plan_metadata
-from controller.core.procedure import Ask, Claim, NotYet, Step
+from controller.core.part_source import PartSource, Unread
+from controller.core.planner import MetadataObject, PartData, plan_metadata
+from controller.core.procedure import Claim, NotYet, Step
 from controller.core.tally import Tally
-from controller.core.views import check_view
+
+UNREADABLE: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.BLANK_CHECK})
+"""A source that answers a read so cannot read this record."""
 
 BAD_MEDIUM: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.DATA_PROTECT})
 """A drive that answers a write so will not write this cartridge the next time either."""
@@ -78,19 +80,34 @@ class NoRoomError(VolumeError):
 
 
 class PartWriter:
-    """One part on one cartridge, as far as it has come."""
+    """One part on one cartridge, as far as it has come.
 
-    def __init__(self, desk: Desk, job: Job, runs: ExtentRuns, row: BackupRow) -> None:
+    It reaches to the end of the stream, or to `stream_end` if its source has no more.  `besides` are cartridges that it
+    must not be written on.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        job: Job,
+        runs: ExtentRuns,
+        row: BackupRow,
+        *,
+        source: PartSource,
+        stream_end: int | None = None,
+        besides: Collection[VolumeTag] = (),
+    ) -> None:
         self.desk, self.job, self.plan, self.row = desk, job, job.plan, row
+        self.source, self._besides = source, besides
         start = self.plan["stream_start"]
         self.data = PartData(
             runs=runs,
             block_bytes=row.block_bytes,
             record_bytes=row.record_bytes,
             stream_start=start,
-            stream_bytes=row.stream_bytes - start,
+            stream_bytes=(row.stream_bytes if stream_end is None else stream_end) - start,
         )
-        self.tally = Tally(self.plan, self.data)
+        self.tally = Tally(self.plan, source.counted(self.data))
         self.end = 0
         self._header: list[PlannedObject] | None = None
         self._map = NO_MAP
@@ -116,12 +133,13 @@ class PartWriter:
 
     @property
     def records(self) -> int:
-        """Records of this part: all, or as many as fitted before early warning."""
+        """Records of this part: all, or as many as there are before early warning or what cannot be read."""
         ended: int | None = self.plan.get("records")
         return self.data.records if ended is None else ended
 
     @property
-    def is_last(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether the part has, or is going to have, all that it was to have."""
         return self.records == self.data.records
 
     @property
@@ -162,7 +180,7 @@ class PartWriter:
         if self.end < self.data_object + self.records:
             yield from self._write_data()
             return False
-        if not self.records and not self.is_last:
+        if not self.records and not self.is_whole:
             # Not one record fitted: no trailer for nothing; the header is an orphan tail.
             raise NoRoomError("no room for a part")
         return (yield from self._finish())
@@ -181,8 +199,8 @@ class PartWriter:
     def _begin(self) -> None:
         """The part begins where the tape ends."""
         self.plan.update(header_object=self.end, part_created=self.desk.wall)
-        self.plan.pop("records", None)
-        self.plan.pop("trailer_created", None)
+        for name in ("records", "is_cut", "trailer_created"):
+            self.plan.pop(name, None)
         self._header = None
         self.desk.save(self.job)
 
@@ -198,9 +216,15 @@ class PartWriter:
         self.tally.give_up()
         self._forget_cartridge()
 
+    def let_go(self) -> None:
+        """The part goes elsewhere, and no cartridge is at fault: its source was lost before it had anything."""
+        self.tally.give_up()
+        self._forget_cartridge()
+
     def _forget_cartridge(self) -> None:
         drives.give_back(self.desk, self.job)
-        for name in ("records", "header_object", "part_created", "trailer_created"):
+        self.source.give_back()
+        for name in ("records", "is_cut", "header_object", "part_created", "trailer_created"):
             self.plan.pop(name, None)
         progress(self.job)  # Another cartridge is another chance.
         self.desk.save(self.job)
@@ -210,12 +234,14 @@ class PartWriter:
     def _mount(self) -> Step:
         def attempt() -> Mounted | NotYet:
             claims = tag_claims(self.desk.jobs)
-            found = choose_for_append(self.desk.registry, self.job.row.job, claims=claims)
+            found = choose_for_append(
+                self.desk.registry, self.job.row.job, claims=claims, besides=self._besides
+            )
             if isinstance(found, Mounted):
                 drives.take(self.desk, self.job, found)
             return found
 
-        mounted: Mounted = yield Claim(attempt=attempt)
+        mounted: Mounted = yield Claim(attempt=lambda: self.source.claim(attempt))
         self.desk.enter(self.job, self.job.state)
         self.desk.log(self.job, "info", f"cartridge {mounted.tag} in {mounted.drive.name}")
 
@@ -230,8 +256,8 @@ class PartWriter:
 
     def _claim_drive(self) -> bool | NotYet:
         key = (self.node, self.plan["drive"])
-        holder = self.desk.registry.drive_claims.get(key, self.job.row.job)
-        if holder != self.job.row.job:
+        if not self.desk.registry.may_claim(key, job=self.job.row.job):
+            holder = self.desk.registry.drive_claims[key]
             return NotYet(f"waiting: drive {self.plan['drive']} is used by job {holder}")
         self.desk.registry.claim_drive(self.job.row.job, *key)
         return True
@@ -269,22 +295,7 @@ class PartWriter:
         """After an item that did not end well: raise every fence, then see what is on the tape."""
         before = self.end
         yield from self._load()
-        volume = self.desk.registry.volumes[self.job.row.volume]
-        epoch = self.desk.next_epoch()
-        try:
-            yield Ask(
-                node=volume.node,
-                make=lambda request: UnitFence(
-                    request=request,
-                    designator=Designator(bytes.fromhex(self.plan["view_unit"])),
-                    epoch=epoch,
-                ),
-                what="fence the static view",
-            )
-        except VolumeError as error:
-            raise BackupError(
-                error.message
-            ) from error  # The disk node's: no cartridge is at fault.
+        yield from self.source.fence()
         if self.end > before:
             progress(self.job)
 
@@ -341,34 +352,30 @@ class PartWriter:
 
     def _write_data(self) -> Step:
         """Write what one list can of the data."""
-        self.plan.pop("records", None)  # If the tape has lost some, early warning comes again.
+        for name in ("records", "is_cut"):  # If the tape has lost some, early warning comes again.
+            self.plan.pop(name, None)
+        yield from self.source.ready()
         first = self.end - self.data_object
-        view = Designator(bytes.fromhex(self.plan["view_unit"]))
-        planned = plan_data(
+        planned, use = self.source.plan(
             self.data,
             first=first,
-            disk=view,
             tape=self.drive_unit,
             identifier=list_identifier(self.desk.next_number("list")),
         )
-        volume = self.desk.registry.volumes[self.job.row.volume]
         ended = yield from run_list(
             self.desk,
             self.job,
             planned,
             item=self._item(),
             purpose="data",
-            uses=(
-                disk_use(volume.node, view, planned, rights=Rights.READ),
-                tape_use(self.node, self.drive_unit, planned, position=self.end),
-            ),
+            uses=(use, tape_use(self.node, self.drive_unit, planned, position=self.end)),
         )
         self.count(ended)
         if ended.state == "done":
             self._check_ledger(ended, planned.records)
             self.end += planned.tape_objects
         else:
-            yield from self._data_item_failed(ended)
+            yield from self._data_item_failed(ended, first)
         self._show_progress()
 
     def count(self, ended: ItemRow) -> None:
@@ -377,24 +384,31 @@ class PartWriter:
             self.tally.count(ledger_total(ended, self.drive_unit, "records_written"))
             self.desk.save(self.job)
 
-    def _data_item_failed(self, ended: ItemRow) -> Step:
+    def _data_item_failed(self, ended: ItemRow, first: int) -> Step:
         told = forwarded_of(ended)
         yield from self._settle()
-        if told.source is not None and told.source.key is SenseKey.MEDIUM_ERROR:
-            yield from check_view(self.desk, self.job)
-            where = "" if told.source.information is None else f" at LBA {told.source.information}"
-            raise MediumError(f"volume {self.row.volume_name} cannot be read{where}")
+        written = min(max(0, self.end - self.data_object), self.data.records)
+        if told.source is not None and told.source.key in UNREADABLE:
+            if (yield from self.source.cannot_read(Unread(told.source, ended, first, written))):
+                self.end_part(written)
+            return
         if told.destination is None:
             return
         is_full = told.destination.key is SenseKey.VOLUME_OVERFLOW
         if told.destination.end_of_medium or is_full:
             # D5: early warning ends the part.  What is on the tape is this part; the rest goes elsewhere.
-            self.plan["records"] = min(max(0, self.end - self.data_object), self.data.records)
+            self.plan["records"] = written
             self.desk.save(self.job)
-            told_records = f"{self.plan['records']} records of part {self.plan['part']}"
+            told_records = f"{written} records of part {self.plan['part']}"
             self.desk.log(self.job, "info", f"early warning on {self.tag} after {told_records}")
         else:
             self._check_medium(told.destination, "data")
+
+    def end_part(self, records: int) -> None:
+        """The part ends behind so many records, because its source does; the cartridge has room for more."""
+        assert records
+        self.plan.update(records=records, is_cut=True)
+        self.desk.save(self.job)
 
     def _check_ledger(self, ended: ItemRow, records: int) -> None:
         written = ledger_total(ended, self.drive_unit, "records_written")
@@ -473,7 +487,7 @@ class PartWriter:
             )
         part = part_row(trailer, tag=self.tag, end=end)
         cartridge = replace(self.cartridge, end=end, sequence=trailer.sequence)
-        if not trailer.is_last:
+        if not self.is_whole and not self.plan.get("is_cut"):
             cartridge = replace(cartridge, status="full", detail="early warning")
         self.plan["part"] += 1
         self.plan["stream_start"] = trailer.stream_start + trailer.stream_bytes

@@ -77,6 +77,8 @@ class Registry:
         self.cartridges: dict[VolumeTag, CartridgeRow] = {}
         self.parts: dict[tuple[int, int], PartRow] = {}
         self.drive_claims: dict[tuple[NodeName, str], JobId] = {}
+        self.drive_seats: dict[tuple[NodeName, str], str] = {}
+        """What a claimed drive is to its job, if it is not the only one."""
         self.volume_claims: dict[VolumeId, JobId] = {}
         self.inventory_due: dict[NodeName, float] = {}
         """Storage nodes that were welcomed, and when their inventory is missed."""
@@ -157,10 +159,13 @@ class Registry:
         node.cartridges = {state.tag: state for state in inventory.cartridges}
         node.nbd_addresses = inventory.nbd_addresses
 
-    def free_drive(self, node: NodeName, *, job: JobId, prefer: str = "") -> Drive | None:
-        """Return a drive of a node that no other job has claimed, `prefer`-ably the one holding a cartridge.
+    def free_drive(
+        self, node: NodeName, *, job: JobId, prefer: str = "", seat: str = ""
+    ) -> Drive | None:
+        """Return a drive of a node that nobody else has claimed, `prefer`-ably the one holding a cartridge.
 
-        A drive in error comes last, not never: its error is a failed write, and loading a cartridge ends it.
+        Nobody else: no other job, and this one for no other seat.  A drive in error comes last, not never: its error is
+        a failed write, and loading a cartridge ends it.
         """
         known = self.nodes.get(node)
         if known is None:
@@ -168,7 +173,7 @@ class Registry:
         free = [
             state
             for state in known.drives.values()
-            if self.drive_claims.get((node, state.drive), job) == job
+            if self.may_claim((node, state.drive), job=job, seat=seat)
         ]
         free.sort(
             key=lambda state: (
@@ -180,22 +185,37 @@ class Registry:
         )
         return Drive(node, free[0].drive, free[0].designator) if free else None
 
-    def drive_in_use_with(self, node: NodeName, tag: VolumeTag, *, job: JobId) -> str | None:
-        """Return the drive that a cartridge is in, if another job has claimed that drive."""
+    def may_claim(self, key: tuple[NodeName, str], *, job: JobId, seat: str = "") -> bool:
+        """Say whether a drive is free for a seat of a job, or has it already."""
+        holder = self.drive_claims.get(key)
+        return holder is None or (holder, self.drive_seats.get(key, "")) == (job, seat)
+
+    def drive_in_use_with(
+        self, node: NodeName, tag: VolumeTag, *, job: JobId, seat: str = ""
+    ) -> str | None:
+        """Return the drive that a cartridge is in, if somebody else has claimed that drive."""
         for state in self.nodes[node].drives.values():
-            if state.loaded == tag and self.drive_claims.get((node, state.drive), job) != job:
+            if state.loaded == tag and not self.may_claim((node, state.drive), job=job, seat=seat):
                 return state.drive
         return None
 
-    def claim_drive(self, job: JobId, node: NodeName, drive: str) -> None:
-        """Give a free drive to a job, which has no other then."""
-        assert self.drive_claims.get((node, drive), job) == job
-        self.release_drives(job)
-        self.drive_claims[node, drive] = job
+    def claim_drive(self, job: JobId, node: NodeName, drive: str, *, seat: str = "") -> None:
+        """Give a free drive to a seat of a job, which has no other then.
 
-    def release_drives(self, job: JobId) -> None:
-        """Give back the drives of a job."""
-        self.drive_claims = {key: held for key, held in self.drive_claims.items() if held != job}
+        Who has several seats claims the drives of all in one step, or none: nobody waits with a drive in hand.
+        """
+        assert self.may_claim((node, drive), job=job, seat=seat)
+        self.release_drives(job, seat=seat)
+        self.drive_claims[node, drive] = job
+        if seat:
+            self.drive_seats[node, drive] = seat
+
+    def release_drives(self, job: JobId, *, seat: str | None = None) -> None:
+        """Give back the drives of a job: all, or that of one seat."""
+        for key, holder in list(self.drive_claims.items()):
+            if holder == job and seat in (None, self.drive_seats.get(key, "")):
+                del self.drive_claims[key]
+                self.drive_seats.pop(key, None)
 
     @contextlib.contextmanager
     def reserving(self, name: str, *, token: str) -> Iterator[None]:

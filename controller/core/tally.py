@@ -10,15 +10,24 @@ the job still adds up.  Records of a part that is given up (its cartridge went b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from controller.core.planner import PartData
+
+class Counted(Protocol):
+    """How records of a part are counted: what each takes on tape, and what of it came from the source unpadded."""
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record on tape."""
+
+    def bytes_before(self, record: int) -> int:
+        """Bytes from the source that stand in the records before `record`."""
 
 
 class Tally:
     """Counts in a job's plan, where a restart finds them."""
 
-    def __init__(self, plan: dict[str, Any], data: PartData) -> None:
+    def __init__(self, plan: dict[str, Any], data: Counted) -> None:
         self._plan, self._data = plan, data
 
     @property

@@ -75,6 +75,22 @@ def test_a_job_has_one_drive_at_a_time() -> None:
     assert made.drive_claims == {(TAPE, "d1"): ONE}
 
 
+def test_a_job_has_one_drive_for_each_of_its_seats_and_neither_is_free_for_the_other() -> None:
+    made = registry(drive("d0", loaded="A"), drive("d1"), drive("d2"))
+    made.claim_drive(ONE, TAPE, "d0", seat="source")
+    assert (found(made, ONE, prefer="A"), found(made, TWO)) == ("d1", "d1")
+    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=ONE) == "d0"
+    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=ONE, seat="source") is None
+    made.claim_drive(ONE, TAPE, "d1")
+    made.claim_drive(ONE, TAPE, "d2", seat="source")
+    assert made.drive_claims == {(TAPE, "d1"): ONE, (TAPE, "d2"): ONE}
+    made.release_drives(ONE, seat="source")
+    assert made.drive_claims == {(TAPE, "d1"): ONE}
+    assert made.may_claim((TAPE, "d2"), job=TWO)
+    made.release(ONE)
+    assert not made.drive_claims
+
+
 def test_a_cartridge_in_the_drive_of_another_job_is_in_use() -> None:
     made = registry(drive("d0", loaded="A"), drive("d1"))
     made.claim_drive(TWO, TAPE, "d0")
