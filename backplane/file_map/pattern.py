@@ -8,6 +8,7 @@
     a[0-9].txt     one of these characters; `[!0-9]` none of these
     build/         only a directory
     \\*             a backslash takes the meaning from what follows
+    \\xff           a byte that is no text; `\\x0a` and `\\u0085` are characters: names may be written as they are shown
 
 A pattern is text; a path is decoded as UTF-8, and each byte that is none counts as one character, which the same byte
 in a pattern matches (it came from a command line in the same way).
@@ -19,6 +20,7 @@ next star of its kind fits is as good as any later one.  So a hostile file name 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -26,6 +28,12 @@ from backplane.errors import UsageError
 
 PATTERN_CHARACTERS_MAX: Final = 4096
 _ANY_COMPONENTS: Final = "**"
+_BYTES: Final = 0xDC00
+"""What `surrogateescape` adds to a byte that is no text."""
+
+_ESCAPE: Final = re.compile(
+    r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL
+)
 
 
 class Pattern:
@@ -35,14 +43,15 @@ class Pattern:
 
     def __init__(self, text: str) -> None:
         """Compile; raises `UsageError` if the text means nothing."""
-        expression, is_directory_only = _expression(text)
+        plain = _unescaped(text)
+        expression, is_directory_only = _expression(plain)
         self.text = text
         self._matches = re.compile(
             expression + (r"/\Z" if is_directory_only else r"/?\Z"), re.DOTALL
         )
         self.picking = expression + ("/" if is_directory_only else r"(?:/|\Z)")
         """What `AnyOf` puts together."""
-        self.under = _literal_beginning(text)
+        self.under = _literal_beginning(plain)
         """A path: whatever the pattern means is that, or below it.  Other pages need not be read."""
 
     def matches(self, path: bytes, *, is_directory: bool = False) -> bool:
@@ -62,6 +71,26 @@ class AnyOf:
     def picks(self, path: bytes, *, is_directory: bool = False) -> bool:
         """Tell whether a pattern means this path, or a directory above it."""
         return self._picks is not None and bool(self._picks.match(_subject(path, is_directory)))
+
+
+def spelled(text: str) -> str:
+    """Return a pattern from a command line as text that can be sent: bytes that are none are spelled out."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - _BYTES:02x}", text)
+
+
+def _unescaped(text: str) -> str:
+    """Return a pattern with the characters that its numbers mean; whatever they are, they stand for themselves."""
+
+    def character(found: re.Match[str]) -> str:
+        byte, short, long, other = found.groups()
+        if other is not None:
+            return found[0]
+        number = int(byte or short or long, 16)
+        if number in (0, ord("/")) or number > sys.maxunicode:
+            raise UsageError(f"{found[0]} in a pattern is no character of a name")
+        return chr(_BYTES + number) if byte and number >= 0x80 else "\\" + chr(number)
+
+    return _ESCAPE.sub(character, text)
 
 
 def _subject(path: bytes, is_directory: bool) -> str:

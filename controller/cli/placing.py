@@ -29,6 +29,7 @@ from backplane.errors import (
 )
 from backplane.file_map.content import pieces, refuse
 from backplane.file_map.model import ExtentFlag, FileRow, Identity, Kind
+from backplane.file_map.pattern import spelled
 from backplane.file_map.selection import PATTERNS_MAX, Selection
 from backplane.runtime.clock import Clock, SystemClock
 from backplane.units import GIB, MIB
@@ -380,19 +381,15 @@ def _batches(rows: Iterable[FileRow]) -> Iterator[list[FileRow]]:
 
 
 def _exactly(paths: Sequence[bytes]) -> dict[str, list[str]] | None:
-    """Return patterns that pick these paths, None if there are too many, or one is no text."""
+    """Return patterns that pick these paths, None if there are too many."""
     if len(paths) > PATTERNS_MAX:
-        return None
-    try:
-        texts = [path.decode() for path in paths]
-    except UnicodeDecodeError:
         return None
     special = "\\*?[]!"
     escaped = [
         "/" + "".join(f"\\{character}" if character in special else character for character in text)
-        for text in texts
+        for text in (path.decode("utf-8", "surrogateescape") for path in paths)
     ]
-    return {"paths": escaped, "excludes": []}
+    return {"paths": [*map(spelled, escaped)], "excludes": []}
 
 
 def _words(document: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from backplane.errors import BackupError, UsageError
+from backplane.file_map.pattern import spelled
 from controller.cli.client import connect, new_token
 from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import DURATION, Group, Settings
@@ -127,7 +128,7 @@ def backup(
     """
     options: dict[str, object] = {"view": view, "level": level}
     if paths or excludes:
-        options |= {"paths": list(paths), "excludes": list(excludes)}
+        options |= {"paths": [*map(spelled, paths)], "excludes": [*map(spelled, excludes)]}
     if is_raw:
         options["raw"] = True
     if quiet_s is not None:
@@ -237,7 +238,11 @@ def restore(
     they were, if the volume is not in use and a fresh map proves that they still own the same blocks.  What does
     not come back is listed, and the exit code is 3.
     """
-    files = {"paths": list(paths), "excludes": list(excludes), "check": not is_unchecked}
+    files = {
+        "paths": [*map(spelled, paths)],
+        "excludes": [*map(spelled, excludes)],
+        "check": not is_unchecked,
+    }
     check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out, into=into)
     if volume and into is None:
         raise UsageError("--volume goes with --into", hint="--to names the volume that is written")

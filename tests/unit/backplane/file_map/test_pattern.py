@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backplane.errors import UsageError
-from backplane.file_map.pattern import PATTERN_CHARACTERS_MAX, AnyOf, Pattern
+from backplane.file_map.pattern import PATTERN_CHARACTERS_MAX, AnyOf, Pattern, spelled
 
 MATCHES = [
     ("*.iso", "a.iso b/a.iso b/c/.iso", "a.isox iso a.iso/b"),
@@ -147,3 +147,38 @@ def test_no_name_makes_a_pattern_go_back_and_back(text: str, name: bytes) -> Non
     pattern = Pattern(text)
     pattern.matches(name)
     AnyOf([pattern, pattern]).picks(name)
+
+
+# --- names that are no text ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (r"bad\xff*", b"bad\xff1"),
+        (r"/home/\xfe\xff", b"home/\xfe\xff"),
+        (r"new\x0aline", b"new\nline"),
+        (r"\x2a", b"*"),
+        (r"\u0085\U0001f600", "\x85\U0001f600".encode()),
+        (r"[\xfe\xff]", b"\xff"),
+        (r"[\x5d]", b"]"),
+        (r"a\\xff", rb"a\xff"),
+        (r"\xg0", b"xg0"),
+    ],
+)
+def test_names_can_be_written_as_they_are_shown(text: str, path: bytes) -> None:
+    assert Pattern(text).matches(path)
+    assert not Pattern(text).matches(b"?" + path)
+
+
+@pytest.mark.parametrize("text", [r"\x00", r"a\x2fb", r"\Uffffffff"])
+def test_a_number_that_no_name_has_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no character of a name"):
+        Pattern(text)
+
+
+def test_what_a_command_line_has_is_spelled_so_that_it_can_be_sent() -> None:
+    typed = b"b\xc3\xa4d\xff\\*".decode("utf-8", "surrogateescape")
+    assert spelled(typed) == r"bäd\xff\*"
+    spelled(typed).encode()
+    assert Pattern(spelled(typed)).matches("bäd".encode() + b"\xff*")
