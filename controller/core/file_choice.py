@@ -49,12 +49,14 @@ class FileChoice:
         within: Selection | None,
         is_volume: bool,
         on_file: Visit | None = None,
+        on_other: Visit | None = None,
     ) -> None:
         """`within` is what the backup itself was limited to; `is_volume`: the files come back inside of a volume.
 
-        `on_file` sees the row of each file that comes back.
+        `on_file` sees the row of each file that comes back, `on_other` that of each chosen path that is no file.
         """
         self._on_file = on_file
+        self._on_other = on_other
         self._selection = selection
         self._within = within
         self.is_volume = is_volume
@@ -76,6 +78,8 @@ class FileChoice:
             return  # Everything that there is: nobody asked for this by name.
         self.paths += 1
         if row.kind != Kind.FILE:
+            if self._on_other is not None:
+                self._on_other(row)
             return
         reason = self._objection(row)
         if reason:

@@ -5,7 +5,8 @@
 
 The volume stays online, and is reserved so that no workstation uses it meanwhile.  A fresh map proves that a file still
 owns the extents that the backup says: only then are its blocks written, and no others are granted.  A file that is
-gone, or another one, or lies elsewhere now, is named and left alone.
+gone, or another one, or lies elsewhere now, is named and left alone.  So is a link, a folder or anything else that was
+chosen and is not what it was: it has no blocks of its own that could be put back.
 
 The proof holds as long as the reservation: before each list the node is asked whether the job still has it.  If it was
 lost (the node has restarted, or nobody was heard for too long), a workstation may have been there: the volume is
@@ -24,7 +25,7 @@ from typing import Final
 
 from backplane.errors import BackupError, BusyError, NotFoundError, RefusedError
 from backplane.file_map.header import unpack_header
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow
+from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Kind
 from backplane.file_map.packed import join_rows
 from backplane.file_map.page import GOES_ON_IN_NEXT, PageKind, open_page
 from backplane.file_map.runs import RunCollector
@@ -67,7 +68,7 @@ PROOFS_MAX: Final = 8
 """How often a job proves in one life of the controller what it may write: a node may restart, but not for ever."""
 
 FILES_MAX: Final = 100_000
-"""Files of one job: their rows are held in memory while the volume is mapped, a kilobyte each."""
+"""Files and folders of one job: their rows are held in memory while the volume is mapped, a kilobyte each."""
 
 EXTENTS_PER_MESSAGE: Final = 40_000
 
@@ -151,18 +152,18 @@ def clean_up_in_place(desk: Desk, job: Job) -> Step:
 def _prove(desk: Desk, job: Job, row: BackupRow, volume: VolumeRow) -> Step:
     """Reserve the volume and return the blocks of those chosen files that still have them; refuse if none has."""
     proof = Proof(block_bytes=volume.block_bytes)
-    choice: FileChoice = yield from choose_files(desk, job, row, proof.expect)
-    yield from _reserve(desk, job, volume)
+    choice: FileChoice = yield from choose_files(desk, job, row, proof.expect, proof.expect)
+    yield from reserve_volume(desk, job, volume, ttl_s=RESERVED_S)
     # Who was let in by an earlier proof is not let in again.
     yield ask_fence(desk, volume)
     yield from map_volume(desk, job, volume, proof.compare)
     for path, reason in proof.objections():
         choice.refuse(path, reason)
-    if choice.files and not proof.files:
-        path, reason = next(proof.objections())
-        raise RefusedError(
-            f"no file can be put back in place: {shown(path)}: {reason}", hint=ELSEWHERE
-        )
+    if not proof.files:
+        for path, reason in proof.objections():
+            raise RefusedError(
+                f"no file can be put back in place: {shown(path)}: {reason}", hint=ELSEWHERE
+            )
     job.result["files"] = summary(choice) | {"restored": proof.files, "bytes": proof.file_bytes}
     desk.log(job, "info", f"{proof.files} files still have the blocks that the backup says")
     return proof.wanted()
@@ -179,10 +180,10 @@ class Proof:
         self.files = self.file_bytes = 0
 
     def expect(self, row: FileRow) -> None:
-        """Take the row of a file as the backup has it."""
+        """Take a row as the backup has it."""
         if len(self._expected) == FILES_MAX:
             raise RefusedError(
-                f"more than {FILES_MAX} files are too many to be put back in place at a time",
+                f"more than {FILES_MAX} files and folders are too many to be put back in place at a time",
                 hint=ELSEWHERE,
             )
         self._expected[row.path] = row
@@ -196,13 +197,15 @@ class Proof:
         if objection:
             self._objections[row.path] = objection
             return
+        if row.kind != Kind.FILE:
+            return
         self.files += 1
         self.file_bytes += row.size
         for first, end in content_runs(row):
             self._runs.add(first, end)
 
     def objections(self) -> Iterator[tuple[bytes, str]]:
-        """Yield the files that stay as they are, and why."""
+        """Yield the paths that stay as they are, and why."""
         yield from self._objections.items()
         for path in self._expected:
             yield path, "it is not on the volume any more"
@@ -212,6 +215,11 @@ class Proof:
         return blocks_of(self._runs.runs(), block_bytes=self._block_bytes)
 
     def _objection(self, expected: FileRow, row: FileRow) -> str:
+        if expected.kind != Kind.FILE:
+            now = row.kind, row.target, row.device
+            if now == (expected.kind, expected.target, expected.device):
+                return ""
+            return "it is something else now, and only contents of files are put back in place"
         if row.error:
             return f"its map is not to be trusted: {row.error}"
         if (row.kind, row.identity) != (expected.kind, expected.identity):
@@ -306,7 +314,10 @@ def _release_view(desk: Desk, job: Job, volume: VolumeRow) -> Step:
 # --- the volume ----------------------------------------------------------------------------------
 
 
-def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
+def reserve_volume(
+    desk: Desk, job: Job, volume: VolumeRow, *, ttl_s: float, is_shared: bool = False
+) -> Step:
+    """Have the node keep a volume for a job; with `is_shared` workstations that have it may go on."""
     job.plan["is_reserved"] = True
     epoch = desk.next_epoch()
     desk.save(job)
@@ -317,8 +328,9 @@ def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
                 request=request,
                 volume=volume.volume,
                 job=job.row.job,
-                ttl_s=RESERVED_S,
+                ttl_s=ttl_s,
                 epoch=epoch,
+                is_shared=is_shared,
             ),
             what=f"reserve volume {volume.name}",
         )

@@ -32,7 +32,7 @@ from backplane.errors import (
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.runs import RunCollector
 from backplane.file_map.selection import Selection
-from backplane.wire.messages import VolumeReserve, VolumeZero
+from backplane.wire.messages import VolumeZero
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
 from controller.core.desk import Desk
 from controller.core.effects import Call
@@ -52,6 +52,7 @@ from controller.core.in_place import (
     begin_anew,
     hold,
     map_volume,
+    reserve_volume,
 )
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
@@ -281,7 +282,7 @@ def _prove(desk: Desk, job: Job, row: BackupRow, volume: VolumeRow) -> Step:
     pairs = job.plan["pairs"]
     sources = yield from _sources(row, [source for source, _ in pairs])
     proof = Proof(pairs, sources, within=within_of(row), block_bytes=volume.block_bytes)
-    yield from _reserve(desk, job, volume)
+    yield from reserve_volume(desk, job, volume, ttl_s=RENEWED_S, is_shared=True)
     # Who was let in by an earlier proof is not let in again.
     yield ask_fence(desk, volume)
     yield from map_volume(desk, job, volume, proof.compare)
@@ -376,29 +377,6 @@ class Proof:
         self.moves.add(moves_of(row, found[0], block_bytes=size))
         self.files += 1
         self.file_bytes += row.size
-
-
-def _reserve(desk: Desk, job: Job, volume: VolumeRow) -> Step:
-    job.plan["is_reserved"] = True
-    epoch = desk.next_epoch()
-    desk.save(job)
-    try:
-        yield Ask(
-            node=volume.node,
-            make=lambda request: VolumeReserve(
-                request=request,
-                volume=volume.volume,
-                job=job.row.job,
-                ttl_s=RENEWED_S,
-                epoch=epoch,
-                is_shared=True,
-            ),
-            what=f"reserve volume {volume.name}",
-        )
-    except BusyError as error:
-        raise RefusedError(
-            f"volume {volume.name} is in use: {error.message}", hint=error.hint
-        ) from error
 
 
 def _name(path: str) -> str:

@@ -249,14 +249,24 @@ def lay_out(desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None) -> 
     return readings
 
 
-def choose_files(desk: Desk, job: Job, row: BackupRow, on_file: Visit | None = None) -> Step:
-    """Go through the map of a backup; returns the `FileChoice`.  `on_file` sees each file that comes back.
+def choose_files(
+    desk: Desk,
+    job: Job,
+    row: BackupRow,
+    on_file: Visit | None = None,
+    on_other: Visit | None = None,
+) -> Step:
+    """Go through the map of a backup; returns the `FileChoice`, which shows rows to `on_file` and `on_other`.
 
     Raises `NotFoundError` if no path is meant, `RefusedError` if no file that is meant can come back.
     """
     selection = Selection.from_json(job.plan["selection"])
     choice = FileChoice(
-        selection, within=within_of(row), is_volume=job.plan["way"] == "volume", on_file=on_file
+        selection,
+        within=within_of(row),
+        is_volume=job.plan["way"] == "volume",
+        on_file=on_file,
+        on_other=on_other,
     )
     header = yield from fetch_header(row.backup)
     yield from visit_rows(row.backup, header, choice.add)

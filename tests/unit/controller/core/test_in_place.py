@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BusyError, RefusedError
-from backplane.file_map.model import ExtentFlag, FileExtent, Identity
+from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Identity, Kind
 from backplane.ids import JobId
 from backplane.wire.grants import Rights
 from backplane.wire.messages import ViewMap, ViewMapPage, VolumeReserve, VolumeUnreserve, VolumeZero
@@ -44,9 +44,10 @@ def new(*lbas: int) -> dict[int, bytes]:
     return {lba: bytes([200, lba]) * 256 for lba in lbas}
 
 
-def with_files(site: Site) -> Volume:
+def with_files(site: Site, *odd: FileRow) -> Volume:
     """Make a volume with files, back it up (number 1), and change every block since."""
     volume = site.make_volume("vol", data=DATA)
+    volume.files.odd = list(odd)
     volume.files.table = dict(TABLE)
     volume.files.free = set(range(40, 50))
     job = site.submit("backup", volume="vol")
@@ -242,6 +243,40 @@ def test_if_no_file_is_what_it_was_the_job_is_refused_before_anything_is_written
     assert not any("mixture" in line for line in site.log(job))
 
 
+LINK = row("home/l", kind=Kind.SYMLINK)._replace(target=b"a")
+FOLDER = row("home/d", kind=Kind.DIRECTORY)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (LINK, LINK, ""),
+        (LINK, LINK._replace(target=b"b"), "it is something else now, and only contents"),
+        (LINK, FOLDER._replace(path=b"home/l"), "it is something else now, and only contents"),
+        (LINK, None, "it is not on the volume any more"),
+        (FOLDER, FOLDER, ""),
+        (FOLDER, None, "it is not on the volume any more"),
+    ],
+)
+def test_a_link_or_a_folder_that_is_not_what_it_was_is_named_too(
+    site: Site, before: FileRow, after: FileRow | None, words: str
+) -> None:
+    """Nothing of them can be put back: who has asked for one and hears that all is well has been lied to."""
+    name = before.path.decode()
+    volume = with_files(site, before)
+    volume.files.odd = [after] if after is not None else []
+    job = submit(site, "home")
+    site.run()
+    check(site, job, volume, "home/a", "home/b", state="partial" if words else "completed")
+    listed = result(site, job)["files"]["listed"]
+    assert [each["path"] for each in listed] == ([name] if words else [])
+    assert all(words in each["reason"] for each in listed)
+    alone = submit(site, name)
+    site.run()
+    assert site.job(alone).exit_code == (5 if words else 0)
+    assert words in site.job(alone).reason
+
+
 def test_nothing_that_matches_is_not_found(site: Site, volume: Volume) -> None:
     job = submit(site, "nix/**")
     site.run()
@@ -329,7 +364,7 @@ def test_more_files_than_are_held_in_memory_are_refused_by_name(
     job = submit(site, "home")
     site.run()
     check(site, job, volume, state="failed")
-    assert "more than 1 files are too many" in site.job(job).reason
+    assert "more than 1 files and folders are too many" in site.job(job).reason
 
 
 # --- the proof itself ----------------------------------------------------------------------------
