@@ -354,11 +354,6 @@ def ledger_document(
     elif job.kind == "verify":
         residual = job.planned_bytes - total["discarded"]
         balances = total["read"] == total["discarded"] + total["written"]
-    elif job.kind in ("import", "export"):
-        residual, balances = (
-            0,
-            True,
-        )  # The operator's own program moves the data; no mover counts them.
     elif job.kind == "restore":
         residual = job.planned_bytes - (total["written"] - repeated)
         balances = total["read"] == total["discarded"] + total["written"]
