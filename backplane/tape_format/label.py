@@ -1,5 +1,7 @@
 """The ANSI volume label: 80 bytes that any tape software recognises (ANSI X3.27, ISO 1001).
 
+More may follow in the same record: ours has a text for people there (`first_record`), and others do so, too.
+
     0-3    "VOL1"
     4-9    volume identifier: the first six characters of the barcode
     10     accessibility: space, no restriction
@@ -48,8 +50,8 @@ def encode_vol1(tag: str) -> bytes:
 
 
 def decode_vol1(data: bytes | memoryview) -> Vol1:
-    """Decode a label; raises `VolumeError` for anything that is none."""
-    raw = bytes(data)
+    """Decode the label at the beginning of a record; raises `VolumeError` for anything that is none."""
+    raw = bytes(data[:VOL1_BYTES])
     if len(raw) != VOL1_BYTES or not raw.startswith(b"VOL1"):
         raise VolumeError("no VOL1 label")
     if not _PRINTABLE.issuperset(raw):

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from backplane.errors import VolumeError
 from backplane.tape_format.content import LABEL_OBJECTS, PartHeader, PartTrailer, VolumeHeader
-from backplane.tape_format.label import encode_vol1
+from backplane.tape_format.first_record import encode_first_record
 from backplane.tape_format.payload import decode_payload, encode_payload
 from backplane.tape_format.record import (
     METADATA_RECORD_BYTES_MAX,
@@ -43,9 +43,9 @@ def record_digest_root(crcs: Sequence[int]) -> str:
 
 
 def encode_label(header: VolumeHeader) -> list[bytes]:
-    """Return the three records of the label: VOL1 and twice the volume header, for objects 0, 1 and 2."""
+    """Return the three records of the label: VOL1 with its text and twice the volume header, for objects 0, 1 and 2."""
     payload = encode_payload(header)
-    records = [encode_vol1(header.tag)]
+    records = [encode_first_record(header.tag)]
     for number in VOLUME_HEADER_OBJECTS:
         records += encode_records(
             RecordType.VOLUME_HEADER, payload, volume_uuid=header.cartridge, first_object=number

@@ -32,7 +32,7 @@ def test_the_label_of_another_program_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"VOL1", b"HDR1" + b" " * 76, b"VOL1" + b"\xff" * 76, b"VOL1" + b" " * 77]
+    "data", [b"", b"VOL1", b"HDR1" + b" " * 76, b"VOL1" + b"\xff" * 76, b"VOL1" + b" " * 75]
 )
 def test_anything_else_is_no_label(data: bytes) -> None:
     with pytest.raises(VolumeError):

@@ -1,0 +1,284 @@
+"""`deploy/rescue/read-cartridge.sh`: volumes come back with nothing of ours but the cartridges and a shell."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backplane.crc import crc32c
+from backplane.tape_format import (
+    PartHeader,
+    PartTrailer,
+    encode_part_header,
+    encode_part_trailer,
+    record_digest_root,
+)
+from backplane.testing.cluster import LocalCluster
+from backplane.testing.tape_content import (
+    MOMENT,
+    VOLUME,
+    Filemark,
+    Object,
+    label_objects,
+    volume_header,
+    write_objects,
+)
+from storage_node.core.tape_position import SpaceCode
+from storage_node.tape.library import TapeLibrary
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "rescue" / "read-cartridge.sh"
+LINES_MAX = 200
+TOOLS = ("sh", "dd", "od", "mktemp", "rm", "zstd")
+BLOCK = VOLUME.block_bytes
+RECORD = 8 * BLOCK
+FULL, CHILD, OTHER = "f" * 32, "c" * 32, "0" * 32
+FIRST, SECOND = ((0, 3), (10, 30), (5, 1)), ((100, 9), (2047, 1))
+"""Extents of a full backup on two cartridges: they cross records, and the last ones are padded."""
+
+Extents = tuple[tuple[int, int], ...]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the program with nothing on its path but what it says it needs."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        if found:
+            (folder / tool).symlink_to(found)
+
+    def made(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(folder / "sh"), str(SCRIPT), *map(str, arguments)],
+            env={"PATH": str(folder), "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return made
+
+
+class Writer:
+    """Writes parts of backups onto one cartridge, as a controller and a mover would."""
+
+    def __init__(self, library: TapeLibrary, tag: str, cartridge: str) -> None:
+        self.library, self.tag, self.cartridge = library, tag, cartridge
+        self.trailer: PartTrailer | None = None
+        library.add(tag, capacity_bytes=1 << 24, created=MOMENT)
+        self.end = self.write(label_objects(volume_header(tag=tag, cartridge=cartridge)))
+
+    @property
+    def folder(self) -> Path:
+        """What is left when all else is lost."""
+        return self.library.folder / self.tag
+
+    def write(self, objects: list[Object]) -> int:
+        """Append objects; returns where the tape ends then."""
+        self.library.load(self.tag)
+        drive = self.library.drives[0]
+        drive.test_unit_ready()
+        drive.space(SpaceCode.END_OF_DATA)
+        end = write_objects(drive, objects)
+        self.library.unload()
+        return end
+
+    def part(
+        self, uuid: str, image: bytes, extents: Extents, *, is_cut: bool = False, **changes: Any
+    ) -> None:
+        """Write a part with these blocks of an image; with `is_cut` its last record and all behind it are missing."""
+        stream = b"".join(image[lba * BLOCK : (lba + count) * BLOCK] for lba, count in extents)
+        padded = stream + bytes(-len(stream) % RECORD)
+        data = [padded[at : at + RECORD] for at in range(0, len(padded), RECORD)]
+        sequence = self.trailer.sequence + 1 if self.trailer else 1
+        is_last = changes.pop("is_last", True)
+        common: dict[str, Any] = {
+            "cartridge": self.cartridge,
+            "sequence": sequence,
+            "backup": sequence,
+            "backup_uuid": uuid,
+            "part": 1,
+            "volume": VOLUME,
+            "record_bytes": RECORD,
+            "stream_start": 0,
+            "extents": extents,
+            "created": MOMENT,
+        } | changes
+        header = PartHeader(
+            job=1,
+            previous_cartridge="",
+            view="ee" * 16,
+            view_means="snapshot",
+            consistency="crash",
+            view_time=MOMENT,
+            object=self.end,
+            previous_trailer=0,
+            **common,
+        )
+        objects: list[Object] = [*encode_part_header(header, record_bytes_max=300)]
+        begin = self.end + len(objects) + 1
+        objects += [Filemark.IMMEDIATE, *data]
+        if is_cut:
+            self.end = self.write(objects[:-1])
+            return
+        crcs = tuple(map(crc32c, data))
+        trailer = PartTrailer(
+            header_object=self.end,
+            data_object=begin,
+            records=len(data),
+            stream_bytes=len(stream),
+            record_crc32c=crcs,
+            root=record_digest_root(crcs),
+            is_last=is_last,
+            continued_on="",
+            results=({"item": 1, "state": "done"},),
+            directory=self.trailer.directory if self.trailer else (),
+            **common,
+        )
+        directory = (*trailer.directory, trailer.directory_entry())
+        trailer = replace(trailer, directory=directory)
+        objects += [Filemark.IMMEDIATE, *encode_part_trailer(trailer, record_bytes_max=300)]
+        self.end = self.write([*objects, Filemark.SYNCHRONOUS])
+        self.trailer = trailer
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[TapeLibrary]:
+    with TapeLibrary(tmp_path / "library") as made:
+        yield made
+
+
+def image_with(*extents: Extents, seed: int, before: bytes = b"") -> bytes:
+    """Return an image with random blocks in some places."""
+    made = bytearray(before or bytes(VOLUME.blocks * BLOCK))
+    chance = random.Random(seed)
+    for lba, count in (each for group in extents for each in group):
+        made[lba * BLOCK : (lba + count) * BLOCK] = chance.randbytes(count * BLOCK)
+    return bytes(made)
+
+
+@pytest.fixture
+def written(library: TapeLibrary) -> tuple[bytes, list[Path]]:
+    """A full backup on two cartridges; before it another backup, and a part that was interrupted."""
+    image = image_with(FIRST, SECOND, seed=1)
+    one, two = Writer(library, "TAPE01L8", "1" * 32), Writer(library, "TAPE02L8", "2" * 32)
+    one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),))
+    one.part(FULL, image_with(FIRST, seed=3), FIRST, is_cut=True)
+    one.part(FULL, image, FIRST, is_last=False)
+    start = sum(count for _, count in FIRST) * BLOCK
+    two.part(FULL, image, SECOND, part=2, stream_start=start)
+    return image, [one.folder, two.folder]
+
+
+def test_it_stays_short() -> None:
+    assert len(SCRIPT.read_text().splitlines()) < LINES_MAX
+
+
+def test_it_lists_what_is_committed(run: Any, written: Any) -> None:
+    done = run("list", *written[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    one, two = (str(folder) for folder in written[1])
+    assert done.stdout.splitlines() == [
+        one,
+        f"  {OTHER} part 1 of home, full, {MOMENT}",
+        f"  {FULL} part 1 of home, full, {MOMENT}",
+        two,
+        f"  {FULL} part 2 of home, full, {MOMENT}",
+    ]
+
+
+def test_a_backup_on_two_cartridges_comes_back_byte_exact(
+    run: Any, written: Any, tmp_path: Path
+) -> None:
+    image, cartridges = written
+    target = tmp_path / "image"
+    done = run("restore", FULL, target, *cartridges)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{target}: backup {FULL}, 2 part(s)\n"
+    assert target.read_bytes() == image
+    assert not list(tmp_path.glob("read-cartridge.*")), "nothing is left behind"
+
+
+def test_an_incremental_is_laid_over_its_parent(
+    run: Any, written: Any, library: TapeLibrary, tmp_path: Path
+) -> None:
+    image, cartridges = written
+    changed = ((11, 2), (300, 17))
+    zeros = ((0, 2), (2000, 5))
+    later = bytearray(image_with(changed, seed=4, before=image))
+    for lba, count in zeros:
+        later[lba * BLOCK : (lba + count) * BLOCK] = bytes(count * BLOCK)
+    three = Writer(library, "TAPE03L8", "3" * 32)
+    facts = {"level": "incremental", "parent_uuid": FULL, "zero_extents": zeros}
+    three.part(CHILD, bytes(later), changed, **facts)
+    assert f"{CHILD} part 1 of home, incremental on {FULL}" in run("list", three.folder).stdout
+    target = tmp_path / "image"
+    alone = run("restore", CHILD, target, three.folder)
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert f"restore the parent {FULL} into it first" in alone.stderr
+    assert run("restore", FULL, target, *cartridges).returncode == 0
+    assert run("restore", CHILD, target, three.folder).returncode == 0
+    assert target.read_bytes() == bytes(later)
+
+
+@pytest.mark.parametrize(
+    ("cartridges", "told"),
+    [(slice(0, 1), "is not complete: 1 part(s)"), (slice(1, 2), "is not complete: 1 part(s)")],
+)
+def test_a_missing_cartridge_is_told(
+    run: Any, written: Any, tmp_path: Path, cartridges: slice, told: str
+) -> None:
+    done = run("restore", FULL, tmp_path / "image", *written[1][cartridges])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert told in done.stderr
+
+
+def test_what_makes_no_sense_is_refused(run: Any, written: Any, tmp_path: Path) -> None:
+    cartridges, target = written[1], tmp_path / "image"
+    assert run().returncode == 2
+    assert run("eat", cartridges[0]).returncode == 2
+    assert run("restore", FULL, target).returncode == 2
+    assert "no backup 77" in run("restore", "77", target, *cartridges).stderr
+    assert not target.exists()
+    assert "cannot be read" in run("list", tmp_path / "nothing").stderr
+    empty = tmp_path / "EMPTY1L8"
+    empty.mkdir()
+    assert "no file called data" in run("list", empty).stderr
+    (empty / "data").write_bytes(b"\1" * 400)
+    assert run("list", empty).returncode == 1
+    target.write_bytes(b"mine")
+    done = run("restore", FULL, target, *cartridges)
+    assert (done.returncode, target.read_bytes()) == (1, b"mine")
+    assert "is there already" in done.stderr
+
+
+@pytest.mark.processes
+def test_a_real_backup_and_its_incremental_come_back_without_any_of_our_programs(
+    run: Any, new_cluster: Callable[..., LocalCluster], tmp_path: Path
+) -> None:
+    cluster = new_cluster()
+    cluster.up()
+    source = tmp_path / "source"
+    source.write_bytes(image_with(((0, 700), (9000, 5000)), seed=5, before=bytes(16 << 20)))
+    cluster.ctl("volume", "create", "vol", "--from", str(source))
+    assert cluster.finish("backup", "vol")["state"] == "completed"
+    folders = [path.parent for path in (cluster.folder / "state").glob("**/data")]
+    cartridges = [path for path in folders if (path / "cartridge.json").exists()]
+    cluster.down()
+    listed = [run("list", path).stdout for path in cartridges]
+    (uuid,) = [
+        line.split()[0] for text in listed for line in text.splitlines() if " part 1 " in line
+    ]
+    (used,) = [path for path, text in zip(cartridges, listed, strict=True) if uuid in text]
+    done = run("restore", uuid, tmp_path / "image", used)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "image").read_bytes() == source.read_bytes()
