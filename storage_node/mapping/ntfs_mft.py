@@ -180,8 +180,9 @@ class Mft:
 
     def places(self, number: int, usa_at: int, at: int, count: int) -> list[tuple[int, int]]:
         """Return (byte of the volume, bytes) of a part of a record; fixups have moved two bytes of each sector."""
-        start = number * self._geometry.record_bytes
-        places: list[tuple[int, int]] = []
+        record_bytes = self._geometry.record_bytes
+        start = number * record_bytes
+        parts: list[tuple[int, int]] = []
         while count:
             stride, within = divmod(at, STRIDE_BYTES)
             if within < STRIDE_BYTES - 2:
@@ -189,9 +190,15 @@ class Mft:
             else:
                 taken = min(count, STRIDE_BYTES - within)
                 place = usa_at + 2 + 2 * stride + within - (STRIDE_BYTES - 2)
-            places += self._content.places(start + place, taken)
+            parts.append((place, taken))
             at, count = at + taken, count - taken
-        return places
+        whole = self._content.places(start, record_bytes)
+        if len(whole) == 1:
+            byte = whole[0][0]
+            return [(byte + place, taken) for place, taken in parts]
+        return [
+            found for place, taken in parts for found in self._content.places(start + place, taken)
+        ]
 
     def _everything(
         self, base: Record, entries: list[ListEntry]

@@ -8,6 +8,8 @@ directory.  `Directories` keeps one small value for each directory, and builds p
 from __future__ import annotations
 
 import struct
+from codecs import utf_16_le_decode
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import PATH_BYTES_MAX
@@ -43,6 +45,9 @@ class FileName(NamedTuple):
     name: bytes
 
 
+_new_name: Final = partial(tuple.__new__, FileName)
+
+
 def parse_file_name(value: bytes) -> FileName:
     """Take the value of a $FILE_NAME attribute apart."""
     if len(value) < _FILE_NAME_BYTES:
@@ -52,12 +57,13 @@ def parse_file_name(value: bytes) -> FileName:
     if end > len(value) or space > 3:
         raise DamagedError("a name is damaged")
     (parent,) = _REFERENCE.unpack_from(value)
-    return FileName(parent, space, decode_name(value[_FILE_NAME_BYTES:end]))
+    return _new_name((parent, space, decode_name(value[_FILE_NAME_BYTES:end])))
 
 
 def decode_name(utf16: bytes) -> bytes:
     """Return a name in UTF-8; lone surrogates are encoded as if they were characters."""
-    text = utf16.decode("utf-16-le", "surrogatepass")
+    # `bytes.decode` looks for this codec anew each time.
+    text, _ = utf_16_le_decode(utf16, "surrogatepass", True)
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -100,6 +100,7 @@ class Record(NamedTuple):
     attributes: list[Attribute]
 
 
+_new_record: Final = partial(tuple.__new__, Record)
 _new_attribute: Final = partial(tuple.__new__, Attribute)
 _new_piece: Final = partial(tuple.__new__, Piece)
 """Half the time of a call of the class, for what happens some times for each file."""
@@ -137,8 +138,12 @@ def parse_record(raw: bytes, number: int) -> Record:
         raise DamagedError(f"it says that it is record {own}")
     attributes = _attributes(data + _PADDING, number, usa_at, first, used)
     # They are in the order of their types, and only $STANDARD_INFORMATION comes before the list.
-    is_listed = ATTRIBUTE_LIST in [found[0] for found in attributes[:2]]
-    return Record(number, sequence, flags, links, base, is_listed, attributes)
+    is_listed = False
+    for found in attributes:
+        if found[0] > STANDARD_INFORMATION:
+            is_listed = found[0] == ATTRIBUTE_LIST
+            break
+    return _new_record((number, sequence, flags, links, base, is_listed, attributes))
 
 
 def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> list[Attribute]:

@@ -71,14 +71,14 @@ _DIRECTORY_KIND: Final = Kind.DIRECTORY
 _INLINE: Final = int(ExtentFlag.INLINE)
 _ENCRYPTED: Final = int(ExtentFlag.ENCRYPTED)
 _NOTHING: Final[list[Attribute]] = []
-_new_identity: Final = partial(tuple.__new__, Identity)
 _KINDS_WITH_CONTENT: Final = (Kind.FILE, Kind.DIRECTORY, Kind.OTHER)
 _TICKS_TO_1970: Final = 116_444_736_000_000_000
 """Of 100 ns, since 1601."""
-_STANDARD: Final = struct.Struct("<qqqqI")
-"""Times of birth, of the data, of the record, of the last access; flags."""
-_SECURITY_AT: Final = 0x34
-_SECURITY_NUMBER: Final = struct.Struct("<I")
+_STANDARD: Final = struct.Struct("<qqqqI16xI")
+"""Times of birth, of the data, of the record, of the last access; flags; from 34h, since NTFS 3.0, the number of the
+security descriptor."""
+_STANDARD_BYTES: Final = _STANDARD.size
+_STANDARD_OLD: Final = struct.Struct("<qqqqI")
 _SYSTEM: Final = 0x04
 _DIRECTORY: Final = 0x10
 _NORMAL: Final = 0x80
@@ -99,6 +99,12 @@ class Content(NamedTuple):
 
 
 _EMPTY: Final = Content(0, (), "")
+_NONE: Final = Content(0, (), "it has no data attribute")
+
+_new_content: Final = partial(tuple.__new__, Content)
+_new_row: Final = partial(tuple.__new__, FileRow)
+_new_extent: Final = partial(tuple.__new__, FileExtent)
+_new_identity: Final = partial(tuple.__new__, Identity)
 
 
 class Parts:
@@ -170,13 +176,14 @@ class RowBuilder:
         """Return the rows of a file; None if a directory of it is not known yet, and may be later."""
         attributes, defect = self._mft.attributes(record)
         parts = Parts(attributes)
-        places = self._places(record, parts, is_final=is_final)
+        names = parts.shown_names()
+        places = self._places(record, names, is_final=is_final)
         if not places:
             return None if places is None else []
         defects = [text for text in (defect, parts.defect) if text]
         if record.links > len(parts.names):
             defects.append(f"{record.links} names are counted, {len(parts.names)} are there")
-        row = self._row(places[0], record, parts, defects)
+        row = self._row(places[0], record, parts, len(names) or 1, defects)
         rows = [row]
         for path, lost in places[1:]:
             error = "; ".join(filter(None, (*defects, lost)))
@@ -196,12 +203,11 @@ class RowBuilder:
                     yield _stream_row(row, path, decode_name(name), content, defect)
 
     def _places(
-        self, record: Record, parts: Parts, *, is_final: bool
+        self, record: Record, names: list[FileName], *, is_final: bool
     ) -> list[tuple[bytes, str]] | None:
         """Return (path, defect) for each name; none for what belongs to the file system itself."""
         if record.number == ROOT_RECORD:
             return [(b"", "")]
-        names = parts.shown_names()
         if not names:
             return [(lost_path(record.number), "it has no name")]
         places = []
@@ -217,7 +223,12 @@ class RowBuilder:
         return places
 
     def _row(
-        self, place: tuple[bytes, str], record: Record, parts: Parts, defects: list[str]
+        self,
+        place: tuple[bytes, str],
+        record: Record,
+        parts: Parts,
+        links: int,
+        defects: list[str],
     ) -> FileRow:
         """Return the row of a file; what is wrong with it, whatever its name, is added to `defects`."""
         is_directory = record.flags & IS_DIRECTORY != 0
@@ -228,7 +239,7 @@ class RowBuilder:
         elif b"" in parts.data:
             content = self._content(parts.data[b""])
         else:
-            content = Content(0, (), "it has no data attribute")
+            content = _NONE
         size, extents, defect = content
         if defect:
             defects.append(defect)
@@ -245,25 +256,12 @@ class RowBuilder:
                 size, extents = len(target), ()
                 mode = LINK_MODE if kind == Kind.SYMLINK else FILE_MODE
         path, lost = place
-        return FileRow(
-            path,
-            kind,
-            size,
-            mode,
-            -1,
-            -1,
-            mtime,
-            atime,
-            ctime,
-            birth,
-            len(parts.shown_names()) or 1,
-            _new_identity((0, record.number, record.sequence)),
-            device,
-            target,
-            xattrs,
-            extents,
-            "; ".join((*defects, lost) if lost else defects) if defects or lost else "",
-        )
+        error = "; ".join((*defects, lost) if lost else defects) if defects or lost else ""
+        identity = _new_identity((0, record.number, record.sequence))
+        return _new_row((
+            path, kind, size, mode, -1, -1, mtime, atime, ctime, birth, links,
+            identity, device, target, xattrs, extents, error,
+        ))  # fmt: skip
 
     def _content(self, attributes: list[Attribute]) -> Content:
         """Return what a stream has, as far as it can be told."""
@@ -272,7 +270,7 @@ class RowBuilder:
         head = attributes[0]
         if head.value is not None and len(attributes) == 1:
             size = len(head.value)
-            return Content(size, self._inline(head, size) if size else (), "")
+            return _new_content((size, self._inline(head, size) if size else (), ""))
         try:
             stream = join_pieces(attributes, self._geometry)
         except DamagedError as error:
@@ -284,14 +282,14 @@ class RowBuilder:
             size = first.size if first and first.size >= 0 else 0
             return Content(size, (), error.reason)
         extents, defect = extents_of(stream, self._geometry.cluster_bytes)
-        return Content(stream.size, tuple(extents), defect)
+        return _new_content((stream.size, tuple(extents), defect))
 
     def _inline(self, found: Attribute, size: int) -> tuple[FileExtent, ...]:
         flags = _INLINE | (_ENCRYPTED if found.flags & ENCRYPTED else 0)
         extents = []
         at = 0
         for place, count in self._mft.places(found.record, found.usa_at, found.value_at, size):
-            extents.append(FileExtent(at, place, count, flags))
+            extents.append(_new_extent((at, place, count, flags, 0, 0, 0, "")))
             at += count
         return tuple(extents)
 
@@ -388,13 +386,14 @@ def _stream_row(row: FileRow, path: bytes, name: bytes, content: Content, defect
 
 def _standard(value: bytes, defects: list[str]) -> tuple[int, int, int, int, int, int]:
     """Return the times of birth, data, record and access, the flags, and the number of the security descriptor."""
-    if len(value) < _STANDARD.size:
+    security = 0
+    if len(value) >= _STANDARD_BYTES:
+        birth, mtime, ctime, atime, flags, security = _STANDARD.unpack_from(value)
+    elif len(value) >= _STANDARD_OLD.size:
+        birth, mtime, ctime, atime, flags = _STANDARD_OLD.unpack_from(value)
+    else:
         defects.append("its standard information is missing")
         return NO_TIME, NO_TIME, NO_TIME, NO_TIME, 0, 0
-    birth, mtime, ctime, atime, flags = _STANDARD.unpack_from(value)
-    security = 0
-    if len(value) >= _SECURITY_AT + 4:
-        (security,) = _SECURITY_NUMBER.unpack_from(value, _SECURITY_AT)
     return (
         (birth - _TICKS_TO_1970) * 100,
         (mtime - _TICKS_TO_1970) * 100,

@@ -157,10 +157,10 @@ def device_number(inode: Inode) -> int:
 
 def data_extents(blocks: Blocks, inode: Inode, *, is_any_owner: bool = False) -> list[FileExtent]:
     """Return the extents of the data fork; `DamagedError` if one of them cannot be."""
-    fork, count = inode.data_fork, inode.data_count
-    if not count and inode.data_format == EXTENTS:
+    count, fork_format = inode.data_count, inode.data_format
+    if not count and fork_format == EXTENTS:
         return []
-    leaves = _leaves(blocks, inode, inode.data_format, fork, count, is_any_owner)
+    leaves = _leaves(blocks, inode, fork_format, inode.data_fork, count, is_any_owner)
     return _extents(blocks, leaves, count)
 
 
