@@ -64,8 +64,10 @@ def follow_job(client: Caller, job: int, *, screen: Screen, poll_s: float = POLL
     return show_end(fetch_job(client, job), screen=screen)
 
 
-def watch_job(client: Caller, job: int, *, screen: Screen, poll_s: float) -> bool:
-    """Show a job's progress until it ends; False if somebody does not want to see more."""
+def watch_job(
+    client: Caller, job: int, *, screen: Screen, poll_s: float, goes_on: bool = True
+) -> bool:
+    """Show a job's progress until it ends; False if somebody does not want to see more, which then may go on."""
     told: Document | None = None
     try:
         with _state_on_signal(screen) as latest:
@@ -82,10 +84,11 @@ def watch_job(client: Caller, job: int, *, screen: Screen, poll_s: float) -> boo
                 screen.progress(status_line(detail))
                 threading.Event().wait(poll_s)
     except KeyboardInterrupt:
-        screen.talk(
-            f"ctl: job {job} goes on without being watched\n"
-            f"hint: `ctl job wait {job}` watches it again, `ctl job cancel {job}` stops it"
-        )
+        if goes_on:
+            screen.talk(
+                f"ctl: job {job} goes on without being watched\n"
+                f"hint: `ctl job wait {job}` watches it again, `ctl job cancel {job}` stops it"
+            )
         return False
     screen.end_progress()
     return True

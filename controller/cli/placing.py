@@ -91,6 +91,8 @@ def run_place(
     """Restore chosen files into a folder of a mounted file system; returns the exit code."""
     selection = Selection(paths=tuple(files["paths"]), excludes=tuple(files["excludes"]))
     remote = RemoteMap(client, backup)
+    if volume:
+        client.call("volume.show", name=volume)  # A wrong name would only make everything slow.
     if not any(selection.picks(row) for row in remote.rows()):
         patterns = ", ".join(selection.paths) or "anything but what is excluded"
         raise NotFoundError(
@@ -164,6 +166,8 @@ class Placement:
         self._seen: set[Identity] = set()
         self._adopted: set[Identity] = set()
         self._done: set[bytes] = set()
+        self._trouble = ""
+        """Why the job of this batch was stopped."""
         self._reasons: dict[bytes, str] = {}
         """Why files are not placed, as far as anybody would wonder."""
         self.jobs: list[int] = []
@@ -239,7 +243,7 @@ class Placement:
                 self._reasons[row.path] = error.message
             except UnicodeEncodeError:
                 self._reasons[row.path] = "the path of its folder is no text"
-                placer.abandon(temporary)
+                self._abandon(placer, temporary)
             else:
                 yield Prepared(row, temporary, digest, path)
 
@@ -278,18 +282,22 @@ class Placement:
             entry["path"]: entry["reason"] for entry in result.get("files", {}).get("listed", [])
         }
         for each in held:
-            told = listed.get(told_path(each.row.path))
-            self._reasons[each.row.path] = told or f"job {job} has {detail['state']}"
+            told = listed.get(told_path(each.row.path)) or self._trouble
+            self._reasons[each.row.path] = (
+                told or f"job {job} {detail['state']}: {detail['reason']}"
+            )
         return result
 
     def _follow(self, placer: Placer, job: int) -> dict[str, Any]:
         """Say that the files are held for as long as they are, until the job has ended."""
         is_cancelled, is_interrupted, renew_at = False, False, self._clock.monotonic()
+        self._trouble = ""
         while True:
             try:
                 trouble = "interrupted" if is_interrupted else placer.trouble()
                 if trouble and not is_cancelled:
                     is_cancelled = True
+                    self._trouble = trouble
                     self._screen.talk(f"ctl: job {job} is stopped: {trouble}")
                     with suppress(NotFoundError, RefusedError):  # it has ended
                         self._client.call("job.cancel", job=job)
@@ -327,7 +335,13 @@ class Placement:
                 self._folder.adopt(row, attributes_lost=lost)
                 self.report.add(row.path, is_placed=True)
                 return
-        placer.abandon(each.temporary)
+        self._abandon(placer, each.temporary)
+
+    def _abandon(self, placer: Placer, temporary: bytes) -> None:
+        try:
+            placer.abandon(temporary)
+        except Refusal as error:
+            self._screen.talk(f"ctl: {told_path(temporary)} is left: {error.message}")
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -399,6 +413,6 @@ def _words(document: dict[str, Any]) -> str:
         why = f" ({each['reason']})" if "reason" in each else ""
         lines.append(f"{each['way']}: {each['path']}{why}")
     if document["attributes_lost"]:
-        lines.append(f"{document['attributes_lost']} attributes could not be set by this user")
+        lines.append(f"{document['attributes_lost']} attributes could not be set here")
     lines += [f"not restored: {each['path']}: {each['reason']}" for each in document["listed"]]
     return "\n".join(lines)

@@ -26,7 +26,10 @@ class PopulatedFolder(FileFolder):
         try:
             return os.open(folder, FOLDER_FLAGS), 0
         except OSError as error:
-            raise RefusedError(f"cannot make files in {folder}: {error.strerror}") from error
+            raise RefusedError(
+                f"cannot make files in {folder}: {error.strerror}",
+                hint="name a folder that is there",
+            ) from error
 
     def close(self) -> None:
         """Close the folder, which stays as it is."""

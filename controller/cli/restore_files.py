@@ -179,8 +179,8 @@ def staged(
     job = int(answer["job"])
     screen.talk(f"job {job} copies the files' blocks to the staging volume {name}")
     try:
-        if not watch_job(client, job, screen=screen, poll_s=POLL_S):
-            screen.talk(f"ctl: job {job} is cancelled after all: its blocks are for nobody else")
+        if not watch_job(client, job, screen=screen, poll_s=POLL_S, goes_on=False):
+            screen.talk(f"ctl: job {job} is cancelled: its blocks are for nobody else")
             raise KeyboardInterrupt
         detail = fetch_job(client, job)
         if detail["state"] not in ("completed", "partial"):
@@ -247,6 +247,6 @@ def lost_of(detail: dict[str, Any]) -> dict[str, str]:
 def _words(document: dict[str, Any]) -> str:
     lines = [f"{document['files']} files, {exact_size(document['bytes'])}, in {document['folder']}"]
     if document["attributes_lost"]:
-        lines.append(f"{document['attributes_lost']} attributes could not be set by this user")
+        lines.append(f"{document['attributes_lost']} attributes could not be set here")
     lines += [f"not restored: {each['path']}: {each['reason']}" for each in document["listed"]]
     return "\n".join(lines)

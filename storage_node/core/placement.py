@@ -8,7 +8,7 @@ is refused by name:
     journal       data must not go through it: it would put the zeros back
     inode         no flag that encodes, protects or moves its data
     extents       LAST and MERGED are the only flags; no holes, no place 0, all of the file
-    devices       nothing between file system and volume that encrypts, allocates or computes parity
+    devices       nothing between file system and volume that encrypts, allocates, computes parity or keeps pages
 
 The refusal is a sentence; an empty one means that there is no objection.
 """
@@ -74,6 +74,8 @@ class BlockDevice(NamedTuple):
     dm_uuid: str = ""
     is_raid: bool = False
     is_cache: bool = False
+    is_buffered_loop: bool = False
+    """A loop device that reads and writes its file through this machine's page cache."""
 
 
 def rounded_size(size: int, *, block_bytes: int) -> int:
@@ -101,6 +103,8 @@ def refuse_devices(devices: Iterable[BlockDevice]) -> str:
             return f"{device.name} below it is a RAID"
         if device.is_cache:
             return f"{device.name} below it is a cache"
+        if device.is_buffered_loop:
+            return f"{device.name} below it keeps pages of its file: losetup --direct-io=on"
         kind, _, rest = device.dm_uuid.partition("-")
         if device.dm_uuid and kind not in ("LVM", "mpath") and not kind.startswith("part"):
             return f"{device.name} below it is a mapping of kind {kind.lower()}"

@@ -118,10 +118,12 @@ def _devices(device: str, system: Path) -> Iterator[BlockDevice]:
 
 
 def _device(folder: Path) -> BlockDevice:
-    uuid = folder / "dm/uuid"
+    uuid, direct = folder / "dm/uuid", folder / "loop/dio"
+    is_loop = direct.parent.is_dir()
     return BlockDevice(
         name=folder.name,
         dm_uuid=(uuid.read_text().strip() or "?") if uuid.exists() else "",
         is_raid=(folder / "md").is_dir(),
         is_cache=(folder / "bcache").exists(),
+        is_buffered_loop=is_loop and not (direct.exists() and int(direct.read_text())),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import NotFoundError
-from controller.cli.follow import follow_job, follow_jobs, status_line, worst
+from controller.cli.follow import follow_job, follow_jobs, status_line, watch_job, worst
 from controller.cli.render import Screen
 
 
@@ -115,6 +115,13 @@ def test_a_job_that_ended_without_a_code_has_one_all_the_same(
     screen, _, _ = a_screen()
     ended = documents["detail"] | {"state": state, "exit_code": None}
     assert follow_job(Teller(ended), 7, screen=screen, poll_s=0.0) == code
+
+
+def test_who_cancels_an_interrupted_job_does_not_say_that_it_goes_on(documents: Any) -> None:
+    screen, _, err = a_screen()
+    teller = Teller(copying(documents), KeyboardInterrupt())
+    assert not watch_job(teller, 7, screen=screen, poll_s=0.0, goes_on=False)
+    assert "goes on" not in err.getvalue()
 
 
 def test_an_interrupt_leaves_the_job_running_and_says_how_to_cancel_it(documents: Any) -> None:

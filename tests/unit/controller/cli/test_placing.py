@@ -82,6 +82,10 @@ class Controller(MapCaller):
                     raise self.error
                 self.placed = list(arguments["placed"])
                 return {"job": 7}
+            case "volume.show":
+                if arguments["name"] != "vol2":
+                    raise NotFoundError("no volume is named that")
+                return {}
             case "restore.renew":
                 self.calls.append((verb, arguments))
                 return {}
@@ -342,7 +346,26 @@ def test_a_broken_lease_stops_the_job_before_the_blocks_are_given_up(bench: Benc
     bench.run("home/big")
     assert bench.controller.verbs() == ["job.submit", "restore.renew", "job.cancel"]
     assert FakePlacer.story == ["prepare big", "expose", "fenced", "abandon big", "closed"]
-    assert bench.ways() == {"home/big": "written: job 7 has cancelled"}
+    assert bench.ways() == {"home/big": "written: somebody else has opened it"}
+
+
+def test_why_a_job_has_failed_is_said_of_its_files(bench: Bench) -> None:
+    bench.controller.states = ["failed"]
+    bench.run("home/big")
+    assert bench.ways() == {"home/big": "written: job 7 failed: why not"}
+
+
+def test_a_prepared_file_that_cannot_be_removed_is_told_and_the_rest_goes_on(bench: Bench) -> None:
+    FakePlacer.refusals.update({"verify big": "it reads wrong", "abandon": "Read-only file system"})
+    assert bench.run("home/big", "iso") == ExitCode.OK
+    assert bench.ways() == {"home/big": "written: it reads wrong", "iso": "placed"}
+    assert ".restoring is left: Read-only file system" in bench.told
+
+
+def test_a_volume_that_is_not_there_is_found_out_before_anything_is_made(bench: Bench) -> None:
+    with pytest.raises(NotFoundError, match="no volume"):
+        bench.run("home/small", volume="vol9")
+    assert bench.names() == []
 
 
 def test_a_holder_that_dies_stops_the_job_and_leaves_nothing(bench: Bench) -> None:
@@ -385,7 +408,7 @@ def test_a_pattern_that_means_nothing_and_a_folder_that_is_not_there_are_refused
     with pytest.raises(NotFoundError, match="nothing that matches nowhere"):
         bench.run("nowhere")
     bench.into = bench.into / "gone"
-    with pytest.raises(RefusedError, match="cannot make files"):
+    with pytest.raises(RefusedError, match=r"cannot make files.*name a folder that is there"):
         bench.run()
 
 

@@ -145,6 +145,7 @@ def test_a_plain_inode_is_accepted() -> None:
     [
         (BlockDevice("md0", is_raid=True), "md0 below it is a RAID"),
         (BlockDevice("bcache0", is_cache=True), "cache"),
+        (BlockDevice("loop0", is_buffered_loop=True), "loop0 below it keeps pages of its file"),
         (BlockDevice("dm-0", "CRYPT-LUKS2-0123-home"), "kind crypt"),
         (BlockDevice("dm-0", "VDO-0123"), "kind vdo"),
         (BlockDevice("dm-0", "?"), "kind ?"),

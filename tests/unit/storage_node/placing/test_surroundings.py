@@ -139,6 +139,22 @@ def test_devices_are_judged_down_to_the_last(system: System, uuid: str, word: st
         system.check()
 
 
+@pytest.mark.parametrize(("direct", "is_good"), [("1\n", True), ("0\n", False), (None, False)])
+def test_a_loop_device_has_to_be_direct(system: System, direct: str | None, is_good: bool) -> None:
+    """Its own pages have the zeros still when movers have written: every file would be found to be wrong."""
+    loop = system.device("loop0") / "loop"
+    loop.mkdir()
+    if direct is not None:
+        (loop / "dio").write_text(direct)
+    (system.device("dm-0", "43:0", slaves=("loop0",)) / "dm").mkdir()
+    (system.root / "sys/devices/dm-0/dm/uuid").write_text("LVM-ab\n")
+    if is_good:
+        system.check()
+        return
+    with pytest.raises(RefusedError, match="losetup --direct-io=on"):
+        system.check()
+
+
 def test_a_cache_and_a_device_nobody_knows_are_refused(system: System) -> None:
     with pytest.raises(RefusedError, match="what device 43:0 is made of"):
         system.check()
