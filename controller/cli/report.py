@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from backplane.units import format_duration, format_size
 from controller.cli import render
+from controller.cli.file_rows import shown_text
 from controller.cli.render import Document
 
 ITEMS_SHOWN_MAX: Final = 200
@@ -23,6 +24,7 @@ TERMINATIONS: Final = {
 }
 DAMAGE_SHOWN_MAX: Final = 50
 FILES_SHOWN_MAX: Final = 50
+REASONS_MAX: Final = 5
 WAYS: Final = {
     "volume": "to a volume that has the names of all files",
     "staging": "to a staging volume, from which ctl makes them in a folder",
@@ -72,6 +74,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
         *_level(result),
+        *_map(result),
         *_files(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
@@ -112,6 +115,21 @@ def _view(detail: Document) -> list[tuple[str, str]]:
     if view:
         facts.append(("Static view", f"{view['means'] or 'none yet'} (asked for: {view['asked']})"))
     return facts
+
+
+def _map(result: Document) -> list[tuple[str, str]]:
+    """Say what became of the map of a backup: without one, or with half of one, nobody finds files in it."""
+    found = result.get("map")
+    if not found:
+        return []
+    if "files" not in found:
+        why = found.get("why") or "asked for with --raw"
+        return [("Map of files", f"none: {shown_text(why)}")]
+    kinds = ", ".join(f"{each['kind']} {each['state']}" for each in found["file_systems"])
+    facts = [("Map of files", f"{found['state']}, {found['files']:,} files in {kinds or '-'}")]
+    return facts + [
+        ("Map incomplete", shown_text(reason)) for reason in found["reasons"][:REASONS_MAX]
+    ]
 
 
 def _files(result: Document) -> list[tuple[str, str]]:

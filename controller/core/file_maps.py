@@ -53,6 +53,8 @@ MAPPINGS_MAX: Final = 3
 REASONS_SHOWN_MAX: Final = 4
 NUMBER_SHOWN_MAX: Final = (1 << 63) - 1
 RAW_HINT: Final = "--raw backs it up without a map of its files"
+REFUSED: Final = "the volume cannot be mapped: "
+"""How a node begins to refuse; here the volume has a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _ask_map(desk: Desk, job: Job) -> Step:
     except (RefusedError, MediumError) as error:
         if isinstance(error, MediumError):
             yield from check_view(desk, job)
-        told = f"volume {name} cannot be mapped: {error.message}"
+        told = f"volume {name} cannot be mapped: {error.message.removeprefix(REFUSED)}"
         raise error_from_kind(error.kind, told, hint=RAW_HINT) from error
     assert isinstance(reply, NodeReply)
     try:

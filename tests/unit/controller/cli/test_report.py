@@ -169,6 +169,34 @@ def test_a_backup_says_what_it_waited_for_and_how_it_was_viewed(documents: Any) 
 
 
 @pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        (None, []),
+        ({"state": "raw"}, ["Map of files:        none: asked for with --raw"]),
+        (
+            {"state": "none", "why": "nothing to map\x1b"},
+            ["Map of files:        none: nothing to map\\x1b"],
+        ),
+        (
+            {
+                "state": "incomplete",
+                "files": 1200,
+                "file_systems": [{"kind": "ext4", "state": "clean"}],
+                "reasons": [f"inode {number} is damaged" for number in range(9)],
+            },
+            [
+                "Map of files:        incomplete, 1,200 files in ext4 clean",
+                *(f"Map incomplete:      inode {number} is damaged" for number in range(5)),
+            ],
+        ),
+    ],
+)
+def test_a_report_says_what_became_of_the_map(documents: Any, found: Any, lines: list[str]) -> None:
+    told = job_report(documents["detail"] | {"result": {"map": found} if found else {}})
+    assert [line.strip() for line in told.splitlines() if "Map" in line] == lines
+
+
+@pytest.mark.parametrize(
     ("result", "lines"),
     [
         ({"level": "full"}, ["Level:               full"]),
