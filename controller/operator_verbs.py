@@ -13,6 +13,7 @@ from typing import Any, Final
 from backplane.errors import UsageError
 from controller.core.chain import FULL
 from controller.core.inactivity import UNSET
+from controller.core.pools import CONTINUE
 from controller.core.views import MEANS
 
 TEXT_MAX: Final = 4096
@@ -59,8 +60,20 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "check": Argument(bool, True),
         "placed": _LIST,
         "onto": _LIST,
+        "pool": _TEXT,
+        "no_wait_media": Argument(bool, False),
+        "tag": _TEXT,
     },
     "restore.renew": {"job": _NUMBER},
+    "catalog.show": {},
+    "catalog.check": {},
+    "catalog.accept": {},
+    "catalog.rebuild": {
+        "token": _TOKEN,
+        "tags": _LIST,
+        "all": Argument(bool, False),
+        "adopt": Argument(bool, False),
+    },
     "job.list": {"limit": Argument(int, 100), "state": _TEXT},
     "job.show": {"job": _NUMBER, "items_from": Argument(int, 0), "items_max": Argument(int, 64)},
     "job.log": {"job": _NUMBER, "after": Argument(int, 0)},
@@ -132,7 +145,30 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     "mover.list": {},
     "tape.list": {},
     "tape.show": {"tag": _NAME},
-    "tape.add": {"tag": _NAME, "capacity_bytes": _NUMBER, "node": _TEXT},
+    "tape.add": {"tag": _NAME, "capacity_bytes": _NUMBER, "node": _TEXT, "pool": _TEXT},
+    "tape.status": {},
+    "tape.scan": {"node": _TEXT},
+    "tape.load": {"tag": _NAME, "drive": _TEXT},
+    "tape.unload": {"name": _NAME},
+    "tape.export": {"tag": _NAME},
+    "tape.import": {"tag": _NAME},
+    "tape.protect": {"tag": _NAME, "reason": _NAME},
+    "tape.unprotect": {"tag": _NAME},
+    "tape.set": {"tag": _NAME, "status": _TEXT, "node": _TEXT, "pool": _TEXT},
+    "tape.vault": {"tag": _NAME, "vault": _TEXT},
+    "drive.list": {},
+    "drive.down": {"drive": _NAME, "reason": _NAME},
+    "drive.up": {"drive": _NAME},
+    "pool.create": {
+        "name": _NAME,
+        "retain": Argument(str, "0"),
+        "allocation": Argument(str, CONTINUE),
+        "scratch": Argument(bool, True),
+    },
+    "pool.list": {},
+    "pool.show": {"name": _NAME},
+    "pool.set": {"name": _NAME, "retain": _TEXT, "allocation": _TEXT, "scratch": _TEXT},
+    "pool.delete": {"name": _NAME},
 }
 """Every verb with its arguments; `docs/operator-interface.md` says what they mean."""
 

@@ -37,12 +37,14 @@ def take(desk: Desk, job: Job, mounted: Mounted, *, seat: str = "") -> None:
         drive=mounted.drive.name,
         drive_unit=mounted.drive.designator.hex(),
     )
+    if mounted.must_erase:
+        place_of(job.plan, seat)["erase"] = True
 
 
 def give_back(desk: Desk, job: Job, *, seat: str = "") -> None:
     """Let cartridge and drive go; the caller saves the job."""
     place = place_of(job.plan, seat)
-    for name in PLACE:
+    for name in (*PLACE, "erase"):
         place.pop(name, None)
     desk.registry.release_drives(job.row.job, seat=seat)
 

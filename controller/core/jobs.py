@@ -1,7 +1,7 @@
 """Which procedure a job of a kind runs, how it is cleaned up, and what operators may ask for.
 
-Kinds: `backup`, `restore`, `verify`, and the two that move a volume to or from an operator's own machine, `import`
-and `export`.
+Kinds: `backup`, `restore`, `verify`, `rebuild` (of the catalog, from cartridges), and the two that move a volume to or
+from an operator's own machine, `import` and `export`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, ItemRow
-from controller.core import documents, manual_views, placed, prune, transfer, volumes
+from controller.core import documents, manual_views, placed, pools, prune, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
+from controller.core.catalog_age import accept, require_current
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
 from controller.core.effects import Call
@@ -24,7 +25,9 @@ from controller.core.in_place import ELSEWHERE, clean_up_in_place, restore_in_pl
 from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
+from controller.core.pools import checked_pool
 from controller.core.procedure import Procedure, Step
+from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
 from controller.core.restore import (
     IN_PLACE,
     PLACED,
@@ -53,6 +56,8 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
             return restore(desk, job, item=item)
         case "verify":
             return verify(desk, job, item=item)
+        case "rebuild":
+            return rebuild(desk, job)
         case "import":
             return transfer.await_import(desk, job)
         case "export":
@@ -73,6 +78,8 @@ def clean_up(desk: Desk, job: Job) -> Step:
                 yield from placed.clean_up_placed(desk, job)
             else:
                 yield from clean_up_restore(desk, job)
+        case "rebuild":
+            clean_up_rebuild(desk, job)
         case "import":
             yield from transfer.drop_import(desk, job)
         case "export":
@@ -86,6 +93,8 @@ def answer_call(desk: Desk, call: Call) -> None:
     verbs = {
         "job.submit": _submit,
         "job.cancel": _cancel,
+        "catalog.rebuild": _rebuild,
+        "catalog.accept": accept,
         "restore.renew": placed.renew,
         "backup.prune": prune.prune,
         "backup.protect": prune.protect,
@@ -102,10 +111,14 @@ def answer_call(desk: Desk, call: Call) -> None:
         "volume.export_end": transfer.end_export,
         "volume.extents": transfer.volume_extents,
         "tape.add": volumes.add_cartridge,
+        "pool.create": pools.create_pool,
+        "pool.set": pools.set_pool,
+        "pool.delete": pools.delete_pool,
     }
     verb = verbs.get(call.verb)
     if verb is None:
         raise UsageError(f"no verb {call.verb!r}")
+    require_current(desk, call.verb, call.arguments)
     verb(desk, call)
 
 
@@ -158,6 +171,9 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
         sync_timeout_s=arguments["sync_timeout_s"],
     ).plan()
     plan.update(means=arguments["view"], level=arguments["level"], **_choice(arguments))
+    plan["pool"] = checked_pool(desk.registry, arguments["pool"])
+    if arguments["no_wait_media"]:
+        plan["no_wait_media"] = True
     jobs = [
         job_row(
             desk,
@@ -215,7 +231,8 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         volume = new_volume_row(
             desk,
             name=arguments["new"],
-            node=desk.registry.volumes[row.volume].node,
+            node=desk.registry.volumes[row.volume].node
+            or desk.registry.online_node("disk").row.name,  # Only cartridges know of its volume.
             blocks=row.blocks,
             block_bytes=row.block_bytes,
             token=arguments["token"],
@@ -330,6 +347,13 @@ def _submit_verify(desk: Desk, arguments: dict[str, Any]) -> Job:
             plan={},
         )
     )
+
+
+def _rebuild(desk: Desk, call: Call) -> None:
+    token = call.arguments["token"]
+    earlier = next((job for job in desk.jobs.values() if job.row.token == token), None)
+    job = earlier or submit_rebuild(desk, call.arguments)
+    desk.answer(call.call, submitted_document(job.row))
 
 
 def _cancel(desk: Desk, call: Call) -> None:

@@ -36,13 +36,17 @@ from controller.catalog.store import (
     CartridgeRow,
     Change,
     CounterRow,
+    DriveRow,
     DropMap,
+    DropRow,
     EventRow,
     ItemRow,
     JobRow,
     NodeRow,
     PartRow,
+    PoolRow,
     Snapshot,
+    TakeStore,
     VolumeRow,
 )
 from controller.core import documents, file_maps, groups, quiet_waits
@@ -69,7 +73,9 @@ from controller.core.effects import (
 )
 from controller.core.inactivity import Inactivity
 from controller.core.job import ENDED, Job, JobState, places_of
+from controller.core.media import media_deadline
 from controller.core.planner import RECORD_BYTES
+from controller.core.pools import default_pool
 from controller.core.procedure import (
     JobCancelledError,
     Procedure,
@@ -123,6 +129,9 @@ class Machine:
         self.registry.volumes = {row.volume: row for row in snapshot.volumes}
         self.registry.cartridges = {row.tag: row for row in snapshot.cartridges}
         self.registry.parts = {(row.backup, row.part): row for row in snapshot.parts}
+        self.registry.drives = {(row.node, row.drive): row for row in snapshot.drives}
+        pools = (default_pool(), *snapshot.pools)
+        self.registry.pools = {row.pool: row for row in pools}
         if snapshot.partial_maps:
             self.record(*(DropMap(backup=backup) for backup in snapshot.partial_maps))
         items = {row.item: row for row in snapshot.items}
@@ -165,7 +174,8 @@ class Machine:
     def deadline(self) -> float | None:
         """When the core wants a `Tick`."""
         inventory = min(self.registry.inventory_due.values(), default=None)
-        times = (self.dispatcher.deadline(now=self.now), self._tasks.deadline(), inventory)
+        media = media_deadline(self.registry, self.jobs, now=self.now, wall=self.wall)
+        times = (self.dispatcher.deadline(now=self.now), self._tasks.deadline(), inventory, media)
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
@@ -189,6 +199,14 @@ class Machine:
                     self.registry.cartridges[row.tag] = row
                 case PartRow():
                     self.registry.parts[row.backup, row.part] = row
+                case TakeStore():
+                    self.store = row.store
+                case PoolRow():
+                    self.registry.pools[row.pool] = row
+                case DriveRow():
+                    self.registry.drives[row.node, row.drive] = row
+                case DropRow(row=PoolRow(pool=pool)):
+                    self.registry.pools.pop(pool, None)
                 case _:
                     pass
         self._effects.append(Record(rows=tuple(rows)))
@@ -283,6 +301,10 @@ class Machine:
         job.update(is_cancelled=True)
         self.save(job)
         self._tasks.interrupt(job, JobCancelledError("cancelled by an operator"))
+
+    def interrupt(self, job: Job, error: BackupError) -> None:
+        """Let a job fail: its wish is withdrawn and the error raised there."""
+        self._tasks.interrupt(job, error)
 
     def give_reason(self, job: Job, reason: str) -> None:
         """Show why a job waits; empty when it goes on."""

@@ -40,6 +40,7 @@ from controller.core.documents import json_text
 from controller.core.extent_runs import ExtentRuns, intersect
 from controller.core.file_maps import FileMap, fetch_known, fetch_map, reserve
 from controller.core.job import Job, JobState
+from controller.core.pools import DEFAULT
 from controller.core.procedure import Ask, Step
 from controller.core.samples import (
     Sample,
@@ -92,6 +93,7 @@ def map_view(desk: Desk, job: Job) -> Step:
 def _backup_row(desk: Desk, job: Job, choice: _Choice, found: FileMap, samples: bytes) -> BackupRow:
     volume = desk.registry.volumes[job.row.volume]
     row = BackupRow(
+        pool=job.plan.get("pool", DEFAULT),
         backup=reserve(desk, job),
         backup_uuid=desk.new_uuid(),
         job=job.row.job,

@@ -18,18 +18,33 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from backplane.errors import MediaNeededError, VolumeError
+from backplane.errors import VolumeError
 from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.payload import decode_payload
-from backplane.wire.messages import NodeReply
-from controller.catalog.store import BackupRow, CartridgeRow, PartRow
+from backplane.wire.messages import NodeReply, TapeRetain
+from controller.catalog.store import BackupRow, CartridgeRow, PartRow, PoolRow
+from controller.core.allocation import (
+    OperatorRequest,
+    candidates,
+    is_pool_request,
+    next_expiry,
+    request_for_cartridge,
+    request_for_pool,
+    state_of,
+)
 from controller.core.desk import Desk
 from controller.core.job import Job, places_of
-from controller.core.procedure import NotYet
+from controller.core.pools import seconds_between
+from controller.core.procedure import Ask, NotYet
 from controller.core.registry import Drive, Registry
 
-WRITABLE: Final = ("writable", "blank")
+LOOK_AGAIN_S: Final = 3600.0
+"""How long a job that waits for the end of a retention relies on the clock on the wall."""
+
+UNTOUCHED: Final = ("quarantined", "cleaning", "foreign")
+"""What is in no state to be read, either."""
+
 NUMBER_END: Final = 1 << 63
 """Numbers on a tape may be anything; the catalog keeps those of 64 bits."""
 
@@ -41,37 +56,46 @@ class Mounted:
     tag: VolumeTag
     node: NodeName
     drive: Drive
+    must_erase: bool = False
+    """Nothing on it is wanted any more."""
 
 
 def choose_for_append(
     registry: Registry,
     job: JobId,
+    pool: PoolRow,
     *,
     claims: dict[VolumeTag, JobId],
+    backups: Mapping[BackupId, BackupRow],
+    wall: str,
+    own: Collection[VolumeTag] = (),
     besides: Collection[VolumeTag] = (),
 ) -> Mounted | NotYet:
-    """Choose a cartridge to append to: the fullest writable one, then a blank one; none of those in `besides`.
+    """Choose a cartridge to append to, in the order of `allocation`; none of those in `besides`.
 
-    Raises `MediaNeededError` when no cartridge could take the data even if everything were free and there.
+    `own` are those that the job has written on.  If none could take the data even if everything were free, the answer
+    is an `OperatorRequest`.
     """
-    able = [
-        row
-        for row in registry.cartridges.values()
-        if row.status in WRITABLE and row.tag not in besides
-    ]
-    if not able:
-        raise MediaNeededError(
-            "no cartridge is writable or blank",
-            hint="ctl tape list shows why; ctl tape add TAG adds a blank one",
-        )
-    able.sort(key=lambda row: (row.status == "blank", -row.end, row.tag))
-    reasons = []
-    for row in able:
+    reasons: list[NotYet] = []
+    alternatives: list[str] = []
+    for choice in candidates(registry, pool, own=frozenset(own), backups=backups, wall=wall):
+        row = choice.row
+        if row.tag in besides:
+            continue
+        state = state_of(registry, row)
+        if state is not None and state.is_write_protected:
+            alternatives.append(f"{row.tag} without its write protection")
+            continue
         found = mount(registry, job, row, claims=claims)
         if isinstance(found, Mounted):
-            return found
-        reasons.append(found.reason)
-    return NotYet(reasons[0])
+            return replace(found, must_erase=choice.must_erase)
+        if isinstance(found, OperatorRequest):
+            alternatives.append(found.alternative)
+        else:
+            reasons.append(found)
+    if reasons:
+        return reasons[0]
+    return request_for_pool(registry, pool, alternatives=alternatives, wall=wall)
 
 
 def mount(
@@ -81,26 +105,44 @@ def mount(
     *,
     claims: dict[VolumeTag, JobId],
     seat: str = "",
+    untouched: Collection[str] = UNTOUCHED,
 ) -> Mounted | NotYet:
     """Return a cartridge with a free drive, or why that has to wait."""
-    if not registry.is_online(row.node):
-        return NotYet(f"waiting: storage node {row.node} is away")
-    if row.tag not in registry.nodes[row.node].cartridges:
-        return NotYet(f"waiting: cartridge {row.tag} is not in the library of {row.node}")
     holder = claims.get(row.tag, job)
     if holder != job:
         return NotYet(f"waiting: cartridge {row.tag} is used by job {holder}")
-    elsewhere = registry.drive_in_use_with(row.node, row.tag, job=job, seat=seat)
-    if elsewhere is not None:
-        return NotYet(f"waiting: cartridge {row.tag} is in drive {elsewhere}, which is in use")
+    if row.status in untouched:
+        return NotYet(f"waiting: cartridge {row.tag} is {row.status}: {row.detail}")
+    if registry.is_online(row.node):
+        if row.tag not in registry.nodes[row.node].cartridges:
+            return request_for_cartridge(row)
+    elif row.vault:
+        return request_for_cartridge(row)
+    else:
+        return NotYet(f"waiting: storage node {row.node} is away")
+    why_not = registry.why_not_from_drive(row.node, row.tag, job=job, seat=seat)
+    if why_not:
+        return NotYet(f"waiting: cartridge {row.tag} {why_not}")
     drive = registry.free_drive(row.node, job=job, prefer=row.tag, seat=seat)
     if drive is None:
-        return NotYet(f"waiting: a free drive at {row.node}")
+        return NotYet(f"waiting: a free drive at {row.node}{_down_words(registry, row.node)}")
     return Mounted(row.tag, row.node, drive)
 
 
+def _down_words(registry: Registry, node: NodeName) -> str:
+    down = [
+        f"{name} {why}"
+        for name in sorted(registry.nodes[node].drives)
+        if (why := registry.why_unusable(node, name))
+    ]
+    return f" ({', '.join(down)})" if down else ""
+
+
 def check_label(row: CartridgeRow, reply: NodeReply, *, store: str) -> None:
-    """Raise `VolumeError` unless the label is the one that the catalog knows for this barcode."""
+    """Raise `VolumeError` unless the label is the one that the catalog knows for this barcode.
+
+    `store` is the catalog that has to have written it; whoever only reads names none.
+    """
     if not reply.header:
         raise VolumeError(
             f"cartridge {row.tag} has no label of ours, the catalog says {row.cartridge}"
@@ -111,7 +153,7 @@ def check_label(row: CartridgeRow, reply: NodeReply, *, store: str) -> None:
             f"cartridge {row.tag} is another one: its label says {header.cartridge}, "
             f"the catalog {row.cartridge}"
         )
-    if header.store != store:
+    if store and header.store != store:
         raise VolumeError(f"cartridge {row.tag} belongs to another catalog ({header.store})")
 
 
@@ -140,7 +182,8 @@ def check_tail(
     if last is None or reply.trailer_sequence > last.sequence:
         raise VolumeError(
             f"the catalog is behind cartridge {row.tag}: part {reply.trailer_sequence} on the tape, "
-            f"{row.sequence} in the catalog"
+            f"{row.sequence} in the catalog",
+            hint=f"ctl catalog rebuild --from {row.tag}",
         )
     on_tape = (reply.trailer_sequence, found.trailer_object, found.root)
     if on_tape != (last.sequence, last.trailer_object, last.root):
@@ -192,6 +235,32 @@ def orphan_part(
         root=found.root,
         is_last=found.is_last,
         created=found.created,
+    )
+
+
+def media_deadline(
+    registry: Registry, jobs: Mapping[JobId, Job], *, now: float, wall: str
+) -> float | None:
+    """Return the monotonic time at which a retention ends that a job waits for, None if none does."""
+    if not any(is_pool_request(job.row.reason) for job in jobs.values()):
+        return None
+    following = next_expiry(registry, wall=wall)
+    if following is None:
+        return None
+    # Not further away than the clock on the wall may be believed.
+    left = min(max(0.0, seconds_between(wall, following.retain_until)), LOOK_AGAIN_S)
+    return now + left + 1
+
+
+def ask_retain(row: CartridgeRow, *, gives_up: bool = False) -> Ask:
+    """Return the wish that the node of a cartridge keeps it from being erased, as its row says."""
+    return Ask(
+        node=row.node,
+        make=lambda request: TapeRetain(
+            request=request, tag=row.tag, retain_until=row.retain_until, is_held=bool(row.hold)
+        ),
+        what=f"retain cartridge {row.tag}",
+        gives_up=gives_up,
     )
 
 

@@ -29,6 +29,7 @@ from controller.core.desk import Desk
 from controller.core.job import Job
 from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
+from controller.core.pools import retain_until
 
 
 def label_objects(row: CartridgeRow, *, store: str, record_bytes: int) -> list[MetadataObject]:
@@ -109,6 +110,8 @@ def header_objects(
         map_records=file_map.count,
         map_digest=file_map.digest,
         selection=row.selection,
+        pool=row.pool,
+        retain_until=retain_until(plan.get("retain_s", 0), plan["part_created"]),
         backup_created=row.created,
         samples=row.samples.hex(),
     )
@@ -161,6 +164,8 @@ def part_trailer(
         generation=row.generation,
         map_state=row.map_state,
         selection=row.selection,
+        pool=row.pool,
+        retain_until=retain_until(plan.get("retain_s", 0), plan["trailer_created"]),
     )
     # The directory includes the part itself, so that the last trailer alone is enough.
     return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))

@@ -23,15 +23,17 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
-from backplane.errors import BackupError, MediumError, VolumeError
-from backplane.ids import CartridgeId, Designator, ItemId, NodeName, VolumeTag
-from backplane.scsi.sense import Sense, SenseKey
+from backplane.errors import BackupError, MediaNeededError, MediumError, VolumeError
+from backplane.ids import VolumeTag
+from backplane.scsi.sense import SenseKey
 from backplane.tape_format import PartTrailer
 from backplane.tape_format.content import LABEL_OBJECTS
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import NodeReply
-from controller.catalog.store import BackupRow, CartridgeRow, ItemRow
+from controller.catalog.store import BackupRow, ItemRow
 from controller.core import drives
+from controller.core.allocation import OperatorRequest, state_of
+from controller.core.cartridge_writer import CartridgeWriter, KeptError, NoRoomError
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
@@ -49,7 +51,7 @@ from controller.core.job import Job
 from controller.core.map_records import NO_MAP, PlannedObject, lay_out_map
 from controller.core.media import (
     Mounted,
-    check_label,
+    ask_retain,
     check_tail,
     choose_for_append,
     orphan_part,
@@ -58,28 +60,21 @@ from controller.core.media import (
 )
 from controller.core.part_content import (
     header_objects,
-    label_objects,
     part_row,
     part_trailer,
     trailer_objects,
 )
 from controller.core.part_source import PartSource, Unread
-from controller.core.planner import MetadataObject, PartData, plan_metadata
+from controller.core.planner import PartData
+from controller.core.pools import pool_of_job
 from controller.core.procedure import Claim, NotYet, Step
 from controller.core.tally import Tally
 
 UNREADABLE: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.BLANK_CHECK})
 """A source that answers a read so cannot read this record."""
 
-BAD_MEDIUM: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.DATA_PROTECT})
-"""A drive that answers a write so will not write this cartridge the next time either."""
 
-
-class NoRoomError(VolumeError):
-    """The cartridge is full before the part is complete.  Nothing is wrong with it otherwise."""
-
-
-class PartWriter:
+class PartWriter(CartridgeWriter):
     """One part on one cartridge, as far as it has come.
 
     It reaches to the end of the stream, or to `stream_end` if its source has no more.  `besides` are cartridges that it
@@ -97,8 +92,8 @@ class PartWriter:
         stream_end: int | None = None,
         besides: Collection[VolumeTag] = (),
     ) -> None:
-        self.desk, self.job, self.plan, self.row = desk, job, job.plan, row
-        self.source, self._besides = source, besides
+        super().__init__(desk, job, pool=row.pool, record_bytes=row.record_bytes)
+        self.row, self.source, self._besides = row, source, besides
         start = self.plan["stream_start"]
         self.data = PartData(
             runs=runs,
@@ -108,28 +103,11 @@ class PartWriter:
             stream_bytes=(row.stream_bytes if stream_end is None else stream_end) - start,
         )
         self.tally = Tally(self.plan, source.counted(self.data))
-        self.end = 0
         self._header: list[PlannedObject] | None = None
         self._map = NO_MAP
         self._trailer: PartTrailer | None = None
 
     # --- where everything stands ---
-
-    @property
-    def tag(self) -> VolumeTag:
-        return VolumeTag(self.plan["tag"])
-
-    @property
-    def node(self) -> NodeName:
-        return NodeName(self.plan["tape_node"])
-
-    @property
-    def drive_unit(self) -> Designator:
-        return Designator(bytes.fromhex(self.plan["drive_unit"]))
-
-    @property
-    def cartridge(self) -> CartridgeRow:
-        return self.desk.registry.cartridges[self.tag]
 
     @property
     def records(self) -> int:
@@ -163,14 +141,14 @@ class PartWriter:
         self._map = yield from lay_out_map(self.row, part=self.plan["part"])
         if "tag" not in self.plan:
             yield from self._mount()
-        yield from self._load()
+        yield from self.load()
         while not (yield from self._go_on()):
             pass
 
     def _go_on(self) -> Step:
         """Do what comes next, given where the tape ends; True when nothing is left to do here."""
         if self.cartridge.status == "blank":
-            yield from self._label()
+            yield from self.write_label()
             return False
         if not LABEL_OBJECTS <= self.plan.get("header_object", 0) <= self.end:
             self._begin()
@@ -194,21 +172,27 @@ class PartWriter:
             cartridge=self.cartridge.cartridge,
             first_object=self.data_object - 1 - self._map.count,
         )
-        yield from self._write_objects(objects, first + begin, "header")
+        yield from self.write_objects(objects, first + begin, "header")
 
     def _begin(self) -> None:
         """The part begins where the tape ends."""
-        self.plan.update(header_object=self.end, part_created=self.desk.wall)
+        pool = pool_of_job(self.desk.registry, self.pool)
+        self.plan.update(
+            header_object=self.end, part_created=self.desk.wall, retain_s=pool.retain_s
+        )
         for name in ("records", "is_cut", "trailer_created"):
             self.plan.pop(name, None)
         self._header = None
-        self.desk.save(self.job)
+        # One that was labelled as scratch belongs to the pool from its first part on.
+        self.desk.save(self.job, replace(self.cartridge, pool=pool.pool))
 
     def give_up(self, error: VolumeError) -> None:
         """The part goes elsewhere.  A cartridge that is only full stays good for reading; any other is in error."""
         if isinstance(error, NoRoomError):
-            self.desk.record(replace(self.cartridge, status="full", detail=error.message))
+            self.desk.record(replace(self.cartridge, status=self._full(), detail=error.message))
             self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
+        elif isinstance(error, KeptError):
+            self.desk.log(self.job, "info", error.message)
         else:
             put_into_error(self.desk, self.tag, error.message)
             told = f"cartridge {self.tag} is put into error: {self.cartridge.detail}"
@@ -221,10 +205,22 @@ class PartWriter:
         self.tally.give_up()
         self._forget_cartridge()
 
+    def _full(self) -> str:
+        """Return the status of a cartridge without room: one that is written only once is never written again."""
+        state = state_of(self.desk.registry, self.cartridge)
+        return "worm" if state is not None and state.is_worm else "full"
+
     def _forget_cartridge(self) -> None:
         drives.give_back(self.desk, self.job)
         self.source.give_back()
-        for name in ("records", "is_cut", "header_object", "part_created", "trailer_created"):
+        for name in (
+            "records",
+            "is_cut",
+            "header_object",
+            "part_created",
+            "trailer_created",
+            "retain_s",
+        ):
             self.plan.pop(name, None)
         progress(self.job)  # Another cartridge is another chance.
         self.desk.save(self.job)
@@ -235,8 +231,18 @@ class PartWriter:
         def attempt() -> Mounted | NotYet:
             claims = tag_claims(self.desk.jobs)
             found = choose_for_append(
-                self.desk.registry, self.job.row.job, claims=claims, besides=self._besides
+                self.desk.registry,
+                self.job.row.job,
+                pool_of_job(self.desk.registry, self.pool),
+                claims=claims,
+                backups=self.desk.backups,
+                wall=self.desk.wall,
+                own=self.job.result.get("tags", ()),
+                besides=self._besides,
             )
+            if isinstance(found, OperatorRequest) and self.plan.get("no_wait_media"):
+                needed = found.reason.removeprefix("waiting: ")
+                raise MediaNeededError(f"media are needed: {needed}", hint="ctl tape list")
             if isinstance(found, Mounted):
                 drives.take(self.desk, self.job, found)
             return found
@@ -245,32 +251,18 @@ class PartWriter:
         self.desk.enter(self.job, self.job.state)
         self.desk.log(self.job, "info", f"cartridge {mounted.tag} in {mounted.drive.name}")
 
-    def _load(self) -> Step:
+    def load(self) -> Step:
         """Fence and load; compare the cartridge with the catalog; learn where it ends."""
-        yield Claim(attempt=self._claim_drive)
-        reply: NodeReply = yield from drives.load_cartridge(self.desk, self.job)
-        self._check(reply)
-        self.end = reply.end
+        yield from super().load()
         self._trailer = None
         self._compare_with_tally()
 
-    def _claim_drive(self) -> bool | NotYet:
-        key = (self.node, self.plan["drive"])
-        if not self.desk.registry.may_claim(key, job=self.job.row.job):
-            holder = self.desk.registry.drive_claims[key]
-            return NotYet(f"waiting: drive {self.plan['drive']} is used by job {holder}")
-        self.desk.registry.claim_drive(self.job.row.job, *key)
-        return True
-
-    def _check(self, reply: NodeReply) -> None:
+    def check(self, reply: NodeReply) -> None:
+        """Compare the label, the last trailer and the end with the catalog; take in what a failed job has left."""
+        super().check(reply)
         row, registry = self.cartridge, self.desk.registry
         if row.status == "blank":
-            if reply.end and not row.cartridge:
-                raise VolumeError(f"cartridge {row.tag} was blank and is not any more")
-            if reply.end >= LABEL_OBJECTS:
-                check_label(row, reply, store=self.desk.store)
             return
-        check_label(row, reply, store=self.desk.store)
         orphan = orphan_part(row, reply, registry=registry, backups=self.desk.backups)
         if orphan is not None:
             row = replace(row, sequence=orphan.sequence, end=orphan.end)
@@ -291,62 +283,13 @@ class PartWriter:
             self.desk.log(self.job, "info", told)
             self.desk.save(self.job)
 
-    def _settle(self) -> Step:
+    def settle(self) -> Step:
         """After an item that did not end well: raise every fence, then see what is on the tape."""
         before = self.end
-        yield from self._load()
+        yield from self.load()
         yield from self.source.fence()
         if self.end > before:
             progress(self.job)
-
-    def _item(self) -> ItemId:
-        return ItemId(self.desk.next_number("item"))
-
-    # --- metadata ---
-
-    def _label(self) -> Step:
-        """Write the label; its identifier is recorded first, so that a label half written is known as ours."""
-        if not self.cartridge.cartridge:
-            row = replace(self.cartridge, cartridge=CartridgeId(self.desk.new_uuid()))
-            self.desk.record(replace(row, detail="its label is being written"))
-        if self.end < LABEL_OBJECTS:
-            objects = label_objects(
-                self.cartridge, store=self.desk.store, record_bytes=self.row.record_bytes
-            )
-            yield from self._write_objects(objects, 0, "label")
-        if self.end >= LABEL_OBJECTS:
-            row = replace(self.cartridge, status="writable", detail="", end=LABEL_OBJECTS)
-            self.desk.save(self.job, replace(row, sequence=0))
-
-    def _write_objects(self, objects: list[MetadataObject], first: int, purpose: str) -> Step:
-        """Write what one list can of the metadata objects that start at object `first`."""
-        planned = plan_metadata(
-            objects,
-            first=self.end - first,
-            tape=self.drive_unit,
-            identifier=list_identifier(self.desk.next_number("list")),
-        )
-        ended = yield from run_list(
-            self.desk,
-            self.job,
-            planned,
-            item=self._item(),
-            purpose=purpose,
-            uses=(tape_use(self.node, self.drive_unit, planned, position=self.end),),
-        )
-        if ended.state == "done":
-            self.end += planned.tape_objects
-            return
-        told = forwarded_of(ended).destination
-        yield from self._settle()
-        if told is not None:
-            self._check_medium(told, purpose)
-
-    def _check_medium(self, told: Sense, purpose: str) -> None:
-        if told.key is SenseKey.VOLUME_OVERFLOW:
-            raise NoRoomError(f"no room for the {purpose}")
-        if told.key in BAD_MEDIUM:
-            raise VolumeError(f"the {purpose} cannot be written: {told.describe()}")
 
     # --- data ---
 
@@ -366,7 +309,7 @@ class PartWriter:
             self.desk,
             self.job,
             planned,
-            item=self._item(),
+            item=self.new_item(),
             purpose="data",
             uses=(use, tape_use(self.node, self.drive_unit, planned, position=self.end)),
         )
@@ -386,7 +329,7 @@ class PartWriter:
 
     def _data_item_failed(self, ended: ItemRow, first: int) -> Step:
         told = forwarded_of(ended)
-        yield from self._settle()
+        yield from self.settle()
         written = min(max(0, self.end - self.data_object), self.data.records)
         if told.source is not None and told.source.key in UNREADABLE:
             if (yield from self.source.cannot_read(Unread(told.source, ended, first, written))):
@@ -402,7 +345,7 @@ class PartWriter:
             told_records = f"{written} records of part {self.plan['part']}"
             self.desk.log(self.job, "info", f"early warning on {self.tag} after {told_records}")
         else:
-            self._check_medium(told.destination, "data")
+            self.check_medium(told.destination, "data")
 
     def end_part(self, records: int) -> None:
         """The part ends behind so many records, because its source does; the cartridge has room for more."""
@@ -435,7 +378,7 @@ class PartWriter:
         first = self.data_object + self.records
         objects = trailer_objects(self._trailer)
         if self.end < first + len(objects):
-            yield from self._write_objects(objects, first, "trailer")
+            yield from self.write_objects(objects, first, "trailer")
             return False
         yield from self._commit(self._trailer, first + len(objects))
         return True
@@ -454,7 +397,7 @@ class PartWriter:
             raise VolumeError("the drive gives no digests of the part")
         self.plan["tries"] = tries
         yield from pause(self.desk, self.job, BACKOFF_BASE_S * tries)
-        yield from self._load()
+        yield from self.load()
 
     def _make_trailer(self, digests: bytes) -> PartTrailer:
         if len(digests) != 4 * self.records:
@@ -485,10 +428,24 @@ class PartWriter:
                 f"cartridge {self.tag}: the trailer at object {trailer.trailer_object} "
                 "does not read back as written"
             )
+        retained = replace(
+            self.cartridge,
+            retain_until=max(self.cartridge.retain_until, trailer.retain_until),
+        )
+        if retained.retain_until or retained.hold:
+            # Before the part counts: from here on nobody erases it, whatever becomes of this catalog.
+            yield ask_retain(retained)
         part = part_row(trailer, tag=self.tag, end=end)
-        cartridge = replace(self.cartridge, end=end, sequence=trailer.sequence)
+        cartridge = replace(
+            self.cartridge,
+            end=end,
+            sequence=trailer.sequence,
+            first_written=self.cartridge.first_written or trailer.created,
+            last_written=trailer.created,
+            retain_until=retained.retain_until,
+        )
         if not self.is_whole and not self.plan.get("is_cut"):
-            cartridge = replace(cartridge, status="full", detail="early warning")
+            cartridge = replace(cartridge, status=self._full(), detail="early warning")
         self.plan["part"] += 1
         self.plan["stream_start"] = trailer.stream_start + trailer.stream_bytes
         self.job.result.setdefault("tags", []).append(self.tag)

@@ -20,7 +20,14 @@ from backplane.wire.messages import (
     ViewState,
     VolumeState,
 )
-from controller.catalog.store import CartridgeRow, NodeRow, PartRow, VolumeRow
+from controller.catalog.store import (
+    CartridgeRow,
+    DriveRow,
+    NodeRow,
+    PartRow,
+    PoolRow,
+    VolumeRow,
+)
 from controller.core.inactivity import Inactivity
 
 INVENTORY_WAIT_S: Final = 5.0
@@ -76,6 +83,13 @@ class Registry:
         self.volumes: dict[VolumeId, VolumeRow] = {}
         self.cartridges: dict[VolumeTag, CartridgeRow] = {}
         self.parts: dict[tuple[int, int], PartRow] = {}
+        self.pools: dict[str, PoolRow] = {}
+        self.drives: dict[tuple[NodeName, str], DriveRow] = {}
+        """What operators have said of drives."""
+        self.drives_by_hand: dict[tuple[NodeName, str], str] = {}
+        """Drives with which an operator's call does something, and what."""
+        self.drive_activity: dict[tuple[NodeName, str], str] = {}
+        """What a claimed drive does, in the words of `library_documents`; nothing depends on it."""
         self.drive_claims: dict[tuple[NodeName, str], JobId] = {}
         self.drive_seats: dict[tuple[NodeName, str], str] = {}
         """What a claimed drive is to its job, if it is not the only one."""
@@ -98,6 +112,13 @@ class Registry:
             raise NotFoundError(
                 f"no cartridge has the barcode {tag!r}", hint="ctl tape list shows them"
             )
+        return row
+
+    def pool(self, name: str) -> PoolRow:
+        """Return a pool; raises `NotFoundError`."""
+        row = self.pools.get(name)
+        if row is None:
+            raise NotFoundError(f"no pool is named {name!r}", hint="ctl pool list shows them")
         return row
 
     def volume_state(self, volume: VolumeId) -> VolumeState | None:
@@ -174,6 +195,7 @@ class Registry:
             state
             for state in known.drives.values()
             if self.may_claim((node, state.drive), job=job, seat=seat)
+            and not self.why_unusable(node, state.drive)
         ]
         free.sort(
             key=lambda state: (
@@ -190,14 +212,26 @@ class Registry:
         holder = self.drive_claims.get(key)
         return holder is None or (holder, self.drive_seats.get(key, "")) == (job, seat)
 
-    def drive_in_use_with(
+    def why_unusable(self, node: NodeName, drive: str) -> str:
+        """Say what keeps a drive from everybody, empty if nothing does."""
+        row = self.drives.get((node, drive))
+        if row is not None and row.is_down:
+            return f"is down{f': {row.reason}' if row.reason else ''}"
+        by_hand = self.drives_by_hand.get((node, drive))
+        return f"is in use: {by_hand}" if by_hand else ""
+
+    def why_not_from_drive(
         self, node: NodeName, tag: VolumeTag, *, job: JobId, seat: str = ""
-    ) -> str | None:
-        """Return the drive that a cartridge is in, if somebody else has claimed that drive."""
+    ) -> str:
+        """Say why a cartridge cannot be had from the drive that it is in, empty if it can or is in none."""
         for state in self.nodes[node].drives.values():
-            if state.loaded == tag and not self.may_claim((node, state.drive), job=job, seat=seat):
-                return state.drive
-        return None
+            if state.loaded != tag:
+                continue
+            why = self.why_unusable(node, state.drive)
+            if not self.may_claim((node, state.drive), job=job, seat=seat):
+                why = "is in use"
+            return f"is in drive {state.drive}, which {why}" if why else ""
+        return ""
 
     def claim_drive(self, job: JobId, node: NodeName, drive: str, *, seat: str = "") -> None:
         """Give a free drive to a seat of a job, which has no other then.
@@ -216,6 +250,24 @@ class Registry:
             if holder == job and seat in (None, self.drive_seats.get(key, "")):
                 del self.drive_claims[key]
                 self.drive_seats.pop(key, None)
+                self.drive_activity.pop(key, None)
+
+    @contextlib.contextmanager
+    def by_hand(self, node: NodeName, drive: str, what: str) -> Iterator[None]:
+        """Keep a drive for an operator's call; raises `BusyError` if somebody has it."""
+        key = node, drive
+        holder = self.drive_claims.get(key)
+        if holder is not None:
+            raise BusyError(
+                f"drive {drive} of {node} is used by job {holder}", hint="wait, or cancel the job"
+            )
+        if key in self.drives_by_hand:
+            raise BusyError(f"drive {drive} of {node} is in use: {self.drives_by_hand[key]}")
+        self.drives_by_hand[key] = what
+        try:
+            yield
+        finally:
+            del self.drives_by_hand[key]
 
     @contextlib.contextmanager
     def reserving(self, name: str, *, token: str) -> Iterator[None]:
@@ -232,16 +284,21 @@ class Registry:
 
     def last_part(self, tag: VolumeTag) -> PartRow | None:
         """Return the last committed part of a cartridge."""
-        sequence = self.cartridges[tag].sequence
+        cartridge = self.cartridges[tag]
         for row in self.parts.values():
-            if row.tag == tag and row.sequence == sequence:
+            if (row.tag, row.sequence) == (tag, cartridge.sequence) and self._is_there(row):
                 return row
         return None
+
+    def _is_there(self, part: PartRow) -> bool:
+        """Say whether a part is still on its cartridge, which may have been erased and labelled anew."""
+        return self.cartridges[part.tag].cartridge == part.cartridge
 
     def parts_on(self, tag: VolumeTag) -> list[PartRow]:
         """Return the committed parts of a cartridge, in order."""
         return sorted(
-            (row for row in self.parts.values() if row.tag == tag), key=lambda row: row.sequence
+            (row for row in self.parts.values() if row.tag == tag and self._is_there(row)),
+            key=lambda row: row.sequence,
         )
 
     def parts_of(self, backup: int) -> list[PartRow]:

@@ -73,6 +73,7 @@ class Site:
         self.catalog = MemoryCatalog()
         self.disk = DiskNode(clock=lambda: self.now)
         self.tape = TapeNode.with_drives(drives, tags=tags)
+        self.tape.wall = lambda: self.wall
         self.movers: dict[str, Mover] = {}
         self.away: set[str] = set()
         self.answers: dict[int, dict[str, Any]] = {}
@@ -367,6 +368,10 @@ class Site:
         self.settle(steps=20)
         return self.answer_of(number)
 
+    def call_now(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """Call a verb that is answered at once, while nothing else happens."""
+        return self.answer_of(self.begin_call(verb, **arguments))
+
     def make_volume(
         self, name: str, *, blocks: int = 64, data: dict[int, bytes] | None = None
     ) -> Volume:
@@ -394,6 +399,9 @@ class Site:
             "check": True,
             "placed": [],
             "onto": [],
+            "pool": "",
+            "no_wait_media": False,
+            "tag": "",
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
             "view": "auto",

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from backplane import tape_format
 from backplane.crc import crc32c
-from backplane.errors import BusyError, MediumError, NotFoundError, StaleError, VolumeError
+from backplane.errors import (
+    BusyError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    StaleError,
+    VolumeError,
+)
 from backplane.scsi.designator import designator_of
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import (
@@ -20,8 +29,14 @@ from backplane.wire.messages import (
     NodeReply,
     TapeAdd,
     TapeDigest,
+    TapeErase,
     TapeLoad,
+    TapeMetadata,
+    TapeMove,
+    TapeRetain,
     TapeSample,
+    TapeScan,
+    TapeUnload,
     UnitFence,
     UnitFenced,
 )
@@ -46,6 +61,16 @@ class Tape:
     unreadable: str = ""
     write_error: int = 10**9
     """From this object on, writes fail with a medium error."""
+    element: str = ""
+    """Where it is when it is in no drive: `slot-N` or `io-N`."""
+    retain_until: str = ""
+    is_held: bool = False
+    is_worm: bool = False
+    is_write_protected: bool = False
+    refuses_erase: str = ""
+    """A reason of its own not to erase it."""
+    status: str = ""
+    """What its node says of it, if that is not what the objects say."""
 
 
 @dataclass
@@ -68,15 +93,35 @@ class TapeNode:
     tapes: dict[str, Tape] = field(default_factory=dict)
     drives: dict[str, Drive] = field(default_factory=dict)
     floor: dict[bytes, int] = field(default_factory=dict)
+    wall: Callable[[], str] = lambda: ""
+    erased: list[str] = field(default_factory=list)
 
     @classmethod
     def with_drives(cls, count: int, *, tags: tuple[str, ...]) -> TapeNode:
         """Make a node."""
-        made = cls(tapes={tag: Tape(tag) for tag in tags})
+        made = cls()
+        for tag in tags:
+            made.put(Tape(tag))
         for number in range(count):
             name = f"drive-{number}"
             made.drives[name] = Drive(name, designator_of("d" * 31 + str(number)))
         return made
+
+    def put(self, tape: Tape) -> None:
+        """Have an operator put a cartridge into a free slot."""
+        self.tapes[tape.tag] = tape
+        tape.element = self._free("slot")
+
+    def take_out(self, tag: str) -> Tape:
+        """Have an operator take a cartridge away."""
+        for drive in self.drives.values():
+            if drive.loaded == tag:
+                drive.loaded = ""
+        return self.tapes.pop(tag)
+
+    def _free(self, kind: str) -> str:
+        taken = {tape.element for tape in self.tapes.values()}
+        return next(name for n in itertools.count() if (name := f"{kind}-{n}") not in taken)
 
     def restart(self) -> None:
         """Die and start again: drives are empty, what was not durable is lost."""
@@ -123,16 +168,30 @@ class TapeNode:
     def cartridge_state(self, tag: str) -> CartridgeState:
         """Describe a cartridge."""
         tape = self.tapes[tag]
+        header = self._header(tape)
+        where = [drive.name for drive in self.drives.values() if drive.loaded == tag]
         return CartridgeState(
             tag=tag,  # type: ignore[arg-type]
-            cartridge="",  # type: ignore[arg-type]
-            status="writable" if tape.objects else "blank",
+            cartridge=header.cartridge if header else "",  # type: ignore[arg-type]
+            status=tape.status or ("writable" if tape.objects else "blank"),
             detail="",
             capacity_bytes=10**9,
             used_bytes=0,
             end=len(tape.objects),
             generation=0,
+            element=where[0] if where else tape.element,
+            store=header.store if header else "",
+            retain_until=tape.retain_until,
+            is_held=tape.is_held,
+            is_worm=tape.is_worm,
+            is_write_protected=tape.is_write_protected,
         )
+
+    @staticmethod
+    def _header(tape: Tape) -> Any:
+        if len(tape.objects) < 4 or not (tape.objects[1] or b"").startswith(b"SDVMETA"):
+            return None
+        return tape_format.decode_metadata([tape_format.decode_record(tape.objects[1] or b"")])
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -155,19 +214,74 @@ class TapeNode:
                 return self._digest(message, reply)
             case TapeSample():
                 return NodeReply(**reply, digests=self._sample(message))
+            case TapeMetadata():
+                return self._metadata(message, reply)
             case TapeAdd():
-                self.tapes.setdefault(message.tag, Tape(message.tag))
+                if message.tag not in self.tapes:
+                    self.put(Tape(message.tag))
                 return NodeReply(**reply, cartridges=(self.cartridge_state(message.tag),))
+            case TapeScan():
+                return NodeReply(**reply)
+            case TapeMove():
+                return self._move(message, reply)
+            case TapeUnload():
+                return self._unload(message, reply)
+            case TapeErase():
+                return self._erase(message, reply)
+            case TapeRetain():
+                tape = self._tape(message.tag)
+                tape.retain_until = max(tape.retain_until, message.retain_until)
+                tape.is_held = message.is_held
+                return NodeReply(**reply, cartridges=(self.cartridge_state(tape.tag),))
             case _:
                 raise AssertionError(message)
 
-    def _load(self, message: TapeLoad, reply: dict[str, Any]) -> NodeReply:
-        drive = self.drives[message.drive]
-        if message.epoch < self.floor.get(drive.unit, 0):
+    def _tape(self, tag: str) -> Tape:
+        if tag not in self.tapes:
+            raise NotFoundError(f"there is no cartridge {tag}")
+        return self.tapes[tag]
+
+    def _fence(self, name: str, epoch: int) -> Drive:
+        drive = self.drives[name]
+        if epoch < self.floor.get(drive.unit, 0):
             raise StaleError("overtaken")
-        self.raise_floor(drive.unit, message.epoch)
-        if message.tag not in self.tapes:
-            raise NotFoundError(f"there is no cartridge {message.tag}")
+        self.raise_floor(drive.unit, epoch)
+        return drive
+
+    def _move(self, message: TapeMove, reply: dict[str, Any]) -> NodeReply:
+        tape = self._tape(message.tag)
+        if any(drive.loaded == tape.tag for drive in self.drives.values()):
+            raise BusyError(f"cartridge {tape.tag} is in a drive")
+        kind = message.to.partition("-")[0]
+        if message.to != kind:
+            tape.element = message.to
+        elif not tape.element.startswith(f"{kind}-"):
+            tape.element = self._free(kind)
+        return NodeReply(**reply, cartridges=(self.cartridge_state(tape.tag),))
+
+    def _unload(self, message: TapeUnload, reply: dict[str, Any]) -> NodeReply:
+        drive = self._fence(message.drive, message.epoch)
+        tag, drive.loaded, drive.position = drive.loaded, "", 0
+        states = (self.cartridge_state(tag),) if tag else ()
+        return NodeReply(**reply, drives=(self.drive_state(drive),), cartridges=states)
+
+    def _erase(self, message: TapeErase, reply: dict[str, Any]) -> NodeReply:
+        drive = self._fence(message.drive, message.epoch)
+        if drive.loaded != message.tag:
+            raise NotFoundError(f"cartridge {message.tag} is not in drive {drive.name}")
+        tape = self.tapes[message.tag]
+        if tape.refuses_erase or tape.is_held or tape.is_worm or tape.retain_until > self.wall():
+            raise RefusedError(tape.refuses_erase or f"cartridge {tape.tag} is retained or held")
+        if tape.objects and self._header(tape) is None and not message.is_forced:
+            raise RefusedError(f"cartridge {tape.tag} is none of ours")
+        tape.objects, tape.durable, tape.bad, drive.position = [], 0, set(), 0
+        tape.retain_until, tape.status = "", ""
+        self.erased.append(tape.tag)
+        return self._look(drive, tape, reply)
+
+    def _load(self, message: TapeLoad, reply: dict[str, Any]) -> NodeReply:
+        drive = self._fence(message.drive, message.epoch)
+        self._tape(message.tag)
         if any(d.loaded == message.tag and d is not drive for d in self.drives.values()):
             raise BusyError(f"cartridge {message.tag} is in another drive")
         tape = self.tapes[message.tag]
@@ -198,6 +312,23 @@ class TapeNode:
             assert 0 < count <= len(record) - first
             digests += struct.pack(">I", crc32c(record[first : first + count]))
         return digests
+
+    def _metadata(self, message: TapeMetadata, reply: dict[str, Any]) -> NodeReply:
+        drive = self.drives[message.drive]
+        if not drive.loaded:
+            raise NotFoundError(f"drive {message.drive} is empty")
+        tape = self.tapes[drive.loaded]
+        found, at = b"", message.start
+        for record in tape.objects[at : at + 3]:
+            if at in tape.bad:
+                if found:
+                    break
+                raise MediumError(f"object {at} cannot be read")
+            if record is None or not record.startswith(b"SDVMETA"):
+                break
+            found += struct.pack(">I", len(record)) + record
+            at += 1
+        return NodeReply(**reply, records=found, next_object=at)
 
     def _look(self, drive: Drive, tape: Tape, reply: dict[str, Any]) -> NodeReply:
         """Find label and last committed trailer by looking at everything."""

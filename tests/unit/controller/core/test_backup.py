@@ -218,7 +218,7 @@ def test_without_a_cartridge_the_job_ends_with_exit_code_7(site: Site) -> None:
     for tag in site.tapes:
         site.set_cartridge(tag, status="error")
     site.make_volume("vol", data=DATA)
-    job = site.submit("backup", volume="vol")
+    job = site.submit("backup", volume="vol", no_wait_media=True)
     site.run()
     check_end(site, job, "failed")
     assert site.job(job).exit_code == MediaNeededError.exit_code

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import MediaNeededError, VolumeError
+from backplane.errors import VolumeError
 from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.scsi.designator import designator_of
 from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import CartridgeState, DriveState, NodeReply
 from controller.catalog.store import BackupRow, CartridgeRow, NodeRow, PartRow
+from controller.core.allocation import OperatorRequest
 from controller.core.effects import Alarm
 from controller.core.media import (
     Mounted,
@@ -24,6 +25,7 @@ from controller.core.media import (
     orphan_part,
     put_into_error,
 )
+from controller.core.pools import default_pool
 from controller.core.procedure import NotYet
 from controller.core.registry import Node, Registry
 from tests.site.site import Site
@@ -31,6 +33,7 @@ from tests.site.site import Site
 STORE, UUID = "a" * 32, "b" * 32
 TAG = VolumeTag("LTO001L8")
 JOB = JobId(1)
+WALL = "2026-02-01T00:00:00Z"
 
 ROW = CartridgeRow(
     tag=TAG,
@@ -42,6 +45,7 @@ ROW = CartridgeRow(
     sequence=2,
     capacity_bytes=10**9,
     created="2026-01-11T10:43:48Z",
+    pool="default",
 )
 PART = PartRow(
     backup=BackupId(5),
@@ -181,11 +185,11 @@ def registry(*rows: CartridgeRow, drives: int = 1, loaded: str = "") -> Registry
 
 
 def chosen(made: Registry, claims: dict[VolumeTag, JobId] | None = None) -> str:
-    found = choose_for_append(made, JOB, claims=claims or {})
+    found = choose_for_append(made, JOB, default_pool(), claims=claims or {}, backups={}, wall=WALL)
     return found.tag if isinstance(found, Mounted) else found.reason
 
 
-BLANK = replace(ROW, tag=VolumeTag("LTO000L8"), status="blank", end=0, sequence=0)
+BLANK = replace(ROW, tag=VolumeTag("LTO000L8"), status="blank", end=0, sequence=0, pool="")
 FULLER = replace(ROW, tag=VolumeTag("LTO009L8"), end=90)
 
 
@@ -202,9 +206,9 @@ def test_a_cartridge_that_another_job_uses_is_passed_over() -> None:
     )
 
 
-def test_without_any_cartridge_that_could_take_data_media_are_needed() -> None:
-    with pytest.raises(MediaNeededError):
-        chosen(registry(replace(ROW, status="full"), replace(FULLER, status="error")))
+def test_without_any_cartridge_that_could_take_data_an_operator_is_asked() -> None:
+    made = registry(replace(ROW, status="retired"), replace(FULLER, status="error"))
+    assert chosen(made) == "waiting: scratch cartridge for pool default"
 
 
 def test_a_job_waits_for_a_drive_that_another_has_claimed() -> None:
@@ -222,9 +226,12 @@ def test_the_drive_that_holds_the_cartridge_is_preferred() -> None:
 def test_a_cartridge_outside_the_library_or_at_a_node_away_is_waited_for() -> None:
     made = registry(ROW)
     del made.nodes[NodeName("tape")].cartridges[ROW.tag]
-    assert mount(made, JOB, ROW, claims={}) == NotYet(
-        "waiting: cartridge LTO001L8 is not in the library of tape"
-    )
+    asked = mount(made, JOB, ROW, claims={})
+    assert isinstance(asked, OperatorRequest)
+    assert asked.reason == "waiting: cartridge LTO001L8 (offline)"
+    asked = mount(made, JOB, replace(ROW, vault="cellar"), claims={})
+    assert isinstance(asked, OperatorRequest)
+    assert asked.reason == "waiting: cartridge LTO001L8 (in vault cellar)"
     made.nodes[NodeName("tape")].is_online = False
     assert mount(made, JOB, ROW, claims={}) == NotYet("waiting: storage node tape is away")
 

@@ -208,7 +208,7 @@ def test_a_full_cartridge_and_no_other_ends_the_job_with_exit_code_7(site: Site)
     site.tapes[TAG].capacity = 8
     site.set_cartridge("LTO002L8", status="error")
     site.make_volume("vol", data=DATA)
-    job = site.submit("backup", volume="vol")
+    job = site.submit("backup", volume="vol", no_wait_media=True)
     site.run()
     check_end(site, job, "failed")
     assert site.job(job).exit_code == MediaNeededError.exit_code

@@ -79,8 +79,9 @@ def test_a_job_has_one_drive_for_each_of_its_seats_and_neither_is_free_for_the_o
     made = registry(drive("d0", loaded="A"), drive("d1"), drive("d2"))
     made.claim_drive(ONE, TAPE, "d0", seat="source")
     assert (found(made, ONE, prefer="A"), found(made, TWO)) == ("d1", "d1")
-    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=ONE) == "d0"
-    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=ONE, seat="source") is None
+    asked = made.why_not_from_drive(TAPE, VolumeTag("A"), job=ONE)
+    assert asked == "is in drive d0, which is in use"
+    assert not made.why_not_from_drive(TAPE, VolumeTag("A"), job=ONE, seat="source")
     made.claim_drive(ONE, TAPE, "d1")
     made.claim_drive(ONE, TAPE, "d2", seat="source")
     assert made.drive_claims == {(TAPE, "d1"): ONE, (TAPE, "d2"): ONE}
@@ -94,9 +95,9 @@ def test_a_job_has_one_drive_for_each_of_its_seats_and_neither_is_free_for_the_o
 def test_a_cartridge_in_the_drive_of_another_job_is_in_use() -> None:
     made = registry(drive("d0", loaded="A"), drive("d1"))
     made.claim_drive(TWO, TAPE, "d0")
-    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=ONE) == "d0"
-    assert made.drive_in_use_with(TAPE, VolumeTag("A"), job=TWO) is None
-    assert made.drive_in_use_with(TAPE, VolumeTag("B"), job=ONE) is None
+    assert "in drive d0, which is in use" in made.why_not_from_drive(TAPE, VolumeTag("A"), job=ONE)
+    assert not made.why_not_from_drive(TAPE, VolumeTag("A"), job=TWO)
+    assert not made.why_not_from_drive(TAPE, VolumeTag("B"), job=ONE)
 
 
 def test_a_node_that_nobody_has_met_has_no_drive() -> None:

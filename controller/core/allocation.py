@@ -1,0 +1,202 @@
+"""Which cartridge is written next.  Pure.
+
+A job gets a cartridge when it first writes, not when it is queued, and the pool gets the cartridge with its label.  In
+order, and of each kind those that are in a library before those that are not:
+
+    own         what the job itself has begun and not filled
+    writable    of the pool, as its policy says: the fullest (`continue`), none (`always`), the fullest of those first
+                written not longer ago than that (`every:SECONDS`)
+    unused      of the pool: blank, or labelled and never written
+    scratch     the same of no pool, if the pool takes scratch
+    recyclable  of the pool, and then of no pool if it takes scratch: what was written longest ago first
+
+A cartridge is recyclable when nothing is left on it that anybody may want: its retention is over, at its node as well
+as here, nobody holds it, and no backup that has not been pruned has a part on it, nor has one on which such a backup
+stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from backplane.ids import BackupId, VolumeTag
+from backplane.wire.messages import CartridgeState
+from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
+from controller.core.pools import ALWAYS, allocation_of, seconds_between
+from controller.core.procedure import NotYet
+from controller.core.registry import Registry
+
+ALTERNATIVES_MAX: Final = 3
+"""Cartridges that a request to an operator names beside what would do as well."""
+
+_REQUEST: Final = re.compile(
+    r"waiting: (scratch cartridge for pool |a cartridge for pool |cartridge \S+ \()"
+)
+_FOR_POOL: Final = re.compile(r"waiting: (scratch|a) cartridge for pool ")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRequest(NotYet):
+    """What only an operator can bring about; `alternative` is what would do, in the words of a list."""
+
+    alternative: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A cartridge that could be written, and whether what is on it has to be erased first."""
+
+    row: CartridgeRow
+    must_erase: bool = False
+
+
+def is_request(reason: str) -> bool:
+    """Say whether a job's reason for waiting is a request to operators."""
+    return bool(_REQUEST.match(reason))
+
+
+def is_pool_request(reason: str) -> bool:
+    """Say whether it is one that the end of a retention may grant."""
+    return bool(_FOR_POOL.match(reason))
+
+
+def is_unused(row: CartridgeRow) -> bool:
+    """Say whether nothing was ever written behind the label, if it has one."""
+    return row.status == "blank" or (row.status == "writable" and not row.sequence)
+
+
+def state_of(registry: Registry, row: CartridgeRow) -> CartridgeState | None:
+    """Return what the node of a cartridge says of it, None while that is away or does not have it."""
+    node = registry.nodes.get(row.node)
+    return node.cartridges.get(row.tag) if node is not None and node.is_online else None
+
+
+def place_of(row: CartridgeRow, state: CartridgeState | None) -> str:
+    """Return the location of a cartridge: its element, the vault that it was brought to, or `offline`."""
+    if state is not None:
+        return state.element or "slot"
+    return f"vault {row.vault}" if row.vault else "offline"
+
+
+def candidates(
+    registry: Registry,
+    pool: PoolRow,
+    *,
+    own: frozenset[VolumeTag],
+    backups: Mapping[BackupId, BackupRow],
+    wall: str,
+) -> Iterator[Choice]:
+    """Yield what could be written for a pool, in order; lazily, because recyclable ones take a look at all parts."""
+    rows = list(registry.cartridges.values())
+    ours = [row for row in rows if row.pool == pool.pool]
+    scratch = [row for row in rows if not row.pool] if pool.takes_scratch else []
+    writable = [row for row in ours if row.status == "writable" and not is_unused(row)]
+    for row in sorted(writable, key=lambda row: (row.tag not in own, -row.end, row.tag)):
+        if row.tag in own or _is_open(row, pool, wall=wall):
+            yield Choice(row)
+    for group in (ours, scratch):
+        unused = [row for row in group if is_unused(row)]
+        # One with a label is as good as done; a blank one of the pool may be half labelled.
+        unused.sort(key=lambda row: (row.status != "writable", not row.cartridge, row.tag))
+        yield from map(Choice, unused)
+    used = needed_tags(registry, backups)
+    for group in (ours, scratch):
+        written = [row for row in group if not is_unused(row)]
+        old = [row for row in written if not why_kept(row, registry, used=used, wall=wall)]
+        old.sort(key=lambda row: (row.last_written, row.tag))
+        yield from (Choice(row, must_erase=True) for row in old)
+
+
+def _is_open(row: CartridgeRow, pool: PoolRow, *, wall: str) -> bool:
+    """Say whether a pool's policy lets jobs that did not begin a cartridge write behind what is on it."""
+    kind, every_s = allocation_of(pool)
+    if kind == ALWAYS:
+        return False
+    return not every_s or seconds_between(row.first_written or row.created, wall) < every_s
+
+
+# --- recycling -----------------------------------------------------------------------------------
+
+
+def needed_tags(
+    registry: Registry, backups: Mapping[BackupId, BackupRow]
+) -> dict[VolumeTag, BackupId]:
+    """Return the cartridges with parts of living backups, each with one of these."""
+    living: set[BackupId] = set()
+    for row in backups.values():
+        each: BackupRow | None = row
+        is_living = row.state in ("building", "completed") or row.is_protected
+        while is_living and each is not None and each.backup not in living:
+            living.add(each.backup)
+            each = backups.get(each.parent)
+    found: dict[VolumeTag, BackupId] = {}
+    for part in registry.parts.values():
+        row_of_tag = registry.cartridges.get(part.tag)
+        is_there = row_of_tag is not None and row_of_tag.cartridge == part.cartridge
+        if part.backup in living and is_there:
+            found.setdefault(part.tag, part.backup)
+    return found
+
+
+def why_kept(
+    row: CartridgeRow,
+    registry: Registry,
+    *,
+    used: Mapping[VolumeTag, BackupId],
+    wall: str,
+    statuses: tuple[str, ...] = ("writable", "full"),
+) -> str:
+    """Say why a cartridge with data may not be erased, empty if it may; `used` is what `needed_tags` has found."""
+    state = state_of(registry, row)
+    if row.status not in statuses:
+        return f"it is {row.status}{f': {row.detail}' if row.detail else ''}"
+    if row.hold or (state is not None and state.is_held):
+        return f"it is held: {row.hold or 'its node says so'}"
+    until = max(row.retain_until, state.retain_until if state is not None else "")
+    if until > wall:
+        return f"it is retained until {until}"
+    if state is not None and state.is_worm:
+        return "it can be written only once"
+    if row.tag in used:
+        return f"backup {used[row.tag]} is on it, or stands on what is"
+    return ""
+
+
+def next_expiry(registry: Registry, *, wall: str) -> CartridgeRow | None:
+    """Return the cartridge whose retention is over next, None if none has any."""
+    waiting = [
+        row
+        for row in registry.cartridges.values()
+        if row.retain_until > wall and row.status in ("writable", "full") and not row.hold
+    ]
+    return min(waiting, key=lambda row: (row.retain_until, row.tag), default=None)
+
+
+# --- requests to operators -----------------------------------------------------------------------
+
+
+def request_for_pool(
+    registry: Registry, pool: PoolRow, *, alternatives: list[str], wall: str
+) -> OperatorRequest:
+    """Ask for a cartridge; `alternatives` are those that would do if they were there."""
+    if pool.takes_scratch:
+        words = f"scratch cartridge for pool {pool.pool}"
+    else:
+        words = (
+            f"a cartridge for pool {pool.pool} (takes no scratch): ctl tape add, "
+            f"or ctl pool set {pool.pool} --scratch"
+        )
+    words = ", or ".join([words, *alternatives[:ALTERNATIVES_MAX]])
+    following = next_expiry(registry, wall=wall)
+    if following is not None and following.pool in (pool.pool, ""):
+        words += f"; {following.tag} is retained until {following.retain_until}"
+    return OperatorRequest(f"waiting: {words}")
+
+
+def request_for_cartridge(row: CartridgeRow) -> OperatorRequest:
+    """Ask for one cartridge that no library has."""
+    words = f"{row.tag} ({f'in vault {row.vault}' if row.vault else 'offline'})"
+    return OperatorRequest(f"waiting: cartridge {words}", words)

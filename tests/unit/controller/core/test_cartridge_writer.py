@@ -1,0 +1,357 @@
+"""Retention and recycling: what reaches the node before a part counts, and when a cartridge is erased."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backplane.errors import MediumError, NotFoundError, StaleError
+from backplane.tape_format import RecordType, decode_metadata, decode_record
+from backplane.wire.messages import TapeErase, TapeRetain
+from controller.core import effects as core
+from tests.site.site import DATA, ControllerDied, Site, backed_up, check_end, connected, restored
+from tests.site.tape import Tape
+
+TAG = "LTO001L8"
+OTHER = "LTO002L8"
+
+
+def cartridge(site: Site, tag: str = TAG) -> Any:
+    return site.machine.registry.cartridges[tag]  # type: ignore[index]
+
+
+def pool(site: Site, name: str = "weekly", **changes: Any) -> None:
+    asked = {"retain": "0", "allocation": "continue", "scratch": True} | changes
+    site.call("pool.create", name=name, **asked)
+
+
+def again(site: Site, **arguments: Any) -> int:
+    job = site.submit("backup", volume="vol", **arguments)
+    site.run()
+    return job
+
+
+def prune(site: Site, *backups: int) -> None:
+    told = site.call("backup.prune", backups=[str(each) for each in backups])
+    assert told["pruned"] == sorted(backups)
+
+
+def metadata(site: Site, kind: RecordType, tag: str = TAG) -> list[Any]:
+    found = []
+    for item in site.tapes[tag].objects:
+        if item is not None and item.startswith(b"SDVMETA"):
+            record = decode_record(item)
+            if record.type is kind:
+                found.append(decode_metadata([record]))
+    return found
+
+
+def used_up(site: Site) -> int:
+    """A backup on the first cartridge, which is full; the others are out of the game."""
+    backup = backed_up(site)
+    site.set_cartridge(TAG, status="full")
+    site.set_cartridge(OTHER, status="retired")
+    return backup
+
+
+# --- retention -----------------------------------------------------------------------------------
+
+
+def test_a_part_says_its_pool_and_until_when_it_is_kept() -> None:
+    site = connected()
+    pool(site, retain="1d")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    (header,) = metadata(site, RecordType.PART_HEADER)
+    (trailer,) = metadata(site, RecordType.PART_TRAILER)
+    assert (header.pool, trailer.pool) == ("weekly", "weekly")
+    row = cartridge(site)
+    assert row.pool == "weekly"
+    assert row.retain_until == trailer.retain_until == site.tapes[TAG].retain_until
+    assert row.retain_until == row.last_written.replace("-11T", "-12T")
+    assert row.first_written == row.last_written == trailer.created
+    assert site.machine.backups[1].pool == "weekly"  # type: ignore[index]
+
+
+def test_nothing_counts_before_the_node_retains_it() -> None:
+    site = connected()
+    pool(site, retain="forever")
+    site.make_volume("vol", data=DATA)
+    site.submit("backup", volume="vol", pool="weekly")
+    while not any(isinstance(message, TapeRetain) for _, message in site.wire):
+        site.deliver(*site.wire.pop(0))
+    assert not site.machine.registry.parts
+    site.disconnect("tape")
+    site.run(30)
+    assert not site.machine.registry.parts
+    site.connect("tape")
+    site.run()
+    assert site.machine.registry.parts
+    assert site.tapes[TAG].retain_until == "9999-12-31T23:59:59Z"
+
+
+def test_a_shorter_retention_of_the_pool_shortens_nothing(site: Site) -> None:
+    pool(site, retain="2d")
+    site.make_volume("vol", data=DATA)
+    again(site, pool="weekly")
+    kept = cartridge(site).retain_until
+    site.call("pool.set", name="weekly", retain="0", allocation="", scratch="")
+    again(site, pool="weekly")
+    assert cartridge(site).sequence == 2
+    assert cartridge(site).retain_until == kept == site.tapes[TAG].retain_until
+
+
+def test_a_pool_that_changes_while_a_part_is_written_changes_the_next_one() -> None:
+    """What is on the tape already says the old retention: a header that broke off is continued byte for byte."""
+    site = connected()
+    pool(site, retain="2d")
+    site.make_volume("vol", data=DATA)
+    site.submit("backup", volume="vol", pool="weekly")
+
+    def change(work: core.SendWork) -> None:
+        if work.item.purpose == "data":
+            site.machine.record(replace(site.machine.registry.pool("weekly"), retain_s=0))
+
+    site.before_work = change
+    site.run()
+    assert metadata(site, RecordType.PART_HEADER)[0].retain_until
+    assert metadata(site, RecordType.PART_TRAILER)[0].retain_until
+
+
+def test_a_hold_reaches_the_node_with_every_part(site: Site) -> None:
+    backed_up(site)
+    site.set_cartridge(TAG, hold="lawsuit")
+    again(site)
+    assert site.tapes[TAG].is_held
+    assert cartridge(site).hold == "lawsuit"
+
+
+# --- recycling -----------------------------------------------------------------------------------
+
+
+def test_a_cartridge_that_nobody_wants_any_more_is_erased_and_labelled_anew(site: Site) -> None:
+    first = used_up(site)
+    before = cartridge(site).cartridge
+    prune(site, first)
+    job = again(site)
+    check_end(site, job)
+    assert site.tape.erased == [TAG]
+    row = cartridge(site)
+    assert (row.status, row.sequence, row.pool) == ("writable", 1, "default")
+    assert row.cartridge not in ("", before)
+    assert "backup 1, which is pruned, is gone from cartridge LTO001L8" in site.log(job)
+    assert restored(site, int(site.job(job).backup)) == DATA
+    assert site.machine.backups[first].state == "pruned"  # type: ignore[index]
+    assert [part.backup for part in site.machine.registry.parts_on(row.tag)] == [2]
+
+
+def test_a_living_backup_is_never_erased_and_the_job_asks_for_a_cartridge(site: Site) -> None:
+    used_up(site)
+    job = again(site)
+    assert site.job(job).reason == "waiting: scratch cartridge for pool default"
+    assert site.tape.erased == []
+
+
+def test_the_one_that_was_written_longest_ago_comes_first() -> None:
+    tags = ("LTO001L8", "LTO002L8", "LTO003L8")
+    site = connected(tags=tags)
+    pool(site, allocation="always")
+    site.make_volume("vol", data=DATA)
+    for _ in tags:
+        site.run(30)
+        site.now += 30
+        check_end(site, again(site, pool="weekly"))
+    prune(site, 1, 2, 3)
+    site.set_cartridge("LTO001L8", last_written="2026-01-20T00:00:00Z")
+    check_end(site, again(site, pool="weekly"))
+    assert site.tape.erased == ["LTO002L8"]
+
+
+def test_a_node_that_refuses_is_believed_and_the_next_cartridge_is_taken(site: Site) -> None:
+    first = used_up(site)
+    prune(site, first)
+    site.set_cartridge(OTHER, status="blank")
+    site.tapes[TAG].refuses_erase = "WORM, says the chip"
+    site.set_cartridge(OTHER, status="retired")
+    site.tape.put(Tape("LTO003L8"))
+    job = site.submit("backup", volume="vol")
+    site.settle()
+    assert cartridge(site).status == "error"
+    assert cartridge(site).detail == "cannot be erased: WORM, says the chip"
+    assert [alarm for alarm in site.alarms if TAG in alarm and "WORM" in alarm]
+    assert site.job(job).reason == "waiting: scratch cartridge for pool default"
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+    assert site.tape.erased == []
+
+
+def test_what_the_node_retains_longer_than_the_catalog_knows_is_not_asked_for(site: Site) -> None:
+    prune(site, used_up(site))
+    site.tapes[TAG].retain_until = "2026-03-01T00:00:00Z"
+    site.connect("tape")
+    job = again(site)
+    assert site.job(job).reason.startswith("waiting: scratch cartridge for pool default")
+    assert cartridge(site).status == "full"
+
+
+def test_another_cartridge_with_that_barcode_is_never_erased(site: Site) -> None:
+    prune(site, used_up(site))
+    other = connected()
+    other.ids = iter(range(10**6, 2 * 10**6))  # type: ignore[assignment]
+    backed_up(other)
+    site.tapes[TAG].objects = list(other.tapes[TAG].objects)
+    job = again(site)
+    assert site.tape.erased == []
+    assert "is another one" in cartridge(site).detail
+    assert site.job(job).reason.startswith("waiting: scratch cartridge")
+
+
+def test_a_hold_that_comes_before_the_erase_keeps_the_cartridge(site: Site) -> None:
+    prune(site, used_up(site))
+    job = site.submit("backup", volume="vol")
+    while not site.machine.jobs[job].plan.get("erase"):  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    site.set_cartridge(TAG, hold="lawsuit")
+    site.run()
+    assert site.tape.erased == []
+    assert cartridge(site).status == "full", "nothing is wrong with it"
+    assert "is not erased: it is held: lawsuit" in "".join(site.log(job))
+    assert site.alarms == []
+
+
+@pytest.mark.parametrize("error", [StaleError("overtaken"), NotFoundError("the drive is empty")])
+def test_a_drive_that_lost_the_cartridge_is_loaded_again(site: Site, error: Any) -> None:
+    prune(site, used_up(site))
+    original, asked = site.tape.answer, []
+
+    def answer(message: Any) -> Any:
+        if isinstance(message, TapeErase):
+            asked.append(message.epoch)
+            if len(asked) == 1:
+                raise error
+        return original(message)
+
+    site.tape.answer = answer  # type: ignore[method-assign]
+    check_end(site, again(site))
+    assert len(asked) == 2
+    assert asked[0] < asked[1]
+
+
+def test_a_cartridge_that_cannot_be_erased_is_in_error(site: Site) -> None:
+    prune(site, used_up(site))
+    original = site.tape.answer
+
+    def answer(message: Any) -> Any:
+        if isinstance(message, TapeErase):
+            raise MediumError("servo failure")
+        return original(message)
+
+    site.tape.answer = answer  # type: ignore[method-assign]
+    again(site)
+    assert (cartridge(site).status, cartridge(site).detail) == (
+        "error",
+        "cannot be erased: servo failure",
+    )
+
+
+@pytest.mark.parametrize("effects", range(1, 60, 2))
+def test_a_controller_that_dies_anywhere_in_recycling_goes_on_with_it(effects: int) -> None:
+    site = connected()
+    prune(site, used_up(site))
+    job = site.submit("backup", volume="vol")
+    site.crash_at = site.effects_seen + effects
+    with contextlib.suppress(ControllerDied):
+        site.run()
+    if site.crash_at is not None:
+        site.restart()
+    site.run()
+    check_end(site, job)
+    assert site.tape.erased.count(TAG) >= 1
+    assert restored(site, int(site.job(job).backup)) == DATA
+
+
+# --- waiting for media ---------------------------------------------------------------------------
+
+
+def test_a_job_waits_for_a_cartridge_and_goes_on_when_one_is_added(site: Site) -> None:
+    for tag in site.tapes:
+        site.set_cartridge(tag, status="retired")
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.run(3600)
+    assert site.job(job).reason == "waiting: scratch cartridge for pool default"
+    site.begin_call("tape.add", tag="LTO009L8", capacity_bytes=10**9, node="", pool="")
+    site.run()
+    check_end(site, job)
+
+
+def test_the_end_of_a_retention_is_noticed_without_anybody_asking(site: Site) -> None:
+    pool(site, retain="1h")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    site.set_cartridge(TAG, status="full")
+    site.set_cartridge(OTHER, status="retired")
+    prune(site, 1)
+    until = cartridge(site).retain_until
+    job = site.submit("backup", volume="vol", pool="weekly")
+    site.run(60)
+    assert site.job(job).reason == (
+        f"waiting: scratch cartridge for pool weekly; LTO001L8 is retained until {until}"
+    )
+    site.run(3700)
+    check_end(site, job)
+    assert site.tape.erased == [TAG]
+
+
+def test_a_pool_that_takes_scratch_from_now_on_lets_the_job_go_on(site: Site) -> None:
+    pool(site, scratch=False)
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", pool="weekly")
+    site.run(60)
+    assert site.job(job).reason == (
+        "waiting: a cartridge for pool weekly (takes no scratch): ctl tape add, "
+        "or ctl pool set weekly --scratch"
+    )
+    assert cartridge(site).pool == "", "nothing is taken by a job that only waits"
+    site.begin_call("pool.set", name="weekly", retain="", allocation="", scratch="yes")
+    site.run()
+    check_end(site, job)
+    assert cartridge(site).pool == "weekly"
+
+
+def test_a_cartridge_that_is_write_protected_is_named(site: Site) -> None:
+    site.set_cartridge(OTHER, status="retired")
+    site.tapes[TAG].is_write_protected = True
+    site.connect("tape")
+    site.make_volume("vol", data=DATA)
+    job = again(site)
+    assert site.job(job).reason == (
+        "waiting: scratch cartridge for pool default, or LTO001L8 without its write protection"
+    )
+    site.tapes[TAG].is_write_protected = False
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+
+
+def test_a_worm_cartridge_without_room_is_worm_and_never_erased(site: Site) -> None:
+    site.tapes[TAG].is_worm = True
+    site.tapes[TAG].capacity = 8
+    site.connect("tape")
+    backup = backed_up(site)
+    assert cartridge(site).status == "worm"
+    assert restored(site, backup) == DATA
+
+
+def test_pools_keep_to_their_own_cartridges(site: Site) -> None:
+    for name in ("weekly", "monthly"):
+        pool(site, name)
+    site.make_volume("vol", data=DATA)
+    for name in ("weekly", "monthly", "weekly"):
+        check_end(site, again(site, pool=name))
+    assert [cartridge(site, tag).pool for tag in (TAG, OTHER)] == ["weekly", "monthly"]
+    assert [cartridge(site, tag).sequence for tag in (TAG, OTHER)] == [2, 1]
