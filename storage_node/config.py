@@ -8,10 +8,12 @@ from typing import Annotated, Final, Literal
 
 from backplane.runtime.config import Between, Duration, Size
 from backplane.units import GIB, MIB
+from storage_node.core.changer import IO_SLOTS_MAX, SLOTS_MAX
 from storage_node.core.hook_rules import Consistency, Hook, HookPair
 from storage_node.data_server import CONNECTIONS_MAX
 from storage_node.mapping.limits import MappingRules
 from storage_node.nbd.server import CONNECTIONS_MAX as NBD_CONNECTIONS_MAX
+from storage_node.tape.library import IO_SLOTS, SLOTS
 
 RULES: Final = MappingRules()
 
@@ -49,6 +51,8 @@ class StorageNodeConfig:
     attach_paths: tuple[Path, ...] = ()
     library_folder: Path | None = None
     drives: Annotated[int, Between(1, 64)] = 1
+    slots: Annotated[int, Between(1, SLOTS_MAX)] = SLOTS
+    io_slots: Annotated[int, Between(0, IO_SLOTS_MAX)] = IO_SLOTS
     connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
     nbd_listen: tuple[str, ...] = ()
     nbd_advertise: tuple[str, ...] = ()

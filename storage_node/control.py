@@ -28,10 +28,6 @@ from backplane.wire.messages import (
     NodeFailed,
     NodeInventory,
     NodeReply,
-    TapeAdd,
-    TapeDigest,
-    TapeLoad,
-    TapeSample,
     UnitFence,
     UnitFenced,
     ViewCreate,
@@ -60,6 +56,7 @@ from storage_node.disk_control import DiskControl
 from storage_node.map_control import MapControl
 from storage_node.mapping.mapper import Mapper
 from storage_node.tape_control import TapeControl
+from storage_node.tape_requests import TapeMessage, tape_work
 from storage_node.view_control import ViewControl
 from storage_node.workers import KeyedWorkers
 
@@ -201,6 +198,9 @@ class Control:
 
     def handle(self, message: Message) -> None:
         """Take one message of the controller."""
+        if isinstance(message, TapeMessage):
+            self._tape_message(message)
+            return
         match message:
             case UnitFence():
                 self._run(
@@ -240,22 +240,6 @@ class Control:
                 )
             case ViewMap() | ViewMapPage():
                 self._map(message)
-            case TapeLoad():
-                self._tape_request(message.drive, message.request, lambda tape: tape.load(message))
-            case TapeDigest():
-                self._run(
-                    ("tape", message.drive),
-                    message.request,
-                    lambda: _digest(self._tape_role(), message),
-                )
-            case TapeSample():
-                self._run_once(
-                    ("tape", message.drive),
-                    message.request,
-                    lambda: _tape_sample(self._tape_role(), message),
-                )
-            case TapeAdd():
-                self._tape_request(message.tag, message.request, lambda tape: _add(tape, message))
             case _:
                 log.warning("a message that is not for storage nodes", extra={"kind": message.kind})
 
@@ -281,10 +265,12 @@ class Control:
 
         self._run(_volume_key(message.volume), message.request, run, is_change=True)
 
-    def _tape_request(
-        self, key: str, request: int, work: Callable[[TapeControl], NodeReply]
-    ) -> None:
-        self._run(("tape", key), request, lambda: work(self._tape_role()), is_change=True)
+    def _tape_message(self, message: TapeMessage) -> None:
+        work = tape_work(message, self._tape_role)
+        if work.is_long:
+            self._run_once(work.key, message.request, work.run)
+        else:
+            self._run(work.key, message.request, work.run, is_change=work.is_change)
 
     def _fence(self, message: UnitFence) -> UnitFenced:
         self._access.fence(message.designator, message.epoch)
@@ -542,17 +528,3 @@ def _failed(request: int, error: BackupError) -> NodeFailed:
     return NodeFailed(
         request=request, error=error.kind, reason=error.message[:4000], hint=error.hint[:4000]
     )
-
-
-def _digest(tape: TapeControl, message: TapeDigest) -> NodeReply:
-    digests, following = tape.digest(message.drive, message.start, message.end)
-    return NodeReply(request=message.request, boot_id=b"", digests=digests, next_object=following)
-
-
-def _tape_sample(tape: TapeControl, message: TapeSample) -> NodeReply:
-    digests = tape.sample(message.drive, message.ranges)
-    return NodeReply(request=message.request, boot_id=b"", digests=digests)
-
-
-def _add(tape: TapeControl, message: TapeAdd) -> NodeReply:
-    return NodeReply(request=message.request, boot_id=b"", cartridges=(tape.add(message),))

@@ -180,7 +180,10 @@ class StorageNode:
         return self._nbd.start(self._config.nbd_listen)
 
     def _open_tape(self, stack: ExitStack, clock: Clock) -> TapeControl:
-        library = TapeLibrary(self._config.library, drives=self._config.drives)
+        config = self._config
+        library = TapeLibrary(
+            config.library, drives=config.drives, slots=config.slots, io_slots=config.io_slots
+        )
         stack.callback(library.close)
         return TapeControl(
             library,

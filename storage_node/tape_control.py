@@ -9,25 +9,48 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import BusyError, NotFoundError, RefusedError, StaleError
+from backplane.errors import BackupError, MediumError, NotFoundError, RefusedError, StaleError
 from backplane.ids import CartridgeId, Designator, Epoch, VolumeTag
 from backplane.runtime.clock import Clock
 from backplane.scsi.designator import designator_of
 from backplane.tape_format.payload import encode_payload
-from backplane.wire.messages import CartridgeState, DriveState, NodeReply, TapeAdd, TapeLoad
-from storage_node.access import Access
+from backplane.wire.messages import (
+    CartridgeState,
+    DriveState,
+    NodeReply,
+    TapeAdd,
+    TapeErase,
+    TapeLoad,
+    TapeMove,
+    TapeRetain,
+    TapeUnload,
+)
+from storage_node.access import Access, audit
 from storage_node.core.admission import Unit, UnitKind
+from storage_node.core.retention import erase_refusal, latest, moment
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
-from storage_node.tape.library import CartridgeFacts, TapeLibrary
+from storage_node.tape.cartridge import Cartridge
+from storage_node.tape.cartridge_info import is_cleaning_tag
+from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary, quarantined
 from storage_node.tape.record_sampler import sample_records, unpack_pieces
 from storage_node.tape.virtual_drive import VirtualDrive
-from storage_node.tape.volume_reader import LabelState, find_last_trailer, read_label
+from storage_node.tape.volume_reader import LabelState, TapeEnd, find_last_trailer, read_label
+from storage_node.tape_media import (
+    attributes_of,
+    erase_everything,
+    erase_facts,
+    erased_info,
+    informed,
+    metadata_records,
+)
 from storage_node.tape_unit import TapeUnit
 
 DIGESTS_MAX: Final = 200_000
@@ -35,6 +58,10 @@ DIGESTS_MAX: Final = 200_000
 
 DETAIL_CHARACTERS_MAX: Final = 80
 """Of a cartridge's detail: an inventory of 2048 cartridges is one control message."""
+
+PRODUCT: Final = "SDV VIRTUAL-TAPE"
+SERIAL_CHARACTERS: Final = 12
+"""Of the serial number of a virtual drive, which is the beginning of its UUID."""
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +84,14 @@ class TapeControl:
         self._lock = threading.Lock()
         self.units: dict[Designator, TapeUnit] = {}
         self._drives: dict[str, tuple[int, TapeUnit, VirtualDrive]] = {}
+        self._serials: dict[str, str] = {}
         uuids = _drive_uuids(state_folder / "drives.json", len(library.drives), new_uuid)
         for number, drive in enumerate(library.drives):
             name = f"drive-{number}"
             unit = TapeUnit(name, designator_of(uuids[name]), drive, access)
             self._drives[name] = number, unit, drive
+            self._serials[name] = uuids[name][:SERIAL_CHARACTERS].upper()
+            unit.find_committed_end = partial(_protected_end, drive)
             self.units[unit.designator] = unit
             access.put_unit(Unit(designator=unit.designator, kind=UnitKind.TAPE))
         self._facts = {facts.tag: facts for facts in library.cartridges()}
@@ -73,8 +103,9 @@ class TapeControl:
         with self._lock:
             for _, unit, drive in self._drives.values():
                 self._look(unit, drive)
-            drives = tuple(self._drive_state(unit, d) for _, unit, d in self._drives.values())
-            cartridges = tuple(_cartridge_state(facts) for _, facts in sorted(self._facts.items()))
+            drives = tuple(self._drive_state(name) for name in self._drives)
+            places = self._library.places()
+            cartridges = tuple(_cartridge_state(facts, places) for facts in self._judged())
         return drives, cartridges
 
     def is_drive(self, designator: Designator) -> bool:
@@ -92,22 +123,117 @@ class TapeControl:
     # --- requests --------------------------------------------------------------------------------
 
     def load(self, message: TapeLoad) -> NodeReply:
-        """Fence the drive, put the cartridge in, read label and last committed trailer; the tape is then at its end."""
+        """Fence the drive, put the cartridge in, read label and last committed trailer; the tape is then at its end.
+
+        A cleaning cartridge cleans the drive and goes back to its slot.
+        """
         number, unit, drive = self._drive(message.drive)
         self._fence(unit, message.epoch)
         with self._lock:
             with unit.mutex:
-                self._put_in(number, unit, drive, message.tag)
-                reply, unit.committed_end = self._read_ends(drive)
-                # Who appends next finds the tape where this reply says; who reads locates first anyway.
-                unit.position = drive.space(SpaceCode.END_OF_DATA).position
+                if is_cleaning_tag(message.tag):
+                    self._clean(number, unit, drive, message.tag)
+                    reply = NodeReply(request=0, boot_id=b"")
+                else:
+                    self._put_in(number, unit, drive, message.tag)
+                    reply, unit.committed_end = self._read_ends(drive)
+                    # Who appends next finds the tape where this reply says; who reads locates first anyway.
+                    unit.position = drive.space(SpaceCode.END_OF_DATA).position
             self._look(unit, drive)
-            return replace(
-                reply,
-                request=message.request,
-                drives=(self._drive_state(unit, drive),),
-                cartridges=(_cartridge_state(self._facts[message.tag]),),
+            return self._about(replace(reply, request=message.request), unit, message.tag)
+
+    def unload(self, message: TapeUnload) -> NodeReply:
+        """Fence the drive, flush it and put its cartridge back into its slot; an empty drive is no error."""
+        number, unit, drive = self._drive(message.drive)
+        self._fence(unit, message.epoch)
+        with self._lock, unit.mutex:
+            there = drive.cartridge
+            if there is not None:
+                self._take_out(number, unit, drive)
+            tag = there.info.tag if there is not None else ""
+            reply = NodeReply(request=message.request, boot_id=b"")
+            return self._about(reply, unit, tag)
+
+    def scan(self) -> None:
+        """Look into all elements, and at all cartridges, anew."""
+        with self._lock:
+            self._library.scan()
+            fresh: dict[str, CartridgeFacts] = {}
+            for tag in self._library.tags():
+                loaded = [u for _, u, d in self._drives.values() if _tag_in(d) == tag]
+                with loaded[0].mutex if loaded else nullcontext():
+                    fresh[tag] = self._library.facts(tag)
+            self._facts = fresh
+
+    def move(self, message: TapeMove) -> CartridgeState:
+        """Move a cartridge that is in no drive."""
+        with self._lock:
+            before = self._library.places()
+            self._library.move(message.tag, message.to)
+            if before.keys() != self._library.places().keys():
+                log.info("somebody was at the import/export elements")
+                self._facts = {
+                    tag: self._facts.get(tag) or self._library.facts(tag)
+                    for tag in self._library.tags()
+                }
+            return self._state(message.tag)
+
+    def erase(self, message: TapeErase) -> NodeReply:
+        """Make the cartridge in a drive blank, unless something forbids it: see `core.retention`."""
+        number, unit, drive = self._drive(message.drive)
+        self._fence(unit, message.epoch)
+        with self._lock:
+            with unit.mutex:
+                cartridge = _loaded(drive, unit.name)
+                if cartridge.info.tag != message.tag:
+                    raise NotFoundError(
+                        f"cartridge {message.tag} is not in {unit.name}: {cartridge.info.tag} is"
+                    )
+                self._permit_erase(message, cartridge, drive)
+                self._erase(number, unit, drive, cartridge)
+            self._look(unit, drive)
+            reply = NodeReply(request=message.request, boot_id=b"")
+            return self._about(reply, unit, message.tag)
+
+    def retain(self, message: TapeRetain) -> CartridgeState:
+        """Keep a cartridge from being erased; retention is only ever extended."""
+        if message.retain_until:
+            moment(message.retain_until)
+        with self._lock:
+            with self._mutex_of(message.tag):
+                info = self._library.info(message.tag)
+                until = latest((info.retain_until, message.retain_until))
+                changed = replace(info, retain_until=until, is_held=message.is_held)
+                if changed != info:
+                    self._library.save_info(changed)
+                    facts = {"cartridge": info.tag, "until": until, "held": message.is_held}
+                    audit.info("retained", extra=facts)
+                self._facts[message.tag] = self._library.facts(message.tag)
+            return self._state(message.tag)
+
+    def metadata(self, drive_name: str, start: int) -> NodeReply:
+        """Return metadata records from an object on, read by a head of its own."""
+        _, unit, drive = self._drive(drive_name)
+        with unit.mutex:
+            cartridge = _loaded(drive, unit.name)
+            records, following = metadata_records(drive.side_view(), start)
+            return NodeReply(
+                request=0,
+                boot_id=b"",
+                records=records,
+                next_object=following,
+                end=cartridge.object_count,
+                durable_end=cartridge.durable_count,
             )
+
+    def attributes(self, tag: str) -> bytes:
+        """Return the attributes of a cartridge's memory, as READ ATTRIBUTE does."""
+        with self._lock, self._mutex_of(tag):
+            info = self._library.info(tag)
+            facts = self._facts[tag] = self._library.facts(tag)
+            number = [n for n, _, drive in self._drives.values() if _tag_in(drive) == tag]
+            alerts = self._library.counters(number[0]).alerts if number else 0
+        return attributes_of(info, facts, alerts=alerts)
 
     def digest(self, drive_name: str, start: int, end: int) -> tuple[bytes, int]:
         """Return stored CRC32C values of records, and the object to go on from."""
@@ -121,8 +247,7 @@ class TapeControl:
         pieces = unpack_pieces(ranges)
         _, unit, drive = self._drive(drive_name)
         with unit.mutex:
-            if drive.cartridge is None:
-                raise NotFoundError(f"drive {drive_name} is empty")
+            _loaded(drive, unit.name)
             return sample_records(drive.side_view(), pieces)
 
     def add(self, message: TapeAdd) -> CartridgeState:
@@ -137,9 +262,10 @@ class TapeControl:
                     message.tag,
                     capacity_bytes=message.capacity_bytes,
                     created=f"{self._clock.wall():%Y-%m-%dT%H:%M:%SZ}",
+                    is_worm=message.is_worm,
                 )
             self._facts[message.tag] = facts
-        return _cartridge_state(facts)
+            return self._state(message.tag)
 
     def close(self) -> None:
         """Unload all drives; what is in their buffers becomes durable."""
@@ -149,10 +275,18 @@ class TapeControl:
     # --- inside ----------------------------------------------------------------------------------
 
     def _drive(self, name: str) -> tuple[int, TapeUnit, VirtualDrive]:
-        try:
-            return self._drives[name]
-        except KeyError:
-            raise NotFoundError(f"there is no drive {name} on this node") from None
+        """Find a drive by its name or its serial number."""
+        for known, found in self._drives.items():
+            if name in (known, self._serials[known]):
+                return found
+        raise NotFoundError(f"there is no drive {name} on this node")
+
+    def _mutex_of(self, tag: str) -> AbstractContextManager[object]:
+        """Return the mutex of the drive that a cartridge is in; call with the library's lock."""
+        for _, unit, drive in self._drives.values():
+            if _tag_in(drive) == tag:
+                return unit.mutex
+        return nullcontext()
 
     def _fence(self, unit: TapeUnit, epoch: Epoch) -> None:
         with self._access.locked() as rules:
@@ -166,23 +300,77 @@ class TapeControl:
         there = drive.cartridge
         if there is not None and there.info.tag == tag and there.failure is None:
             return
-        self._library.find(tag)  # a barcode that is not there unloads nothing
-        other = self._library.drive_with(tag)
-        if other is not None and other is not drive:
-            raise BusyError(f"cartridge {tag} is in another drive")
+        if there is None or there.info.tag != tag:
+            self._library.loadable(tag)  # what cannot be loaded unloads nothing
         if there is not None:
-            outcome = self._library.unload(drive=number)
-            if not outcome.is_good:
-                log.warning(
-                    "cartridge was unloaded after a failed write",
-                    extra={"cartridge": there.info.tag},
-                )
-            unit.position = 0
-            self._facts[there.info.tag] = self._library.facts(there.info.tag)
+            self._take_out(number, unit, drive)
         report = self._library.load(tag, drive=number)
         drive.test_unit_ready()  # takes the unit attention: whoever opens the drive next expects it
         unit.position = drive.read_position().position
         log.info("cartridge loaded", extra={"cartridge": tag, "drive": unit.name, "report": report})
+
+    def _take_out(self, number: int, unit: TapeUnit, drive: VirtualDrive) -> None:
+        """Note what the tape ends with, flush, and put the cartridge back into its slot."""
+        there = _loaded(drive, unit.name)
+        tag = there.info.tag
+        if there.failure is None and drive.flush().is_good:
+            try:
+                self._read_ends(drive)
+            except BackupError as error:
+                log.warning(
+                    "the end of the tape was not read",
+                    extra={"cartridge": tag, "reason": str(error)},
+                )
+        outcome = self._library.unload(drive=number)
+        if not outcome.is_good:
+            log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
+        unit.position, unit.committed_end, unit.refusal = 0, 0, ""
+        self._facts[tag] = self._library.facts(tag)
+
+    def _clean(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: str) -> None:
+        self._library.loadable(tag)
+        if drive.cartridge is not None:
+            self._take_out(number, unit, drive)
+        self._library.clean(tag, drive=number)
+        self._facts[tag] = self._library.facts(tag)
+        log.info("drive cleaned", extra={"cartridge": tag, "drive": unit.name})
+
+    def _permit_erase(self, message: TapeErase, cartridge: Cartridge, drive: VirtualDrive) -> None:
+        """Raise `RefusedError` unless the cartridge may be erased; either is in the audit."""
+        facts = erase_facts(cartridge, drive.side_view())
+        now = self._clock.wall()
+        reason = erase_refusal(facts, now=now, is_forced=message.is_forced)
+        told = {
+            "request": message.kind,
+            "cartridge": message.tag,
+            "drive": message.drive,
+            "epoch": message.epoch,
+            "forced": message.is_forced,
+        }
+        if not reason:
+            audit.info("erased", extra=told)
+            return
+        audit.warning("refused", extra=told | {"reason": reason})
+        is_matter_of_force = not erase_refusal(facts, now=now, is_forced=True)
+        raise RefusedError(
+            reason, hint="--force erases it all the same" if is_matter_of_force else ""
+        )
+
+    def _erase(
+        self, number: int, unit: TapeUnit, drive: VirtualDrive, cartridge: Cartridge
+    ) -> None:
+        tag, folder = cartridge.info.tag, cartridge.folder
+        if not erase_everything(cartridge, drive):
+            generation = cartridge.generation + 1
+            self._library.unload(drive=number)
+            try:
+                Cartridge.reformat(folder, self._library.info(tag), generation=generation)
+            except OSError as error:
+                raise MediumError(f"cartridge {tag} cannot be erased: {error}") from error
+            self._library.load(tag, drive=number)
+            drive.test_unit_ready()
+        self._library.save_info(erased_info(self._library.info(tag)))
+        unit.position, unit.committed_end = drive.read_position().position, 0
 
     def _read_ends(self, drive: VirtualDrive) -> tuple[NodeReply, int]:
         """Look at label and end with a head of its own, so that nobody's position changes.
@@ -203,38 +391,105 @@ class TapeControl:
             is_ours = label.state in (LabelState.BLANK, LabelState.UNFINISHED)
             return facts, 0 if is_ours else cartridge.object_count
         end = find_last_trailer(drive.side_view(), label.header)
+        self._note_end(cartridge, end)
         trailer = end.trailer
         if trailer is None:
-            return facts, end.committed_end
+            return facts, _committed_end(end)
         reply = replace(
             facts,
             trailer_sequence=trailer.sequence,
             trailer=encode_payload(trailer.directory_entry()),
             trailer_digest=hashlib.sha256(encode_payload(trailer)).digest(),
         )
-        return reply, end.committed_end
+        return reply, _committed_end(end)
+
+    def _note_end(self, cartridge: Cartridge, end: TapeEnd) -> None:
+        """Keep what the last trailer says with the cartridge, once it is on the medium."""
+        info = informed(cartridge.info, end)
+        if info != cartridge.info and cartridge.durable_count == cartridge.object_count:
+            self._library.save_info(info)
 
     def _look(self, unit: TapeUnit, drive: VirtualDrive) -> None:
+        """Look at what is in a drive, and decide whether it may be written to."""
         with unit.mutex:
-            if drive.cartridge is not None:
-                tag = drive.cartridge.info.tag
-                self._facts[tag] = self._library.facts(tag)
+            there = drive.cartridge
+            if there is None:
+                return
+            tag = there.info.tag
+            self._facts[tag] = self._library.facts(tag)
+            facts = next(each for each in self._judged() if each.tag == tag)
+            is_wrong = facts.status is CartridgeStatus.FOREIGN
+            if facts.status is CartridgeStatus.ERROR:
+                # What is wrong with the medium the drive says by itself, and better.
+                is_wrong = there.failure is None and there.recovered.is_appendable
+            unit.refusal = (facts.detail or facts.status.value) if is_wrong else ""
 
-    def _drive_state(self, unit: TapeUnit, drive: VirtualDrive) -> DriveState:
+    def _judged(self) -> list[CartridgeFacts]:
+        facts = [self._facts[tag] for tag in sorted(self._facts)]
+        return quarantined(facts, self._library.exceptions())
+
+    def _state(self, tag: str) -> CartridgeState:
+        facts = next(each for each in self._judged() if each.tag == tag)
+        return _cartridge_state(facts, self._library.places())
+
+    def _about(self, reply: NodeReply, unit: TapeUnit, tag: str) -> NodeReply:
+        """Add the state of a drive and of a cartridge ("" for none) to an answer."""
+        cartridges = (self._state(tag),) if tag else ()
+        return replace(reply, drives=(self._drive_state(unit.name),), cartridges=cartridges)
+
+    def _drive_state(self, name: str) -> DriveState:
+        number, unit, drive = self._drives[name]
         with self._access.locked() as rules:
             epoch = rules.floor(unit.designator).epoch
         there = drive.cartridge
         state = "empty" if there is None else "loaded" if there.failure is None else "error"
+        counters = self._library.counters(number)
         return DriveState(
-            drive=unit.name,
+            drive=name,
             designator=unit.designator,
             state=state,
-            loaded=there.info.tag if there is not None else "",
+            loaded=_tag_in(drive),
             epoch=epoch,
+            product=PRODUCT,
+            serial=self._serials[name],
+            alerts=counters.alerts,
+            loads=counters.loads,
+            needs_cleaning=counters.needs_cleaning,
         )
 
 
-def _cartridge_state(facts: CartridgeFacts) -> CartridgeState:
+def _tag_in(drive: VirtualDrive) -> str:
+    return drive.cartridge.info.tag if drive.cartridge is not None else ""
+
+
+def _loaded(drive: VirtualDrive, name: str) -> Cartridge:
+    if drive.cartridge is None:
+        raise NotFoundError(f"drive {name} is empty")
+    return drive.cartridge
+
+
+def _committed_end(end: TapeEnd) -> int:
+    """Return where overwriting may begin; where a trailer was damaged, what it committed is not known."""
+    return end.end_of_data if end.unreadable else end.committed_end
+
+
+def _protected_end(drive: VirtualDrive) -> int:
+    """Look up how far what is loaded is committed; the end of data if it is at it, or if nobody knows."""
+    cartridge = drive.cartridge
+    if cartridge is None:
+        return 0
+    position = drive.read_position()
+    if position.is_good and position.position == cartridge.object_count:
+        return cartridge.object_count
+    label = read_label(drive.side_view())
+    if label.state in (LabelState.BLANK, LabelState.UNFINISHED):
+        return 0
+    if label.state is LabelState.FOREIGN or label.header is None:
+        return cartridge.object_count
+    return _committed_end(find_last_trailer(drive.side_view(), label.header))
+
+
+def _cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> CartridgeState:
     return CartridgeState(
         tag=VolumeTag(facts.tag),
         cartridge=CartridgeId(facts.volume),
@@ -244,6 +499,14 @@ def _cartridge_state(facts: CartridgeFacts) -> CartridgeState:
         used_bytes=facts.used_bytes,
         end=facts.end,
         generation=facts.generation,
+        element=places.get(facts.tag, ""),
+        store=facts.store,
+        retain_until=facts.retain_until,
+        is_held=facts.is_held,
+        is_worm=facts.is_worm,
+        is_write_protected=facts.is_write_protected,
+        stored_bytes=facts.used_bytes,
+        loads=facts.load_count,
     )
 
 

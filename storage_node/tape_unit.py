@@ -6,16 +6,20 @@ checked by the rules (with the grant's own lowest position) and again by the dri
 
 The drive is append-only.  A grant that appends from a position before end of data (over an orphan tail, or a label that
 was not finished) permits exactly that once, with the first appending command of a session, and never before the last
-commit that was found when the cartridge was loaded: nothing committed is overwritten, whoever asks.
+commit: where that is, is looked up on the tape again before anything is overwritten, so what was committed since it
+was loaded counts as well.  Nothing committed is overwritten, whoever asks; and nothing at all is written to a tape that
+is none of ours, or not the one that it should be (`refusal`).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from backplane.crc import crc32c
-from backplane.errors import BackupError, UsageError
+from backplane.errors import BackupError, RefusedError, UsageError, VolumeError
 from backplane.ids import Designator
 from backplane.transport.stream import Opened
 from backplane.wire.frames import (
@@ -24,9 +28,11 @@ from backplane.wire.frames import (
     Header,
     Opcode,
     Protection,
+    Status,
     decode_entries,
 )
-from storage_node.access import Access
+from storage_node.access import Access, audit_refusal
+from storage_node.core import tape_sense
 from storage_node.core.admission import Request, Session
 from storage_node.core.tape_position import RECORD_BYTES_MAX
 from storage_node.data_server import FROM_FILE_BYTES_MIN, Exchange
@@ -37,6 +43,8 @@ PERIPHERAL_DEVICE_TYPE: Final = 0x01
 IMMEDIATE: Final = 0x01
 SUPPRESS_LENGTH: Final = 0x01
 _APPENDING: Final = frozenset({Opcode.WRITE_RECORD, Opcode.WRITE_FILEMARKS})
+
+log = logging.getLogger(__name__)
 
 
 class TapeUnit:
@@ -50,6 +58,10 @@ class TapeUnit:
         self.mutex = threading.Lock()
         self.position = 0
         self.committed_end = 0
+        self.refusal = ""
+        """Why nothing may be written to what is loaded; "" if it may."""
+        self.find_committed_end: Callable[[], int] = lambda: 0
+        """Looks it up on the tape, moving nothing; called with `mutex` held.  Raises `BackupError`."""
 
     def opened(self, boot_id: bytes) -> Opened:
         """Describe the drive."""
@@ -148,20 +160,39 @@ class TapeHandler:
                 return drive.test_unit_ready()
 
     def _append(self, header: Header, data: memoryview | None) -> Outcome:
-        may_overwrite = (
-            self._is_first_append
-            and self._unit.position == self._session.grant.position
-            and self._unit.position >= self._unit.committed_end
-        )
+        if self._unit.refusal:
+            self._audit(header, VolumeError(self._unit.refusal))
+            sense = tape_sense.sense_of(tape_sense.CANNOT_WRITE)
+            return Outcome(Status.CHECK_CONDITION, self._unit.position, sense)
+        may_overwrite = self._is_first_append and self._may_overwrite()
         self._is_first_append = False
         if may_overwrite:
             # Whatever it answers, the command that follows meets it again and says it.
             self._drive.allow_overwrite(self._unit.position)
         try:
-            return self._append_object(header, data)
+            outcome = self._append_object(header, data)
         finally:
             if may_overwrite:
                 self._drive.allow_overwrite(None)
+        if outcome.triple == tape_sense.OVERWRITE_REFUSED:
+            place = self._unit.position
+            self._audit(header, RefusedError(f"object {place} is not to be overwritten"))
+        return outcome
+
+    def _audit(self, header: Header, error: BackupError) -> None:
+        audit_refusal(header.opcode.name, self._session.grant, error)
+
+    def _may_overwrite(self) -> bool:
+        """Say whether what is behind the position may go: it stands where the grant begins, behind the last commit."""
+        unit = self._unit
+        if unit.position != self._session.grant.position or unit.position < unit.committed_end:
+            return False
+        try:
+            unit.committed_end = max(unit.committed_end, unit.find_committed_end())
+        except BackupError as error:
+            log.warning("the last commit was not found", extra={"reason": str(error)})
+            return False
+        return unit.position >= unit.committed_end
 
     def _append_object(self, header: Header, data: memoryview | None) -> Outcome:
         if header.opcode is Opcode.WRITE_RECORD:

@@ -10,6 +10,9 @@ from backplane.scsi.sense import Sense, SenseKey
 NO_MEDIUM: Final = SenseTriple(0x02, 0x3A, 0x00)
 MEDIUM_CHANGED: Final = SenseTriple(0x06, 0x28, 0x00)
 WRITE_PROTECTED: Final = SenseTriple(0x07, 0x27, 0x00)
+CANNOT_WRITE: Final = SenseTriple(0x07, 0x30, 0x05)
+"""CANNOT WRITE MEDIUM - INCOMPATIBLE FORMAT: a tape of somebody else, or not the one that it should be."""
+
 OVERWRITE_REFUSED: Final = SenseTriple(0x07, 0x30, 0x0C)
 INVALID_FIELD: Final = SenseTriple(0x05, 0x24, 0x00)
 WRONG_POSITION: Final = SenseTriple(0x0B, 0x3B, 0x00)

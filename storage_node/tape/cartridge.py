@@ -105,18 +105,27 @@ class Cartridge:
         for name in (DATA_NAME, INDEX_NAME):
             # Left over from a creation that was interrupted before its last file: worth nothing.
             (folder / name).unlink(missing_ok=True)
-        seed = seed_of(info.seed_bytes)
-        first_mark = encode_mark(DurableMark(1, 0, 0, 1), seed=seed)
         with contextlib.closing(FileMedium(folder / DATA_NAME, create=True)) as data:
             data.synchronise()
-        with contextlib.closing(FileMedium(folder / INDEX_NAME, create=True)) as index:
-            index.truncate(INDEX_HEADER_BYTES)
-            index.write([encode_index_header(info.seed_bytes)], 0)
-            index.write([first_mark], MARK_OFFSETS[1])
-            index.synchronise()
+        _write_blank_index(folder / INDEX_NAME, info, generation=1)
         # Last: a folder without this file is no cartridge.
         info.save(folder)
         synchronise_folder(folder.parent)
+
+    @classmethod
+    def reformat(cls, folder: Path, info: CartridgeInfo, *, generation: int) -> None:
+        """Make one that can only be read blank again, with a generation that it never had; it must not be open.
+
+        The new index takes the place of the old one in one step: a crash leaves the cartridge as it was, or blank.
+        """
+        fresh = folder / f"{INDEX_NAME}.new"
+        fresh.unlink(missing_ok=True)
+        _write_blank_index(fresh, info, generation=generation)
+        fresh.replace(folder / INDEX_NAME)
+        synchronise_folder(folder)
+        with contextlib.closing(FileMedium(folder / DATA_NAME)) as data:
+            data.truncate(0)
+            data.synchronise()
 
     @classmethod
     def open(cls, folder: Path, *, open_medium: OpenMedium = FileMedium) -> Self:
@@ -347,3 +356,12 @@ class Cartridge:
         except OSError as error:
             self.failure = error
             raise
+
+
+def _write_blank_index(path: Path, info: CartridgeInfo, *, generation: int) -> None:
+    mark = encode_mark(DurableMark(1, 0, 0, generation), seed=seed_of(info.seed_bytes))
+    with contextlib.closing(FileMedium(path, create=True)) as index:
+        index.truncate(INDEX_HEADER_BYTES)
+        index.write([encode_index_header(info.seed_bytes)], 0)
+        index.write([mark], MARK_OFFSETS[1])
+        index.synchronise()

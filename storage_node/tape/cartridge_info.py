@@ -7,22 +7,31 @@ ever replaced as a whole.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import RefusedError, VolumeError
+from backplane.errors import RefusedError, UsageError, VolumeError
 from backplane.units import KIB, MIB
+from storage_node.core.retention import moment
 from storage_node.core.tape_position import Marks
 from storage_node.tape.medium import replace_file
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""2 added retention, hold, pool, coherency and cleanings; version 1 is read, and has none of them."""
+
 INFO_NAME: Final = "cartridge.json"
 CAPACITY_BYTES_MIN: Final = 1 * KIB
 CAPACITY_BYTES_MAX: Final = 1 << 60
 RESERVE_BYTES_MAX: Final = 64 * MIB
 """Enough for the trailer of a part of 256 GiB in records of 1 MiB with tens of thousands of extents."""
 
+CLEANINGS: Final = 50
+"""What a new cleaning cartridge is good for."""
+
+CLEANING_PREFIX: Final = "CLN"
+POOL_CHARACTERS_MAX: Final = 64
+SINCE_2: Final = {"since": 2}
 _INFO_BYTES_MAX: Final = 64 * KIB
 _TAG_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
@@ -30,6 +39,11 @@ _TAG_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 def is_volume_tag(text: str) -> bool:
     """Say whether a barcode is 1 to 32 capital letters and digits: what labels and file names can hold."""
     return 1 <= len(text) <= 32 and _TAG_CHARACTERS.issuperset(text)
+
+
+def is_cleaning_tag(text: str) -> bool:
+    """Say whether a barcode is that of a cleaning cartridge, which is never loaded for data."""
+    return text.startswith(CLEANING_PREFIX)
 
 
 def default_reserve_bytes(capacity_bytes: int) -> int:
@@ -43,6 +57,10 @@ class CartridgeInfo:
 
     Early warning stands `early_warning_bytes` before the capacity, programmable early warning
     `programmable_early_warning_bytes` before that.  `volume_change_reference` grows before content may change.
+
+    `retain_until` (RFC 3339, "" for none) and `is_held` keep it from being erased.  `coherent_reference` is the change
+    reference for which trailer `coherent_sequence` at object `coherent_object` was the last one, of pool `pool`.
+    `cleanings_left` counts for cleaning cartridges.
     """
 
     serial: str
@@ -55,6 +73,13 @@ class CartridgeInfo:
     is_worm: bool = False
     load_count: int = 0
     volume_change_reference: int = 0
+    retain_until: str = field(default="", metadata=SINCE_2)
+    is_held: bool = field(default=False, metadata=SINCE_2)
+    pool: str = field(default="", metadata=SINCE_2)
+    coherent_reference: int = field(default=0, metadata=SINCE_2)
+    coherent_sequence: int = field(default=0, metadata=SINCE_2)
+    coherent_object: int = field(default=0, metadata=SINCE_2)
+    cleanings_left: int = field(default=CLEANINGS, metadata=SINCE_2)
 
     def __post_init__(self) -> None:
         if len(self.serial) != 32 or not set(self.serial) <= set("0123456789abcdef"):
@@ -69,6 +94,16 @@ class CartridgeInfo:
         reserves = (self.early_warning_bytes, self.programmable_early_warning_bytes)
         if min(reserves) < 0 or sum(reserves) > self.capacity_bytes:
             raise VolumeError("the early warning reserves do not fit the capacity")
+        if self.retain_until:
+            try:
+                moment(self.retain_until)
+            except UsageError as error:
+                raise VolumeError(f"retain_until: {error.message}") from error
+        if len(self.pool) > POOL_CHARACTERS_MAX:
+            raise VolumeError("the name of the pool is too long")
+        coherent = (self.coherent_reference, self.coherent_sequence, self.coherent_object)
+        if min(*coherent, self.cleanings_left) < 0 or max(coherent) >= 1 << 64:
+            raise VolumeError("a counter of the cartridge is impossible")
 
     @property
     def seed_bytes(self) -> bytes:
@@ -121,9 +156,14 @@ def load_cartridge_info(folder: Path) -> CartridgeInfo:
             raw = json.loads(stream.read(_INFO_BYTES_MAX))
     except (OSError, ValueError, RecursionError) as error:
         raise VolumeError(f"{path}: unreadable: {error}") from error
-    if not isinstance(raw, dict) or raw.pop("format_version", None) != FORMAT_VERSION:
-        raise VolumeError(f"{path}: not format version {FORMAT_VERSION}")
-    expected = {field.name: field.type for field in fields(CartridgeInfo)}
+    version = raw.pop("format_version", None) if isinstance(raw, dict) else None
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise VolumeError(f"{path}: not format version 1 to {FORMAT_VERSION}")
+    expected = {
+        each.name: each.type
+        for each in fields(CartridgeInfo)
+        if each.metadata.get("since", 1) <= version
+    }
     if raw.keys() != expected.keys():
         raise VolumeError(f"{path}: wrong fields: {sorted(raw.keys() ^ expected.keys())}")
     for name, value in raw.items():

@@ -2,9 +2,11 @@
 
     FOLDER/.lock        held while a process uses the library
     FOLDER/LTO001L8/    data, index, cartridge.json
+    FOLDER/io/          the import/export elements, see `changer`
 
-A cartridge is known by the volume UUID in its label; the barcode is a hint.  Two folders with the same volume UUID
-or serial number are a copied cartridge: both are in error until a person decides (fault T6).
+A cartridge is known by the volume UUID in its label; the barcode is a hint.  Two with the same volume UUID or serial
+number are a copied cartridge: both are quarantined until a person decides (fault T6), and so is a barcode that is there
+twice.  A barcode that begins with CLN is a cleaning cartridge: it is never loaded for data.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -19,22 +22,42 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import uuid4
 
-from backplane.errors import BackupError, BusyError, NotFoundError, RefusedError, VolumeError
+from backplane.errors import (
+    BackupError,
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+    VolumeError,
+)
+from storage_node.core.changer import (
+    ElementKind,
+    Geometry,
+    free_element,
+    home_of,
+    kind_of,
+    places,
+)
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import (
-    INFO_NAME,
+    CartridgeInfo,
+    is_cleaning_tag,
     is_volume_tag,
     load_cartridge_info,
     new_cartridge_info,
 )
+from storage_node.tape.changer import CARTRIDGES_MAX, Changer, VirtualChanger
 from storage_node.tape.drive import Outcome
+from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile, DriveCounters
 from storage_node.tape.recovery import RecoveryReport
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import Label, LabelState, read_label
 
-CARTRIDGES_MAX: Final = 2048
-"""Storage elements of one library; as many as an inventory message carries."""
+SLOTS: Final = 1000
+IO_SLOTS: Final = 8
+"""Elements of a virtual library that is not told how many it has."""
 
+COPIED: Final = "another cartridge has the same identity: one is a copy"
 _LOCK_NAME: Final = ".lock"
 
 
@@ -45,12 +68,15 @@ class CartridgeStatus(Enum):
     WRITABLE = "writable"
     FULL = "full"
     FOREIGN = "foreign"
+    CLEANING = "cleaning"
     ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CartridgeFacts:
-    """A cartridge as found.  `volume` is the UUID of its label, `detail` says why the status is what it is."""
+    """A cartridge as found.  `volume` is the UUID of its label, `store` that of the catalog which labelled it, `detail`
+    says why the status is what it is.
+    """
 
     tag: str
     status: CartridgeStatus
@@ -64,12 +90,18 @@ class CartridgeFacts:
     is_write_protected: bool = False
     load_count: int = 0
     volume_change_reference: int = 0
+    store: str = ""
+    is_worm: bool = False
+    retain_until: str = ""
+    is_held: bool = False
 
 
 class TapeLibrary:
-    """A folder of cartridges and some drives.  Raises `BusyError` if another process uses the folder."""
+    """A folder of cartridges, a changer and some drives.  Raises `BusyError` if another process uses the folder."""
 
-    def __init__(self, folder: Path, *, drives: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *, drives: int = 1, slots: int = SLOTS, io_slots: int = IO_SLOTS
+    ) -> None:
         assert drives >= 1
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -79,6 +111,15 @@ class TapeLibrary:
         except OSError as error:
             os.close(self._lock)
             raise BusyError(f"the tape library in {folder} is in use by another process") from error
+        try:
+            self._virtual = VirtualChanger(
+                folder, Geometry(slots=slots, io_slots=io_slots, drives=drives)
+            )
+            self._counters = CounterFile(folder / COUNTERS_NAME)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.changer: Changer = self._virtual
         self.drives = tuple(VirtualDrive() for _ in range(drives))
 
     def close(self) -> None:
@@ -121,6 +162,7 @@ class TapeLibrary:
             raise RefusedError(f"there is a cartridge {tag} already")
         if len(tags) >= CARTRIDGES_MAX:
             raise RefusedError(f"the library is full: {CARTRIDGES_MAX} cartridges")
+        free_element(self.changer.elements(), ElementKind.SLOT)
         info = new_cartridge_info(
             serial=uuid4().hex,
             tag=tag,
@@ -131,30 +173,39 @@ class TapeLibrary:
             is_worm=is_worm,
         )
         Cartridge.create(self.folder / tag, info)
+        self.changer.initialize()
         return self.facts(tag)
+
+    def scan(self) -> None:
+        """Look into all elements anew; see `cartridges` for what is on them."""
+        self.changer.initialize()
 
     def tags(self) -> list[str]:
         """Return the barcodes of all cartridges, sorted."""
-        return sorted(
-            path.name
-            for path in self.folder.iterdir()
-            if is_volume_tag(path.name) and (path / INFO_NAME).exists()
-        )[:CARTRIDGES_MAX]
+        return sorted({status.tag for status in self.changer.elements() if status.tag})
+
+    def places(self) -> dict[str, str]:
+        """Return the element of each barcode that is in one."""
+        return places(self.changer.elements())
 
     def find(self, tag: str) -> Path:
         """Return the folder of a cartridge; raises `NotFoundError`."""
-        if tag not in self.tags():
-            raise NotFoundError(f"there is no cartridge {tag}")
-        return self.folder / tag
+        return self._virtual.folder_of(tag)
+
+    def exceptions(self) -> dict[str, str]:
+        """Return what the changer has to say against cartridges: a barcode twice, no element."""
+        return {s.tag: s.exception for s in self.changer.elements() if s.tag and s.exception}
 
     def facts(self, tag: str) -> CartridgeFacts:
         """Look at one cartridge.  One that is in a drive is not moved; the drive's owner must hold its lock."""
-        folder = self.find(tag)
         drive = self.drive_with(tag)
         if drive is not None:
             return _facts_in(drive.side_view(), tag)
         drive = VirtualDrive()
         try:
+            folder = self.find(tag)
+            if is_cleaning_tag(tag):
+                return _cleaning_facts(tag, load_cartridge_info(folder))
             drive.load(folder, announce=False)
         except BackupError as error:
             return CartridgeFacts(tag=tag, status=CartridgeStatus.ERROR, detail=str(error))
@@ -164,20 +215,53 @@ class TapeLibrary:
             drive.unload()
 
     def cartridges(self) -> list[CartridgeFacts]:
-        """Look at all cartridges; see `facts`."""
-        found = [self.facts(tag) for tag in self.tags()]
-        serials = Counter(facts.serial for facts in found if facts.serial)
-        volumes = Counter(facts.volume for facts in found if facts.volume)
-        return [
-            replace(
-                facts,
-                status=CartridgeStatus.ERROR,
-                detail="another cartridge has the same identity: one is a copy",
-            )
-            if serials[facts.serial] > 1 or volumes[facts.volume] > 1
-            else facts
-            for facts in found
-        ]
+        """Look at all cartridges anew; see `facts`."""
+        self.scan()
+        return quarantined([self.facts(tag) for tag in self.tags()], self.exceptions())
+
+    def info(self, tag: str) -> CartridgeInfo:
+        """Return what a cartridge says of itself without its tape; raises `NotFoundError` or `VolumeError`."""
+        drive = self.drive_with(tag)
+        if drive is not None and drive.cartridge is not None:
+            return drive.cartridge.info
+        return load_cartridge_info(self.find(tag))
+
+    def save_info(self, info: CartridgeInfo) -> None:
+        """Replace that, durably; the owner of a drive that it is in must hold its lock.  Raises `VolumeError`."""
+        drive = self.drive_with(info.tag)
+        try:
+            if drive is not None and drive.cartridge is not None:
+                drive.cartridge.save_info(info)
+            else:
+                info.save(self.find(info.tag))
+        except OSError as error:
+            raise VolumeError(f"cartridge {info.tag}: {error}") from error
+
+    # --- moving ----------------------------------------------------------------------------------
+
+    def move(self, tag: str, to: str) -> str:
+        """Move a cartridge that is in no drive to `slot-N` or `io-N`, or to any free one of a kind; return where it is.
+
+        One that is there already stays.  Raises `NotFoundError`, `BusyError`, `RefusedError`, `UsageError`.
+        """
+        source = self._place(tag)
+        if kind_of(source) is ElementKind.DRIVE:
+            raise BusyError(f"cartridge {tag} is in {source}", hint="unload it first")
+        if to in (ElementKind.SLOT.value, ElementKind.IO.value):
+            if kind_of(source).value == to:
+                return source
+            to = free_element(self.changer.elements(), ElementKind(to))
+        elif kind_of(to) not in (ElementKind.SLOT, ElementKind.IO):
+            raise UsageError(f"{to} is no slot and no import/export element")
+        if to != source:
+            self.changer.move(source, to)
+        return to
+
+    def _place(self, tag: str) -> str:
+        found = self.places().get(tag)
+        if found is None:
+            raise NotFoundError(f"there is no cartridge {tag}")
+        return found
 
     # --- drives ----------------------------------------------------------------------------------
 
@@ -191,18 +275,74 @@ class TapeLibrary:
     def load(self, tag: str, *, drive: int = 0) -> RecoveryReport:
         """Put a cartridge into a drive.
 
-        Raises `NotFoundError`, `BusyError` if either is in use, `VolumeError` or `MediumError` if it cannot be opened.
+        Raises `NotFoundError`, `BusyError` if either is in use, `RefusedError` for one at the door or for cleaning,
+        `VolumeError` or `MediumError` if it cannot be opened.
         """
+        chosen, name, source = self._drive(drive), f"drive-{drive}", self.loadable(tag)
+        if is_cleaning_tag(tag):
+            raise RefusedError(f"{tag} is a cleaning cartridge: there is no tape in it")
         folder = self.find(tag)
-        if self.drive_with(tag) is not None:
-            raise BusyError(f"cartridge {tag} is in a drive already")
         if load_cartridge_info(folder).tag != tag:
             raise VolumeError(f"the cartridge in {folder} says that it has another barcode")
-        return self._drive(drive).load(folder).recovered
+        if chosen.cartridge is not None:
+            raise BusyError(f"cartridge {chosen.cartridge.info.tag} is in the drive")
+        self.changer.move(source, name)
+        try:
+            report = chosen.load(folder).recovered
+        except BaseException:
+            self.changer.move(name, source)
+            raise
+        self.changer.prevent(name, is_prevented=True)
+        self._counters.set(name, self._counters.of(name).loaded())
+        return report
+
+    def loadable(self, tag: str) -> str:
+        """Return the element of a cartridge that can be put into a drive; raises as `load`."""
+        source = self._place(tag)
+        if kind_of(source) is ElementKind.DRIVE:
+            raise BusyError(f"cartridge {tag} is in {source} already")
+        if kind_of(source) is ElementKind.IO:
+            raise RefusedError(
+                f"cartridge {tag} is in {source}, where it may be taken out",
+                hint=f"ctl tape import {tag}",
+            )
+        return source
 
     def unload(self, *, drive: int = 0) -> Outcome:
-        """Take the cartridge out of a drive; flushes it."""
-        return self._drive(drive).unload()
+        """Take the cartridge out of a drive and put it back into its slot; flushes it."""
+        chosen, name = self._drive(drive), f"drive-{drive}"
+        is_there = chosen.cartridge is not None
+        outcome = chosen.unload()
+        if is_there:
+            self.changer.prevent(name, is_prevented=False)
+            self.changer.move(name, home_of(self.changer.elements(), name))
+        return outcome
+
+    def clean(self, tag: str, *, drive: int) -> None:
+        """Clean an empty drive with a cleaning cartridge, which goes back to its slot.
+
+        Raises `RefusedError` if it is used up, else as `load`.
+        """
+        name, source = f"drive-{drive}", self.loadable(tag)
+        chosen, info = self._drive(drive), self.info(tag)
+        if chosen.cartridge is not None:
+            raise BusyError(f"cartridge {chosen.cartridge.info.tag} is in the drive")
+        if not info.cleanings_left:
+            raise RefusedError(f"cleaning cartridge {tag} is used up", hint=f"export {tag}")
+        self.changer.move(source, name)
+        try:
+            # Counted before it begins: a cleaning that was cut off has used the cartridge as well.
+            used = replace(
+                info, cleanings_left=info.cleanings_left - 1, load_count=info.load_count + 1
+            )
+            self.save_info(used)
+            self._counters.set(name, self._counters.of(name).cleaned())
+        finally:
+            self.changer.move(name, source)
+
+    def counters(self, drive: int) -> DriveCounters:
+        """Return what a drive has counted."""
+        return self._counters.of(f"drive-{drive}")
 
     def _drive(self, number: int) -> VirtualDrive:
         if not 0 <= number < len(self.drives):
@@ -210,17 +350,45 @@ class TapeLibrary:
         return self.drives[number]
 
 
+def quarantined(
+    found: Iterable[CartridgeFacts], exceptions: dict[str, str] | None = None
+) -> list[CartridgeFacts]:
+    """Put in error all that share an identity, and all that the changer has something against."""
+    listed = list(found)
+    serials = Counter(facts.serial for facts in listed if facts.serial)
+    volumes = Counter(facts.volume for facts in listed if facts.volume)
+    judged = []
+    for facts in listed:
+        is_copy = serials[facts.serial] > 1 or volumes[facts.volume] > 1
+        reason = (exceptions or {}).get(facts.tag, COPIED if is_copy else "")
+        judged.append(
+            replace(facts, status=CartridgeStatus.ERROR, detail=reason) if reason else facts
+        )
+    return judged
+
+
+def _cleaning_facts(tag: str, info: CartridgeInfo) -> CartridgeFacts:
+    return CartridgeFacts(
+        tag=tag,
+        status=CartridgeStatus.CLEANING,
+        detail=f"{info.cleanings_left} cleanings left",
+        serial=info.serial,
+        load_count=info.load_count,
+    )
+
+
 def _facts_in(drive: VirtualDrive, tag: str) -> CartridgeFacts:
     cartridge = drive.cartridge
     assert cartridge is not None
-    status, detail, volume = CartridgeStatus.ERROR, "", ""
+    status, detail, volume, store = CartridgeStatus.ERROR, "", "", ""
     try:
         label = read_label(drive)
     except BackupError as error:
         detail = str(error)
     else:
         status, detail = _judge(cartridge, label)
-        volume = label.header.cartridge if label.header is not None else ""
+        if label.header is not None:
+            volume, store = label.header.cartridge, label.header.store
     info = cartridge.info
     if info.tag != tag:
         status, detail = CartridgeStatus.ERROR, f"the cartridge says that its barcode is {info.tag}"
@@ -237,6 +405,10 @@ def _facts_in(drive: VirtualDrive, tag: str) -> CartridgeFacts:
         is_write_protected=info.is_write_protected,
         load_count=info.load_count,
         volume_change_reference=info.volume_change_reference,
+        store=store,
+        is_worm=info.is_worm,
+        retain_until=info.retain_until,
+        is_held=info.is_held,
     )
 
 

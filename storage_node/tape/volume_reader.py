@@ -31,6 +31,7 @@ from backplane.tape_format import (
     decode_record,
     decode_vol1,
 )
+from backplane.tape_format.foreign import describe_foreign
 from storage_node.core.tape_position import SpaceCode
 from storage_node.tape.drive import Drive, Outcome
 
@@ -111,6 +112,21 @@ class _Reader:
         assert outcome.data is not None
         return outcome.data
 
+    def first_record(self) -> tuple[memoryview, int]:
+        """Read the beginning of a record, whatever its length; return it, and the length.  Empty at a filemark.
+
+        Raises `MediumError` if it cannot be read.
+        """
+        outcome = self._drive.read_record(self._buffer)
+        sense = outcome.sense
+        if sense is not None and sense.key is not SenseKey.NO_SENSE:
+            raise MediumError(f"tape: {_words(outcome)}")
+        data = self._buffer[:0] if outcome.data is None else outcome.data
+        # The residual of a record that is longer than the buffer is negative.
+        is_longer = sense is not None and not sense.filemark and (sense.information or 0) < 0
+        excess = -(sense.information or 0) if sense is not None and is_longer else 0
+        return data, len(data) + excess
+
     def is_filemark(self, object_number: int) -> bool:
         """Say whether an object is a filemark; passes it."""
         if object_number < 0:
@@ -179,17 +195,14 @@ def _judge_label(reader: _Reader, end: int) -> Label:
     vol1: Vol1 | None = None
     reader.locate(0)
     try:
-        data = reader.next_object()
-        vol1 = decode_vol1(data if data is not None else b"")
+        data, length = reader.first_record()
+        vol1 = decode_vol1(data)
     except MediumError as error:
         damage.append(f"VOL1 is unreadable: {error}")
-    except VolumeError as error:
-        return Label(state=LabelState.FOREIGN, reason=str(error))
+    except VolumeError:
+        return Label(state=LabelState.FOREIGN, reason=describe_foreign(data, length=length))
     if vol1 is not None and not vol1.is_ours:
-        return Label(
-            state=LabelState.FOREIGN,
-            reason=f"volume {vol1.identifier!r} belongs to {vol1.owner or 'somebody else'!r}",
-        )
+        return Label(state=LabelState.FOREIGN, reason=describe_foreign(data, length=length))
     header = _volume_header(reader, min(end, LABEL_FILEMARK_OBJECT), damage)
     is_closed = end > LABEL_FILEMARK_OBJECT and reader.is_filemark(LABEL_FILEMARK_OBJECT)
     reason = "; ".join(damage)

@@ -18,6 +18,7 @@ from backplane.errors import MediumError
 from backplane.ids import Designator, ViewId, VolumeId
 from backplane.testing.simulator import Process
 from storage_node.core.admission import Floor, RecordFloor
+from storage_node.core.changer import ChangerModel, Geometry, place
 from storage_node.core.tape_index import (
     INDEX_HEADER_BYTES,
     MARK_OFFSETS,
@@ -41,6 +42,7 @@ from storage_node.disk.volumes import Durable
 from storage_node.tape import library as library_module
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import CartridgeInfo, counted_load
+from storage_node.tape.drive_counters import DriveCounters
 from storage_node.tape.library import CartridgeFacts, TapeLibrary
 from storage_node.tape.medium import Buffer
 from storage_node.tape.recovery import RecoveryReport, recover
@@ -427,6 +429,17 @@ class SimulatedDrive(VirtualDrive):
         return cartridge
 
 
+class SimulatedChanger:
+    """The rules of a changer without anything to move."""
+
+    def __init__(self, model: ChangerModel) -> None:
+        self._model = model
+        self.elements, self.move, self.prevent = model.elements, model.move, model.prevent
+
+    def initialize(self) -> None:
+        """Nobody opens this library."""
+
+
 class SimulatedLibrary(TapeLibrary):
     """The real library; its folder is a dictionary."""
 
@@ -436,13 +449,29 @@ class SimulatedLibrary(TapeLibrary):
         self._shelves = shelves
         self._drive_class = drive
         self.drives = tuple(drive() for _ in range(drives))
+        model = ChangerModel(Geometry(slots=len(shelves), io_slots=1, drives=drives))
+        model.initialize(
+            place(library=list(shelves), io=(), remembered={}, geometry=model.geometry)
+        )
+        self.changer = SimulatedChanger(model)
 
     def close(self) -> None:
         """Nothing to close: processes here crash."""
 
-    def tags(self) -> list[str]:
-        """Return the barcodes."""
-        return sorted(self._shelves)
+    def info(self, tag: str) -> CartridgeInfo:
+        """Return the chip of a cartridge."""
+        return self._shelves[tag].info
+
+    def save_info(self, info: CartridgeInfo) -> None:
+        """Replace it."""
+        self._shelves[info.tag].info = info
+        drive = self.drive_with(info.tag)
+        if drive is not None and drive.cartridge is not None:
+            drive.cartridge.info = info
+
+    def counters(self, drive: int) -> DriveCounters:
+        """Drives here count nothing."""
+        return DriveCounters()
 
     def facts(self, tag: str) -> CartridgeFacts:
         """Look at one cartridge."""
@@ -464,6 +493,7 @@ class SimulatedLibrary(TapeLibrary):
     def load(self, tag: str, *, drive: int = 0) -> RecoveryReport:
         """Put a cartridge into a drive."""
         loaded: SimulatedDrive = self.drives[drive]  # type: ignore[assignment]
+        self.changer.move(self.loadable(tag), f"drive-{drive}")
         report = loaded.load_shelf(self._shelves[tag]).recovered
         if report.has_torn_tail:
             loaded.cartridge.shelf.site.process.simulation.probe("tape: torn tail found")  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from storage_node.tape.cartridge_info import (
     counted_change,
     counted_load,
     default_reserve_bytes,
+    is_cleaning_tag,
     is_volume_tag,
     load_cartridge_info,
     new_cartridge_info,
@@ -84,7 +86,18 @@ def test_an_impossible_capacity_is_refused() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": 3},
+        {"format_version": 0},
+        {"format_version": 1},
+        {"format_version": True},
+        {"format_version": "2"},
+        {"retain_until": "tomorrow"},
+        {"retain_until": "2026-13-01T00:00:00Z"},
+        {"is_held": 1},
+        {"pool": "p" * 65},
+        {"cleanings_left": -1},
+        {"coherent_object": -1},
+        {"coherent_sequence": 1 << 64},
         {"capacity_bytes": "many"},
         {"capacity_bytes": True},
         {"capacity_bytes": 1},
@@ -99,3 +112,27 @@ def test_a_file_with_one_wrong_field_is_refused(tmp_path: Path, change: dict[str
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(VolumeError):
         load_cartridge_info(tmp_path)
+
+
+def test_version_1_knew_nothing_of_retention(tmp_path: Path) -> None:
+    written = info(is_worm=True)
+    written.save(tmp_path)
+    path = tmp_path / "cartridge.json"
+    document = json.loads(path.read_text())
+    new = ("retain_until", "is_held", "pool", "cleanings_left")
+    new += ("coherent_reference", "coherent_sequence", "coherent_object")
+    old = {name: value for name, value in document.items() if name not in new}
+    path.write_text(json.dumps(old | {"format_version": 1}))
+    assert load_cartridge_info(tmp_path) == written
+    assert (written.retain_until, written.is_held, written.cleanings_left) == ("", False, 50)
+
+
+def test_retention_and_hold_come_back(tmp_path: Path) -> None:
+    written = replace(info(), retain_until="2031-01-11T10:43:48Z", is_held=True, pool="yearly")
+    written.save(tmp_path)
+    assert load_cartridge_info(tmp_path) == written
+
+
+@pytest.mark.parametrize(("tag", "is_cleaning"), [("CLN001CU", True), ("LTO001L8", False)])
+def test_cleaning_cartridges_are_known_by_their_barcode(tag: str, is_cleaning: bool) -> None:
+    assert is_cleaning_tag(tag) == is_cleaning

@@ -121,6 +121,25 @@ def test_anything_else_is_foreign(drive: VirtualDrive, objects: Sequence[Object]
     assert label.reason
 
 
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ([b"VOL1ABC123L" + b" " * 13 + b"LTFS".ljust(13) + b" " * 42 + b"4"], "LTFS"),
+        ([bytes(12) + b"BB02" + b"Bareos 2.0 immortal".ljust(1 << 20)], "Bareos"),
+        ([bytes(257) + b"ustar\x0000".ljust(10240 - 257, b"\0")], "tar"),
+        ([b"AMANDA: TAPESTART DATE X TAPE DAILY-07\n".ljust(32768, b"\0")], "Amanda"),
+        ([b"VOL1A00042".ljust(1024, b"\0"), Filemark.IMMEDIATE], "NetBackup"),
+        ([Filemark.IMMEDIATE, b"x"], "begins with a filemark"),
+        ([bytes(1 << 20)], "1048576 zero bytes"),
+    ],
+)
+def test_a_foreign_tape_is_called_by_name(
+    drive: VirtualDrive, objects: Sequence[Object], reason: str
+) -> None:
+    write_objects(drive, objects)
+    assert reason in read_label(drive).reason
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_one_damaged_record_of_a_label_is_survived_and_reported(
     drive: VirtualDrive, number: int

@@ -1,0 +1,200 @@
+"""What the node reads from a cartridge for others to decide with: metadata, attributes, and what forbids to erase it.
+
+All of it through a head of its own (`VirtualDrive.side_view`): nobody's position moves.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import Final
+
+from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
+from backplane.scsi.attribute import (
+    MEBIBYTE,
+    Attribute,
+    AttributeId,
+    Coherency,
+    ascii_text,
+    binary,
+    encode_attributes,
+    long_text,
+)
+from backplane.scsi.sense import SenseKey
+from backplane.tape_format import (
+    METADATA_RECORD_BYTES_MAX,
+    PartHeader,
+    PartTrailer,
+    decode_record,
+)
+from backplane.units import KIB
+from storage_node.core.retention import EraseFacts, latest
+from storage_node.tape.cartridge import Cartridge
+from storage_node.tape.cartridge_info import POOL_CHARACTERS_MAX, CartridgeInfo
+from storage_node.tape.drive import Drive
+from storage_node.tape.library import CartridgeFacts
+from storage_node.tape.volume_reader import (
+    LabelState,
+    TapeEnd,
+    find_last_trailer,
+    read_label,
+    read_metadata,
+)
+
+METADATA_ANSWER_BYTES_MAX: Final = 900 * KIB
+"""Of records in one answer to tape.metadata: less than a message, more than three records."""
+
+PARTS_READ_MAX: Final = 100_000
+"""Parts whose headers are read before a cartridge is erased; with more, only the node's own record of retention and the
+last trailer would count, so it takes force."""
+
+_LENGTH: Final = struct.Struct(">I")
+VENDOR: Final = "SDV"
+
+
+def metadata_records(drive: Drive, start: int) -> tuple[bytes, int]:
+    """Return metadata records from an object on, each as `>I` length and bytes, and the object behind the last one.
+
+    Ends at a filemark, at end of data, at a record that is no metadata, and when the answer is full.  Raises
+    `MediumError` for a damaged one, `NotFoundError` beyond end of data.
+    """
+    buffer = memoryview(bytearray(METADATA_RECORD_BYTES_MAX))
+    packed, number = bytearray(), start
+    if start < 0 or not drive.locate(start).is_good:
+        raise NotFoundError(f"object {start} is behind end of data")
+    while True:
+        outcome = drive.read_record(buffer)
+        sense = outcome.sense
+        if sense is not None and sense.key is SenseKey.MEDIUM_ERROR:
+            raise MediumError(f"object {number} cannot be read: {sense.describe()}")
+        is_longer = sense is not None and (sense.information or 0) < 0
+        if outcome.data is None or is_longer:
+            return bytes(packed), number
+        try:
+            decode_record(outcome.data)
+        except VolumeError:
+            return bytes(packed), number
+        if len(packed) + _LENGTH.size + len(outcome.data) > METADATA_ANSWER_BYTES_MAX:
+            return bytes(packed), number
+        packed += _LENGTH.pack(len(outcome.data)) + outcome.data
+        number += 1
+
+
+def erase_facts(cartridge: Cartridge, drive: Drive) -> EraseFacts:
+    """Return what is known of a loaded cartridge, with the retention of every part that is on it."""
+    info = cartridge.info
+    moments, unknown = [info.retain_until], ""
+    if not cartridge.recovered.is_appendable:
+        unknown = "; ".join(cartridge.recovered.damage)
+    try:
+        on_tape, reason = _retention_on_tape(drive, info.tag)
+    except BackupError as error:
+        on_tape, reason = [], str(error)
+    return EraseFacts(
+        tag=info.tag,
+        retain_until=tuple(moments + on_tape),
+        is_held=info.is_held,
+        is_worm=info.is_worm,
+        is_write_protected=info.is_write_protected,
+        unknown=unknown or reason,
+    )
+
+
+def _retention_on_tape(drive: Drive, tag: str) -> tuple[list[str], str]:
+    """Return every moment that the parts of a cartridge name, and why that may not be all of them."""
+    label = read_label(drive)
+    if label.state in (LabelState.BLANK, LabelState.UNFINISHED):
+        return [], ""
+    if label.header is None or label.state is not LabelState.OURS:
+        return [], label.reason
+    unknown = "" if label.header.tag == tag else f"the label says barcode {label.header.tag}"
+    end = find_last_trailer(drive, label.header)
+    if end.unreadable:
+        unknown = f"object {end.unreadable[0]} cannot be read"
+    if end.trailer is None:
+        return [], unknown
+    moments = [end.trailer.retain_until]
+    if len(end.trailer.directory) > PARTS_READ_MAX:
+        unknown = f"{len(end.trailer.directory)} parts are more than are read"
+    for entry in end.trailer.directory[:PARTS_READ_MAX]:
+        try:
+            moments.append(_header_at(drive, entry.header_object).retain_until)
+        except BackupError as error:
+            unknown = f"the part at object {entry.header_object}: {error.message}"
+    return moments, unknown
+
+
+def _header_at(drive: Drive, object_number: int) -> PartHeader:
+    header, _ = read_metadata(drive, object_number)
+    if not isinstance(header, PartHeader):
+        raise VolumeError("no part header")
+    return header
+
+
+def erase_everything(cartridge: Cartridge, drive: Drive) -> bool:
+    """Make a loaded cartridge blank; False if that takes a new index, which is done to one that is in no drive.
+
+    A crash leaves it as it was, or blank.  Raises `MediumError`.
+    """
+    if cartridge.failure is not None or not cartridge.recovered.is_appendable:
+        return False
+    for outcome in (drive.rewind(), drive.allow_overwrite(0), drive.erase()):
+        if not outcome.is_good:
+            words = outcome.sense.describe() if outcome.sense is not None else "busy"
+            raise MediumError(f"cartridge {cartridge.info.tag} cannot be erased: {words}")
+    return True
+
+
+def erased_info(info: CartridgeInfo) -> CartridgeInfo:
+    """Return the facts of a cartridge that was made blank: what was on it retains nothing any more."""
+    return replace(
+        info,
+        retain_until="",
+        pool="",
+        coherent_reference=0,
+        coherent_sequence=0,
+        coherent_object=0,
+    )
+
+
+def informed(info: CartridgeInfo, end: TapeEnd) -> CartridgeInfo:
+    """Return the facts of a cartridge after its end was read: which trailer is its last, and what that retains.
+
+    The node keeps the retention itself, so that damage to a trailer does not shorten it.
+    """
+    trailer: PartTrailer | None = end.trailer
+    if trailer is None:
+        return info
+    return replace(
+        info,
+        retain_until=latest((info.retain_until, trailer.retain_until)),
+        pool=trailer.pool[:POOL_CHARACTERS_MAX],
+        coherent_reference=info.volume_change_reference,
+        coherent_sequence=trailer.sequence,
+        coherent_object=end.trailer_object,
+    )
+
+
+def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) -> bytes:
+    """Return the attributes of a cartridge's memory as READ ATTRIBUTE does."""
+    left = max(0, info.capacity_bytes - facts.used_bytes)
+    found: list[Attribute] = [
+        binary(AttributeId.REMAINING_CAPACITY, left // MEBIBYTE),
+        binary(AttributeId.MAXIMUM_CAPACITY, info.capacity_bytes // MEBIBYTE),
+        binary(AttributeId.TAPE_ALERT_FLAGS, alerts),
+        binary(AttributeId.LOAD_COUNT, info.load_count),
+        binary(AttributeId.VOLUME_CHANGE_REFERENCE, info.volume_change_reference, length=4),
+        ascii_text(AttributeId.SERIAL_NUMBER, info.serial, length=32),
+        ascii_text(AttributeId.APPLICATION_VENDOR, VENDOR, length=8),
+        ascii_text(AttributeId.BARCODE, info.tag, length=32),
+        long_text(AttributeId.MEDIA_POOL, info.pool, length=160),
+    ]
+    if info.coherent_sequence and facts.volume:
+        coherency = Coherency(
+            change_reference=info.coherent_reference,
+            sequence=info.coherent_sequence,
+            object_number=info.coherent_object,
+            volume=facts.volume,
+        )
+        found.append(coherency.encode())
+    return encode_attributes(found)
