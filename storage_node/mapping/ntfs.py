@@ -44,6 +44,8 @@ from storage_node.mapping.ntfs_record import (
     IS_DIRECTORY,
     RECORD_MASK,
     Record,
+    all_without_fixups,
+    parse_among,
     parse_record,
 )
 from storage_node.mapping.ntfs_rows import FILE_MODE, RowBuilder
@@ -61,9 +63,8 @@ from storage_node.mapping.ntfs_volume import (
 from storage_node.mapping.reader import DamagedError, Source
 
 FIRST_VERSION_WITH_SECURE: Final = (3, 0)
-_FLAGS_AT: Final = 0x16
-_FLAGS_AND_BASE: Final = struct.Struct("<H8xQ")
-"""At 16h, in the first part of a record, which no fixup has changed: flags, base record."""
+_MAGIC_FLAGS_BASE: Final = struct.Struct("<4s18xH8xQ")
+"""Of a record, in its first part, which no fixup has changed: magic, flags, base record."""
 
 
 def recognise(source: Source) -> bool:
@@ -159,28 +160,38 @@ class NtfsReader:
         for first, piece in self._mft.pieces():
             count = len(piece) // record_bytes
             marks = self._mft.marks(first, count)
+            whole = all_without_fixups(piece, record_bytes)
             for index in range(count):
                 number = first + index
                 if number >= FIRST_USER_RECORD or number == ROOT_RECORD:
-                    raw = piece[index * record_bytes : (index + 1) * record_bytes]
-                    found = self._record(number, raw, None if marks is None else marks[index])
+                    mark = None if marks is None else marks[index]
+                    found = self._record(number, piece, whole, index * record_bytes, mark)
                     if found is not None:
                         yield found
 
-    def _record(self, number: int, raw: bytes, mark: int | None) -> Record | FileRow | None:
-        """Return a record that is the first of a file, if it is one; `mark` is 1 if the bitmap says that it is used."""
-        flags, base = _FLAGS_AND_BASE.unpack_from(raw, _FLAGS_AT)
-        is_record = raw[:4] == b"FILE"
+    def _record(
+        self, number: int, piece: bytes, whole: bytes | None, start: int, mark: int | None
+    ) -> Record | FileRow | None:
+        """Return a record that is the first of a file, if it is one; `mark` is 1 if the bitmap says that it is used.
+
+        `whole` is the piece of `$MFT` without fixups, if they could be taken out at once.
+        """
+        magic, flags, base = _MAGIC_FLAGS_BASE.unpack_from(piece, start)
+        is_record = magic == b"FILE"
         if is_record and not flags & IN_USE:
             if mark:
                 note(self._problems, f"record {number} is unused, and the bitmap of $MFT says used")
             return None
         if not is_record and not mark:
             return None  # never used, or what was there is gone for good
+        record_bytes = self._geometry.record_bytes
         if mark == 0:
             note(self._problems, f"record {number} is used, and the bitmap of $MFT says unused")
         try:
-            record = parse_record(raw, number)
+            if whole is not None:
+                record = parse_among(whole, start, record_bytes, number)
+            else:
+                record = parse_record(piece[start : start + record_bytes], number)
         except DamagedError as error:
             note(self._problems, f"record {number}: {error.reason}")
             return None if is_record and base & RECORD_MASK else _lost_row(number, error.reason)

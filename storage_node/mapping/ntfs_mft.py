@@ -39,6 +39,8 @@ WINDOW_BYTES: Final = 64 * 1024
 """Of the bitmap of `$MFT`, what is read at a time."""
 MIRROR_RECORDS: Final = 4
 
+_FIXUP_AT: Final = STRIDE_BYTES - 2
+
 _LIST_ENTRY: Final = struct.Struct("<IHBBQQH")
 """Type, length, characters and place of the name, lowest VCN, reference of the record, instance."""
 
@@ -183,15 +185,18 @@ class Mft:
         record_bytes = self._geometry.record_bytes
         start = number * record_bytes
         parts: list[tuple[int, int]] = []
-        while count:
-            stride, within = divmod(at, STRIDE_BYTES)
-            if within < STRIDE_BYTES - 2:
-                taken, place = min(count, STRIDE_BYTES - 2 - within), at
+        end = at + count
+        while at < end:
+            within = at % STRIDE_BYTES
+            if within < _FIXUP_AT:
+                place, until = at, at - within + _FIXUP_AT
             else:
-                taken = min(count, STRIDE_BYTES - within)
-                place = usa_at + 2 + 2 * stride + within - (STRIDE_BYTES - 2)
-            parts.append((place, taken))
-            at, count = at + taken, count - taken
+                place = usa_at + 2 + at // STRIDE_BYTES * 2 + within - _FIXUP_AT
+                until = at - within + STRIDE_BYTES
+            if until > end:
+                until = end
+            parts.append((place, until - at))
+            at = until
         whole = self._content.places(start, record_bytes)
         if len(whole) == 1:
             byte = whole[0][0]

@@ -164,4 +164,4 @@ class Directories:
 
 def join_path(directory: bytes, name: bytes) -> bytes:
     """Return the path of a name in a directory."""
-    return b"%s/%s" % (directory, name) if directory else name
+    return directory + b"/" + name if directory else name

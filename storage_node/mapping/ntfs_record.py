@@ -39,9 +39,11 @@ _END: Final = 0xFFFFFFFF
 IN_USE: Final = 1
 IS_DIRECTORY: Final = 2
 
-_HEADER: Final = struct.Struct("<4sHHQHHHHIIQHHI")
-"""Magic, update sequence array (place, words), log number, sequence, links, place of the attributes, flags, bytes used,
-bytes allocated, base record, next instance, nothing, own number."""
+_BEGINNING: Final = struct.Struct("<4sHH")
+"""Magic, update sequence array (place, words)."""
+_HEADER: Final = struct.Struct("<4xHH8xHHHHIIQ4xI")
+"""From the update sequence array on: sequence, links, place of the attributes, flags, bytes used, bytes allocated, base
+record, own number."""
 _NUMBER_AT: Final = 0x2C
 _ATTRIBUTE: Final = struct.Struct("<IIBBHHHIH")
 """Type, length, is not resident, characters and place of the name, flags, instance; then, of a value in the record,
@@ -123,20 +125,46 @@ def without_fixups(raw: bytes, usa_at: int, words: int) -> bytes:
     return b"".join(pieces)
 
 
+def all_without_fixups(piece: bytes, size: int) -> bytes | None:
+    """Do the same for many records at once, and add `_PADDING`.
+
+    None if one of them is torn, is none, or has its update sequence array elsewhere: then each has to be looked at.
+    """
+    _, usa_at, words = _BEGINNING.unpack_from(piece)
+    strides = size // STRIDE_BYTES
+    if words != strides + 1 or usa_at & 1 or usa_at + 2 * words > STRIDE_BYTES - 2:
+        return None
+    beginning = b"FILE" + piece[4 : _BEGINNING.size]
+    for at, byte in enumerate(beginning):
+        if piece[at::size].count(byte) * size != len(piece):
+            return None
+    whole = bytearray(piece)
+    for at in range(2 * strides):
+        end = (at // 2 + 1) * STRIDE_BYTES - 2 + at % 2
+        if piece[end::size] != piece[usa_at + at % 2 :: size]:
+            return None
+        whole[end::size] = piece[usa_at + 2 + at :: size]
+    return bytes(whole) + _PADDING
+
+
 def parse_record(raw: bytes, number: int) -> Record:
     """Take a record apart; `DamagedError` if it is torn, or contradicts itself."""
-    header = _HEADER.unpack_from(raw)
-    magic, usa_at, words, _, sequence, links, first, flags, used, allocated, base, _, _, own = (
-        header
-    )
+    magic, usa_at, words = _BEGINNING.unpack_from(raw)
     if magic != b"FILE":
         raise DamagedError("it is marked as bad" if magic == b"BAAD" else "it is not a record")
     data = without_fixups(raw, usa_at, words)
-    if allocated != len(raw) or not usa_at + 2 * words <= first < used <= len(raw) or first & 7:
+    return parse_among(data + _PADDING, 0, len(raw), number)
+
+
+def parse_among(data: bytes, start: int, size: int, number: int) -> Record:
+    """Take a record apart that has its fixups out, and lies among others or before `_PADDING`."""
+    header = _HEADER.unpack_from(data, start)
+    usa_at, words, sequence, links, first, flags, used, allocated, base, own = header
+    if allocated != size or not usa_at + 2 * words <= first < used <= size or first & 7:
         raise DamagedError("its header is damaged")
     if usa_at > _NUMBER_AT and own != number & 0xFFFFFFFF:
         raise DamagedError(f"it says that it is record {own}")
-    attributes = _attributes(data + _PADDING, number, usa_at, first, used)
+    attributes = _attributes(data, start, number, usa_at, first, used)
     # They are in the order of their types, and only $STANDARD_INFORMATION comes before the list.
     is_listed = False
     for found in attributes:
@@ -146,9 +174,12 @@ def parse_record(raw: bytes, number: int) -> Record:
     return _new_record((number, sequence, flags, links, base, is_listed, attributes))
 
 
-def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> list[Attribute]:
+def _attributes(
+    data: bytes, start: int, number: int, usa_at: int, first: int, used: int
+) -> list[Attribute]:
     found: list[Attribute] = []
     before = 0
+    at, used = start + first, start + used
     unpack = _ATTRIBUTE.unpack_from
     while at + 4 <= used:
         type_, length, is_elsewhere, characters, name_at, flags, instance, count, offset = unpack(
@@ -171,8 +202,8 @@ def _attributes(data: bytes, number: int, usa_at: int, at: int, used: int) -> li
         else:
             if offset + count > length:
                 raise DamagedError(f"the value of attribute {type_:X}h goes beyond it")
-            value_at = at + offset
-            value = data[value_at : value_at + count]
+            value_at = at + offset - start
+            value = data[at + offset : at + offset + count]
         found.append(
             _new_attribute((type_, name, flags, instance, number, usa_at, value, value_at, piece))
         )

@@ -5,7 +5,12 @@ import struct
 import pytest
 
 from backplane.testing.ntfs_records import attribute, clustered, record, reference, with_fixups
-from storage_node.mapping.ntfs_record import parse_record, without_fixups
+from storage_node.mapping.ntfs_record import (
+    all_without_fixups,
+    parse_among,
+    parse_record,
+    without_fixups,
+)
 from storage_node.mapping.reader import DamagedError
 
 
@@ -25,6 +30,56 @@ def test_there_is_a_fixup_for_each_512_bytes(record_bytes: int) -> None:
         torn = raw[: end - 1] + b"?" + raw[end:]
         with pytest.raises(DamagedError, match="torn"):
             parse_record(torn, 64)
+
+
+@pytest.mark.parametrize("record_bytes", [512, 1024, 4096])
+def test_records_that_lie_together_are_read_as_each_for_itself(record_bytes: int) -> None:
+    values = [bytes([number]) * (record_bytes // 2) for number in range(1, 6)]
+    raws = [
+        record(64 + at, [attribute(0x80, value[:300])], record_bytes=record_bytes)
+        for at, value in enumerate(values)
+    ]
+    whole = all_without_fixups(b"".join(raws), record_bytes)
+    assert whole is not None
+    for at, raw in enumerate(raws):
+        among = parse_among(whole, at * record_bytes, record_bytes, 64 + at)
+        assert among == parse_record(raw, 64 + at)
+
+
+@pytest.mark.parametrize(
+    ("at", "content"),
+    [
+        (1024, b"BAAD"),
+        (1024 + 4, b"\x28\0"),
+        (1024 + 6, b"\2\0"),
+        (1023, b"?"),
+        (2 * 1024 - 1, b"?"),
+        (3 * 1024 - 2, b"?"),
+        (2 * 1024, bytes(1024)),
+    ],
+)
+def test_records_that_are_not_all_alike_are_not_taken_together(at: int, content: bytes) -> None:
+    raw = b"".join(record(number, [attribute(0x80, b"x")]) for number in (64, 65, 66))
+    assert all_without_fixups(raw, 1024) is not None
+    assert all_without_fixups(raw[:at] + content + raw[at + len(content) :], 1024) is None
+
+
+@pytest.mark.parametrize(("at", "word"), [(4, b"\x31\0"), (4, b"\xfe\1"), (6, b"\2\0")])
+def test_records_that_are_damaged_alike_are_not_taken_together(at: int, word: bytes) -> None:
+    raw = record(64, [attribute(0x80, b"x")])
+    assert all_without_fixups(3 * raw, 1024) is not None
+    assert all_without_fixups(3 * (raw[:at] + word + raw[at + 2 :]), 1024) is None
+
+
+def test_what_goes_beyond_a_record_is_not_taken_from_the_next_one() -> None:
+    inside = bytearray(attribute(0x80, b"x"))
+    inside[16:20] = (2000).to_bytes(4, "little")
+    raw = record(64, [bytes(inside)]) + record(65, [attribute(0x80, b"y")])
+    whole = all_without_fixups(raw, 1024)
+    assert whole is not None
+    with pytest.raises(DamagedError, match="goes beyond"):
+        parse_among(whole, 0, 1024, 64)
+    assert parse_among(whole, 1024, 1024, 65).attributes[0].value == b"y"
 
 
 def test_the_head_says_whose_record_it_is() -> None:
