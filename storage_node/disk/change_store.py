@@ -241,12 +241,14 @@ class ChangeTracker:
             self._check_stale()
 
     def close(self) -> None:
-        """Make it durable and say so.  Nobody writes any more; twice is once."""
+        """Make it durable and say so, unless the volume was deleted.  Nobody writes any more; twice is once."""
         with self._tidying, self._turning, self._marking:
             if self._is_closed:
                 return
             self._is_closed = True
             try:
+                if not self._folder.is_dir():
+                    return
                 if self._file != _NO_FILE:
                     self._write_closed_record()
                 elif self._is_record_stale:

@@ -248,6 +248,23 @@ def test_a_file_cut_at_any_byte_is_known_to_be_damaged(
         shutil.rmtree(tmp_path / "cut")
 
 
+def test_nothing_is_said_of_the_changes_of_a_volume_that_is_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for is_deleted in (True, False):
+        tracker = open_tracker(tmp_path / "volume")
+        tracker.turn()
+        mark(tracker, 3)
+        tracker.turn()
+        if is_deleted:
+            shutil.rmtree(tmp_path / "volume")
+        else:
+            for path in (tmp_path / "volume").glob("*.bits"):
+                path.unlink()
+        tracker.close()
+        assert ("are lost at its end" in caplog.text) != is_deleted
+
+
 @pytest.mark.parametrize("pattern", ["*-2-2.bits", "*-3-3.bits"])
 def test_a_flipped_bit_in_what_was_closed_is_known(tmp_path: Path, pattern: str) -> None:
     tracker = open_tracker(tmp_path / "good")
