@@ -409,7 +409,8 @@ def _activity(document: Document) -> list[tuple[str, str]]:
     """Say who uses the volume."""
     rows = []
     if document.get("connections"):
-        rows.append(("Connections", str(document["connections"])))
+        # A node tells of its volumes when they change, and not of each workstation that comes or goes.
+        rows.append(("Connections", f"{document['connections']}, when the node last told"))
     if document.get("idle_s", -1.0) >= 0 and document.get("last_writer"):
         ago = f"{document['idle_s']:.0f} s ago by {document['last_writer']}"
         rows.append(("Last write", ago))

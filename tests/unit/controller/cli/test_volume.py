@@ -53,7 +53,7 @@ def test_show_as_a_page(controller: Any, ctl: Any, documents: Any) -> None:
 
 USED = """\
   Created:       2026-01-11 10:40:00
-  Connections:   2
+  Connections:   2, when the node last told
   Last write:    12 s ago by 10.0.0.7
   NBD:           nbd+unix:///vol1?socket=/run/nbd.sock
   NBD:           nbd://10.0.0.5:10809/vol1
