@@ -227,12 +227,12 @@ class ControllerService:
         """Look names up, and let the core do the rest; None if the call is answered already."""
         if "holder" in arguments and arguments["holder"] != live.key.hex():
             raise NotAuthorizedError("a grant is made for the key that asks, and for no other")
-        if verb == "job.submit":
+        if verb in ("job.submit", "catalog.rebuild"):
             earlier = self._operators.submitted(arguments["token"])
             if earlier is not None:
                 self._answer(number, submitted_document(earlier))
                 return None
-            if arguments["backup"]:
+            if arguments.get("backup"):
                 arguments["backup"] = self._operators.find_backup(arguments["backup"]).backup
         elif verb == "job.cancel":
             row = self._operators.require_job(arguments["job"])

@@ -37,7 +37,9 @@ from controller.catalog.store import (
     QuietWaitRow,
     Row,
     ScheduleRow,
+    Size,
     Snapshot,
+    TakeStore,
     VolumeRow,
     subtree_end,
     with_whole_rows,
@@ -138,6 +140,12 @@ class MemoryCatalog:
             ),
         )
 
+    def size(self) -> Size:
+        """Return how large the catalog is: it has no place."""
+        counted = (kind for kind in KEYS if kind not in (MapPageRow, EventRow))
+        rows = {kind.__name__: len(self._all(kind)) for kind in counted}
+        return Size(place="", bytes=0, rows=rows)
+
     def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
         """Return jobs, newest first."""
         found = [row for row in self._all(JobRow) if not state or row.state == state]
@@ -211,6 +219,8 @@ class MemoryCatalog:
             if isinstance(row, DropMap):
                 self._stage_drop(row.backup, staged)
                 continue
+            if isinstance(row, TakeStore):
+                continue
             if isinstance(row, DropRow):
                 gone = row.row
                 staged.setdefault(type(gone), {})[_KEY_OF[type(gone)](gone)] = None
@@ -218,12 +228,15 @@ class MemoryCatalog:
             _check_values(row)
             staged.setdefault(type(row), {})[_KEY_OF[type(row)](row)] = row
         for row in rows:
-            if not isinstance(row, DropMap | DropRow):
+            if not isinstance(row, DropMap | DropRow | TakeStore):
                 self._check_owner(row, staged)
         for kind, changed in staged.items():
             self._tables[kind].update(changed)
             for key in [key for key, row in changed.items() if row is None]:
                 del self._tables[kind][key]
+        for row in rows:
+            if isinstance(row, TakeStore):
+                self._store = row.store
         self.commit_count += 1
 
     def _stage_drop(self, backup: BackupId, staged: dict[type, dict[Any, Row | None]]) -> None:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -74,7 +75,9 @@ from controller.catalog.store import (
     QuietWaitRow,
     Row,
     ScheduleRow,
+    Size,
     Snapshot,
+    TakeStore,
     VolumeRow,
     subtree_end,
     with_whole_rows,
@@ -157,11 +160,15 @@ class SqlCatalog:
         if not rows:
             self._alive()
             return
+        taken = self._store
         with self._transaction() as connection:
             # Runs of one type in one go; never sorted by type, because a later row replaces an earlier one.
             for kind, run in groupby(rows, key=type):
                 if kind is DropMap:
                     _drop_maps(connection, run)
+                    continue
+                if kind is TakeStore:
+                    taken = _take_store(connection, run)
                     continue
                 if kind is DropRow:
                     _drop_rows(connection, run)
@@ -171,11 +178,26 @@ class SqlCatalog:
                     self._upserts[kind],
                     [dict(zip(names, values(row), strict=True)) for row in run],
                 )
+        self._store = taken
 
     def load(self) -> Snapshot:
         """Return where the core left off."""
         with self._transaction() as connection:
             return _load(connection, self._store)
+
+    def size(self) -> Size:
+        """Return how large the catalog is, its log included."""
+        with self._transaction() as connection:
+            rows = {
+                kind.__name__: connection.execute(
+                    select(func.count()).select_from(table)
+                ).scalar_one()
+                for kind, table in TABLES.items()
+                if kind not in (MapPageRow, EventRow)
+            }
+        log = self._path.with_name(f"{self._path.name}-wal")
+        files = [path.stat().st_size for path in (self._path, log) if path.exists()]
+        return Size(place=str(self._path), bytes=sum(files), rows=rows)
 
     def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
         """Return jobs, newest first."""
@@ -378,6 +400,13 @@ def _load(connection: Connection, store_id: str) -> Snapshot:
             for (backup,) in connection.execute(partial.order_by(MAP_PAGES.c.backup))
         ),
     )
+
+
+def _take_store(connection: Connection, taken: Iterable[Change]) -> str:
+    """Write the UUID of the catalog anew; returns it."""
+    store_id = [each.store for each in taken if isinstance(each, TakeStore)][-1]
+    connection.execute(update(META).where(META.c.name == "store").values(value=store_id))
+    return store_id
 
 
 def _drop_maps(connection: Connection, drops: Iterable[Change]) -> None:

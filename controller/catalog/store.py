@@ -319,6 +319,22 @@ class DropRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakeStore:
+    """Not a row: the catalog is from now on the one with this UUID (32 hex digits), which labelled its cartridges."""
+
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large a catalog is: where, bytes with its log, and rows of each kind of which there are not too many."""
+
+    place: str
+    bytes: int
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRow:
     """A line of a job's log.  `level` is `info`, `warning` or `error`."""
 
@@ -348,7 +364,7 @@ Row: TypeAlias = (
     | ScheduleRow
 )
 
-Change: TypeAlias = Row | DropMap | DropRow
+Change: TypeAlias = Row | DropMap | DropRow | TakeStore
 """What a commit is made of."""
 
 KEYS: Final[dict[type, tuple[str, ...]]] = {
@@ -430,6 +446,9 @@ class Catalog(Protocol):
 
     def load(self) -> Snapshot:
         """Return where the core left off."""
+
+    def size(self) -> Size:
+        """Return how large the catalog is; pages of maps and lines of logs are not counted."""
 
     def jobs(self, *, limit: int, state: str = "") -> list[JobRow]:
         """Return jobs, newest first."""

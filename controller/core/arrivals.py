@@ -4,7 +4,8 @@ A job whose node was away when it ended could not release its view there, or del
 The node's next inventory shows both, and both are asked for then.
 
 An inventory also says which epochs its units have seen.  One that we never gave means that the catalog is an old copy:
-epochs go on behind it, or every fence would refuse us for ever, and a person is told.
+epochs go on behind it, or every fence would refuse us for ever, a person is told, and nothing is written to any tape
+until that is mended (`catalog_age`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Final
 from backplane.errors import NotFoundError, UnreachableError
 from backplane.ids import CartridgeId
 from controller.catalog.store import CartridgeRow
+from controller.core.catalog_age import fall_behind
 from controller.core.desk import Desk
 from controller.core.procedure import Ask, Procedure
+from controller.core.rebuild_volumes import adopt_volumes
 from controller.core.registry import Node
 from controller.core.views import ask_release_view
 from controller.core.volumes import ask_delete, leftovers
@@ -39,6 +42,7 @@ class Arrivals:
         """Take note of everything that a node has."""
         self._compare_epochs(node)
         self.adopt_media(node)
+        adopt_volumes(self._desk, node, unknown=False)
         self._tidy_up(node)
 
     def _compare_epochs(self, node: Node) -> None:
@@ -50,8 +54,9 @@ class Arrivals:
             self._desk.reach("epoch", highest)
             self._desk.alarm(
                 f"storage node {node.row.name} has seen epoch {highest}, this catalog gave {ours}: "
-                "it is an old copy; backups made after it are on tape, but not in it"
+                "it is an old copy; backups made after it are on tape, but not in it",
             )
+            fall_behind(self._desk)
 
     def adopt_media(self, node: Node) -> None:
         """Give rows to cartridges that are new in the library."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from backplane.errors import BackupError
 from backplane.ids import BackupId, Epoch, JobId
 from controller.catalog.store import BackupRow, Change, JobRow
 from controller.core.effects import UnitUse
@@ -79,6 +80,9 @@ class Desk(Protocol):
 
     def cancel(self, job: Job) -> None:
         """Stop a job."""
+
+    def interrupt(self, job: Job, error: BackupError) -> None:
+        """Let a job fail, wherever it waits."""
 
     def require_job(self, number: int) -> Job:
         """Return an active job; raises `NotFoundError`."""

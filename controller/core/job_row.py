@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from backplane.ids import BackupId, JobId, ViewId
+from backplane.ids import BackupId, JobId, ViewId, VolumeId
 from controller.catalog.store import JobRow, VolumeRow
 from controller.core import documents
 from controller.core.desk import Desk
@@ -24,7 +24,7 @@ def job_row(
     token: str,
     *,
     subject: str,
-    volume: VolumeRow,
+    volume: VolumeRow | None,
     backup: BackupId = BackupId(0),  # noqa: B008 - a number
     view: str = "",
     plan: dict[str, Any],
@@ -36,8 +36,8 @@ def job_row(
         reason="",
         token=token,
         subject=subject,
-        volume_name=volume.name,
-        volume=volume.volume,
+        volume_name=volume.name if volume is not None else "",
+        volume=volume.volume if volume is not None else VolumeId(""),
         backup=backup,
         view=ViewId(view),
         submitted=desk.wall,

@@ -16,6 +16,7 @@ from controller.catalog.store import BackupRow, ItemRow
 from controller.core import documents, manual_views, placed, pools, prune, transfer, volumes
 from controller.core.backup import backup, clean_up_backup
 from controller.core.catalog_age import accept, require_current
+from controller.core.catalog_age import accept, require_current
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
 from controller.core.effects import Call
@@ -27,6 +28,7 @@ from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
 from controller.core.pools import checked_pool
 from controller.core.procedure import Procedure, Step
+from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
 from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
 from controller.core.restore import (
     IN_PLACE,
@@ -80,6 +82,8 @@ def clean_up(desk: Desk, job: Job) -> Step:
                 yield from clean_up_restore(desk, job)
         case "rebuild":
             clean_up_rebuild(desk, job)
+        case "rebuild":
+            clean_up_rebuild(desk, job)
         case "import":
             yield from transfer.drop_import(desk, job)
         case "export":
@@ -93,6 +97,8 @@ def answer_call(desk: Desk, call: Call) -> None:
     verbs = {
         "job.submit": _submit,
         "job.cancel": _cancel,
+        "catalog.rebuild": _rebuild,
+        "catalog.accept": accept,
         "catalog.rebuild": _rebuild,
         "catalog.accept": accept,
         "restore.renew": placed.renew,
@@ -347,6 +353,13 @@ def _submit_verify(desk: Desk, arguments: dict[str, Any]) -> Job:
             plan={},
         )
     )
+
+
+def _rebuild(desk: Desk, call: Call) -> None:
+    token = call.arguments["token"]
+    earlier = next((job for job in desk.jobs.values() if job.row.token == token), None)
+    job = earlier or submit_rebuild(desk, call.arguments)
+    desk.answer(call.call, submitted_document(job.row))
 
 
 def _rebuild(desk: Desk, call: Call) -> None:

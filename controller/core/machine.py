@@ -201,6 +201,8 @@ class Machine:
                     self.registry.parts[row.backup, row.part] = row
                 case TakeStore():
                     self.store = row.store
+                case TakeStore():
+                    self.store = row.store
                 case PoolRow():
                     self.registry.pools[row.pool] = row
                 case DriveRow():
@@ -301,6 +303,10 @@ class Machine:
         job.update(is_cancelled=True)
         self.save(job)
         self._tasks.interrupt(job, JobCancelledError("cancelled by an operator"))
+
+    def interrupt(self, job: Job, error: BackupError) -> None:
+        """Let a job fail: its wish is withdrawn and the error raised there."""
+        self._tasks.interrupt(job, error)
 
     def interrupt(self, job: Job, error: BackupError) -> None:
         """Let a job fail: its wish is withdrawn and the error raised there."""

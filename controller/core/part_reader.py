@@ -88,7 +88,7 @@ class PartReader:
         self._mounted = part.tag, reply.end
 
     def _check(self, part: PartRow, reply: NodeReply) -> None:
-        check_label(self.desk.registry.cartridges[part.tag], reply, store=self.desk.store)
+        check_label(self.desk.registry.cartridges[part.tag], reply, store="")
         self._check_end(part, reply.end)
 
     def _check_end(self, part: PartRow, end: int) -> None:
