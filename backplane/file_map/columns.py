@@ -23,9 +23,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain, pairwise
-from operator import add, sub
-from typing import Final, NamedTuple
+from itertools import accumulate, islice, pairwise, repeat
+from operator import add, floordiv, sub
+from typing import Final
 
 from backplane.file_map.damage import MapDamagedError
 
@@ -40,6 +40,8 @@ VALUE_MAX: Final = (1 << 127) - 1
 _PREFIX: Final = struct.Struct(">BBQ16s16s")
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _STORED_MAX: Final = VALUE_MAX - VALUE_MIN
+_SAMPLE: Final = 8
+"""Of so many numbers it is asked first whether they have a factor in common."""
 _NARROW: Final = 255
 """Numbers of one byte need no better form: compression finds by itself what they have in common."""
 
@@ -48,51 +50,93 @@ def write_column(values: Sequence[int], neighbour: Sequence[int] | None = None) 
     """Return a column, in the form that needs least."""
     if not values:
         return _prefix(0, PLAIN, 1, 0, 0)
-    plain = _squeezed(values)
-    if plain.most <= _NARROW:
-        return _column(PLAIN, 0, plain)
-    start = max(
-        VALUE_MIN, min(2 * values[0] - values[1], VALUE_MAX)
-    )  # the first step is the second
-    steps = list(map(sub, values, chain((start,), values)))
-    choices = [(PLAIN, 0, plain), (RUNNING, start, _squeezed(steps))]
+    plain = _Choice(PLAIN, 0, values)
+    if plain.span <= _NARROW or plain.most <= _NARROW:
+        return plain.column()
+    step = values[1] - values[0]
+    choices = []
     if neighbour is not None:
-        choices.append((BESIDE, 0, _squeezed(list(map(sub, values, neighbour)))))
-    return _column(*min(choices, key=lambda choice: _cost(choice[2])))
+        choices.append(_Choice(BESIDE, 0, list(map(sub, values, neighbour))))
+        if not choices[0].span and values[-1] - values[-2] != step:
+            return choices[0].column()  # nothing is left of it, and steps would leave something
+    start = max(VALUE_MIN, min(values[0] - step, VALUE_MAX))  # the first step is the second
+    steps = [values[0] - start, *map(sub, islice(values, 1, None), values)]
+    choices.insert(0, _Choice(RUNNING, start, steps))
+    best, least = plain, plain.cost(math.inf)
+    for choice in choices:
+        cost = choice.cost(least)
+        if cost < least:
+            best, least = choice, cost
+    return best.column()
 
 
-class _Squeezed(NamedTuple):
-    """What is left of numbers when base and factor are taken out; `most` is the largest of what is left."""
+class _Choice:
+    """One way to write a column: the numbers that would be left, and, when it is asked, what they have in common.
 
-    factor: int
-    base: int
-    most: int
-    stored: Sequence[int]
+    What has to be known to compare choices are their extremes and how many different numbers there are; only those
+    of the one that is taken are squeezed.
+    """
 
+    __slots__ = ("_above", "_factor", "_form", "_least", "_numbers", "_start", "span")
 
-def _squeezed(values: Sequence[int]) -> _Squeezed:
-    base, most = min(values), max(values)
-    if base == most:
-        return _Squeezed(1, base, 0, ())
-    if base:
-        values = [value - base for value in values]
-    factor = math.gcd(*values)
-    if not 1 < factor <= FACTOR_MAX:
-        return _Squeezed(1, base, most - base, values)
-    return _Squeezed(factor, base, (most - base) // factor, [value // factor for value in values])
+    def __init__(self, form: int, start: int, numbers: Sequence[int]) -> None:
+        self._form = form
+        self._start = start
+        self._numbers = numbers
+        self._least = min(numbers)
+        self.span = max(numbers) - self._least
+        """How far apart the extremes are."""
+        self._above: Sequence[int] = ()
+        self._factor = 0
 
+    @property
+    def above(self) -> Sequence[int]:
+        """What is left of the numbers without the least of them."""
+        if not self._above:
+            least = repeat(self._least)
+            self._above = list(map(sub, self._numbers, least)) if self._least else self._numbers
+        return self._above
 
-def _cost(squeezed: _Squeezed) -> float:
-    """Tell roughly what is left after compression: few different numbers are cheap, narrow ones are."""
-    if squeezed.most > _STORED_MAX or not VALUE_MIN <= squeezed.base <= VALUE_MAX:
-        return math.inf
-    return len(set(squeezed.stored)) * squeezed.most.bit_length()
+    @property
+    def factor(self) -> int:
+        """What all of that is a multiple of."""
+        if not self._factor:
+            factor = math.gcd(*(number - self._least for number in self._numbers[:_SAMPLE]))
+            if factor != 1:  # which mostly is found out soon
+                factor = math.gcd(*self.above)
+            self._factor = factor if 1 < factor <= FACTOR_MAX else 1
+        return self._factor
 
+    @property
+    def most(self) -> int:
+        """The largest number that would be stored."""
+        return self.span // self.factor if self.span else 0
 
-def _column(form: int, start: int, squeezed: _Squeezed) -> bytes:
-    width = (squeezed.most.bit_length() + 7) // 8
-    prefix = _prefix(width, form, squeezed.factor, squeezed.base, start)
-    return prefix + _planes(squeezed.stored, width) if width else prefix
+    def cost(self, bound: float) -> float:
+        """Tell roughly what is left after compression: few different numbers are cheap, narrow ones are.
+
+        From `bound` on nobody wants to know it to the bit.
+        """
+        if not self.span:
+            return 0 if VALUE_MIN <= self._least <= VALUE_MAX else math.inf
+        different = len(set(self._numbers))
+        if different >= bound:
+            return different
+        if self.most > _STORED_MAX or not VALUE_MIN <= self._least <= VALUE_MAX:
+            return math.inf
+        return different * self.most.bit_length()
+
+    def column(self) -> bytes:
+        """Return the column in this form."""
+        if not self.span:
+            return _prefix(0, self._form, 1, self._least, self._start)
+        factor = self.factor
+        stored = self.above
+        if factor > 1:
+            stored = list(map(floordiv, stored, repeat(factor)))
+        width = (self.most.bit_length() + 7) // 8
+        prefix = _prefix(width, self._form, factor, self._least, self._start)
+        return prefix + _planes(stored, width)
 
 
 def _prefix(width: int, form: int, factor: int, base: int, start: int) -> bytes:

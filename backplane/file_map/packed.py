@@ -11,10 +11,11 @@ memory of one page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
 from operator import add, sub
-from typing import Final, NamedTuple
+from typing import Final, Generic, TypeVar
 
 from backplane.file_map.columns import ColumnReader, write_column
 from backplane.file_map.damage import MapDamagedError
@@ -34,21 +35,27 @@ from backplane.file_map.page import (
     seal_page,
 )
 from backplane.file_map.paths import path_key
+from backplane.file_map.row_columns import RowColumns, columns_of
 from backplane.file_map.row_reader import read_rows
-from backplane.file_map.row_writer import write_rows
+from backplane.file_map.row_writer import write_columns
 
 __all__ = [
     "MapDamagedError",
+    "Pager",
     "join_rows",
     "join_runs",
     "pack_rows",
     "pack_runs",
     "page_range",
     "row_pages",
+    "row_pieces",
+    "row_weight",
     "run_pages",
     "unpack_rows",
     "unpack_runs",
 ]
+
+T = TypeVar("T")
 
 RUNS_MAX: Final = 16 * 1024
 """Most runs of a page."""
@@ -67,15 +74,6 @@ _PART_WEIGHT: Final = 32
 They are what keeps a page within the limits of the reader: 400 KiB are not more than 12800 extents."""
 
 
-class _Piece(NamedTuple):
-    """A row, or a part of one."""
-
-    row: FileRow
-    weight: int
-    goes_on_from_before: bool = False
-    goes_on_in_next: bool = False
-
-
 # --- pages of rows ---------------------------------------------------------------------------------
 
 
@@ -86,19 +84,93 @@ def pack_rows(rows: Iterable[FileRow]) -> list[bytes]:
 
 def row_pages(rows: Iterable[FileRow]) -> Iterator[bytes]:
     """Yield what `pack_rows` returns, as soon as a page is full."""
-    batch: list[_Piece] = []
-    weight = 0
-    for piece in _pieces(_sorted(rows)):
-        if batch and (len(batch) == ROWS_MAX or weight + piece.weight > PAGE_WEIGHT):
-            yield from _sealed(batch)
-            batch, weight = [], 0
-        batch.append(piece)
-        weight += piece.weight
-        if piece.goes_on_in_next:
-            yield from _sealed(batch)
-            batch, weight = [], 0
-    if batch:
-        yield from _sealed(batch)
+    pager = Pager(columns_of, row_pieces)
+    iterator = _sorted(rows)
+    while batch := list(islice(iterator, ROWS_MAX)):
+        yield from pager.add(batch, list(map(row_weight, batch)))
+    yield from pager.end()
+
+
+class Pager(Generic[T]):
+    """Takes rows, in whatever form they are, in order, and gives pages."""
+
+    def __init__(
+        self,
+        columns_of: Callable[[Sequence[T]], RowColumns],
+        pieces_of: Callable[[T], Sequence[tuple[T, int]]],
+    ) -> None:
+        """`columns_of` says what rows are, `pieces_of` cuts one that is too heavy (`row_pieces`)."""
+        self._columns_of = columns_of
+        self._pieces_of = pieces_of
+        self._rows: list[T] = []
+        self._weights: list[int] = []
+        self._flags = 0
+
+    def add(self, rows: Sequence[T], weights: Sequence[int]) -> Iterator[bytes]:
+        """Take rows that weigh so much (`row_weight`), and yield what is full."""
+        begin = 0
+        if max(weights, default=0) > PIECE_WEIGHT:
+            for at, weight in enumerate(weights):
+                if weight > PIECE_WEIGHT:
+                    self._take(rows[begin:at], weights[begin:at])
+                    yield from self._cut(rows[at])
+                    begin = at + 1
+        self._take(rows[begin:], weights[begin:])
+        yield from self._full()
+
+    def _take(self, rows: Sequence[T], weights: Sequence[int]) -> None:
+        self._rows += rows
+        self._weights += weights
+
+    def _cut(self, row: T) -> Iterator[bytes]:
+        pieces = self._pieces_of(row)
+        for at, (piece, weight) in enumerate(pieces):
+            self._take([piece], [weight])
+            yield from self._full()
+            if at < len(pieces) - 1:
+                yield from self._close(GOES_ON_IN_NEXT)
+                self._flags = GOES_ON_FROM_BEFORE
+
+    def _full(self) -> Iterator[bytes]:
+        while (count := self._fitting()) < len(self._rows):
+            yield from self._sealed(self._rows[:count], self._flags)
+            del self._rows[:count], self._weights[:count]
+            self._flags = 0
+
+    def _fitting(self) -> int:
+        """Tell how many rows the next page takes, of those that are there."""
+        totals = list(accumulate(self._weights[:ROWS_MAX]))
+        if not totals or totals[-1] <= PAGE_WEIGHT:
+            return len(totals)
+        return max(1, bisect_right(totals, PAGE_WEIGHT))
+
+    def end(self) -> Iterator[bytes]:
+        """Yield what is left."""
+        yield from self._full()
+        yield from self._close(0)
+
+    def _close(self, flags: int) -> Iterator[bytes]:
+        if self._rows:
+            yield from self._sealed(self._rows, self._flags | flags)
+        self._rows, self._weights, self._flags = [], [], 0
+
+    def _sealed(self, rows: Sequence[T], flags: int) -> Iterator[bytes]:
+        columns = self._columns_of(rows)
+        page = seal_page(
+            PageKind.ROWS,
+            len(rows),
+            write_columns(columns),
+            flags=flags,
+            first_path=columns.paths[0],
+            last_path=columns.paths[-1],
+        )
+        if len(page) <= PAGE_BYTES_MAX:
+            yield page
+            return
+        assert len(rows) > 1, f"one row needs {len(page)} bytes"
+        middle = len(rows) // 2
+        yield from self._sealed(rows[:middle], flags & GOES_ON_FROM_BEFORE)
+        yield from self._sealed(rows[middle:], flags & GOES_ON_IN_NEXT)
 
 
 def _sorted(rows: Iterable[FileRow]) -> Iterator[FileRow]:
@@ -111,7 +183,8 @@ def _sorted(rows: Iterable[FileRow]) -> Iterator[FileRow]:
         yield row
 
 
-def _weight_of(row: FileRow) -> int:
+def row_weight(row: FileRow) -> int:
+    """Return roughly the bytes of a row: what decides where a page ends."""
     weight = _WEIGHT + len(row.path) + len(row.target) + len(row.error)
     weight += _PART_WEIGHT * len(row.extents)
     if row.xattrs:
@@ -120,18 +193,13 @@ def _weight_of(row: FileRow) -> int:
     return weight
 
 
-def _pieces(rows: Iterable[FileRow]) -> Iterator[_Piece]:
-    for row in rows:
-        weight = _weight_of(row)
-        if weight <= PIECE_WEIGHT:
-            yield _Piece(row, weight)
-            continue
-        parts = [
-            *(row._replace(xattrs=xattrs, extents=()) for xattrs in _attribute_parts(row)),
-            *(row._replace(xattrs=(), extents=extents) for extents in _extent_parts(row)),
-        ] or [row]
-        for at, part in enumerate(parts):
-            yield _Piece(part, _weight_of(part), at > 0, at < len(parts) - 1)
+def row_pieces(row: FileRow) -> list[tuple[FileRow, int]]:
+    """Return the pieces of a row that weighs more than `PIECE_WEIGHT`, and what each of them weighs."""
+    pieces = [
+        *(row._replace(xattrs=xattrs, extents=()) for xattrs in _attribute_parts(row)),
+        *(row._replace(xattrs=(), extents=extents) for extents in _extent_parts(row)),
+    ] or [row]
+    return [(piece, row_weight(piece)) for piece in pieces]
 
 
 def _attribute_parts(row: FileRow) -> Iterator[tuple[tuple[bytes, bytes], ...]]:
@@ -151,27 +219,6 @@ def _attribute_parts(row: FileRow) -> Iterator[tuple[tuple[bytes, bytes], ...]]:
 def _extent_parts(row: FileRow) -> Iterator[tuple[FileExtent, ...]]:
     for at in range(0, len(row.extents), PIECE_EXTENTS):
         yield row.extents[at : at + PIECE_EXTENTS]
-
-
-def _sealed(batch: list[_Piece]) -> Iterator[bytes]:
-    rows = [piece.row for piece in batch]
-    flags = GOES_ON_FROM_BEFORE * batch[0].goes_on_from_before
-    flags |= GOES_ON_IN_NEXT * batch[-1].goes_on_in_next
-    page = seal_page(
-        PageKind.ROWS,
-        len(rows),
-        write_rows(rows),
-        flags=flags,
-        first_path=rows[0].path,
-        last_path=rows[-1].path,
-    )
-    if len(page) <= PAGE_BYTES_MAX:
-        yield page
-        return
-    assert len(batch) > 1, f"one row needs {len(page)} bytes"
-    middle = len(batch) // 2
-    yield from _sealed(batch[:middle])
-    yield from _sealed(batch[middle:])
 
 
 def page_range(page: bytes) -> tuple[bytes, bytes]:

@@ -11,59 +11,53 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import Any, Final, TypeVar
+from itertools import accumulate, chain
+from operator import add, sub
+from typing import Any, Final
 
 from backplane.file_map.columns import write_column
-from backplane.file_map.limits import SECOND_NS, are_plain, row_defect
-from backplane.file_map.model import NO_TIME, FileExtent, FileRow
+from backplane.file_map.model import FileRow
+from backplane.file_map.row_columns import Numbers, RowColumns, columns_of, shared
 
 COUNTS: Final = struct.Struct(">5I")
 """Extents, owner sets, attribute sets, attributes, texts."""
 
-Numbers = Sequence[int]
-T = TypeVar("T")
+_PADDED_BYTES_MAX: Final = 1024 * 1024
+"""Paths that are all made as long as the longest are no longer than this together."""
 
 
 def write_rows(rows: Sequence[FileRow]) -> bytes:
     """Return the body of a page with these rows, which are sorted; `ValueError` for a row with a defect."""
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-    paths, kinds, sizes, modes, uids, gids, *_ = columns
-    links, identities, devices, targets, xattrs, of_rows, errors = columns[10:]
-    extents = list(chain.from_iterable(of_rows))
-    if not are_plain(columns, extents):
-        _require_packable(rows)
-    sets, set_of = _shared(zip(kinds, modes, uids, gids, strict=True))
-    attributes, attributes_of = _shared(xattrs, ())
-    texts, text_of = _shared(chain(errors, [extent.algorithm for extent in extents]), "")
-    entries = list(chain.from_iterable(attributes[1:]))
+    return write_columns(columns_of(rows))
+
+
+def write_columns(rows: RowColumns) -> bytes:
+    """Return the body of a page with these rows, in which there is no defect."""
+    sets, set_of = shared(zip(rows.kinds, rows.modes, rows.uids, rows.gids, strict=True))
+    texts, error_of, algorithm_of = _texts(rows)
+    attributes = rows.attributes[1:]
+    entries = list(chain.from_iterable(attributes))
     spoken = [text.encode("utf-8", "surrogatepass") for text in texts[1:]]
-    shared, suffixes = _front_coded(paths)
+    same, suffixes = _front_coded(rows.paths)
+    count = len(rows.extents[0])
     parts = (
-        [COUNTS.pack(len(extents), len(sets), len(attributes) - 1, len(entries), len(spoken))],
-        _written(shared, _lengths(suffixes), set_of, sizes),
-        _time_columns(*columns[6:10]),
-        _written(links, *zip(*identities, strict=True), devices),
-        _written(_lengths(targets), attributes_of, text_of[: len(rows)], _lengths(of_rows)),
-        _extent_columns(of_rows, extents, text_of[len(rows) :]),
+        [COUNTS.pack(count, len(sets), len(attributes), len(entries), len(spoken))],
+        _written(same, _lengths(suffixes), set_of, rows.sizes),
+        _time_columns(rows.times),
+        _written(rows.links, rows.trees, rows.inodes, rows.generations, rows.devices),
+        _written(_lengths(rows.targets), rows.attributes_of, error_of, rows.extents_of),
+        _extent_columns(rows, algorithm_of),
         _written(*zip(*sets, strict=True)),
-        _written(_lengths(attributes[1:])),
+        _written(_lengths(attributes)),
         _written([len(name) for name, _ in entries], [len(value) for _, value in entries]),
         _written(_lengths(spoken)),
         suffixes,
-        targets,
+        rows.targets,
         [name for name, _ in entries],
         [value for _, value in entries],
         spoken,
     )
     return b"".join(chain.from_iterable(parts))
-
-
-def _require_packable(rows: Sequence[FileRow]) -> None:
-    for row in rows:
-        defect = row_defect(row)
-        if defect:
-            raise ValueError(f"{row.path[:200]!r}: {defect}")
 
 
 def _written(*columns: Numbers) -> list[bytes]:
@@ -74,56 +68,63 @@ def _lengths(values: Iterable[Sequence[Any]]) -> list[int]:
     return list(map(len, values))
 
 
-def _shared(values: Iterable[T], *first: T) -> tuple[list[T], list[int]]:
-    """Return the different values in the order of their coming, and which of them each one is."""
-    number: dict[T, int] = {value: at for at, value in enumerate(first)}
-    places = [number.setdefault(value, len(number)) for value in values]
-    return list(number), places
+def _texts(rows: RowColumns) -> tuple[list[str], Numbers, Numbers]:
+    """Return the different texts, and which of them are the rows' errors and the extents' algorithms."""
+    count, extents = len(rows.errors), len(rows.extents[0])
+    if not rows.algorithms and not any(rows.errors):
+        return [""], bytes(count), bytes(extents)
+    texts, places = shared(chain(rows.errors, rows.algorithms), "")
+    return texts, places[:count], places[count:] or bytes(extents)
 
 
 def _front_coded(paths: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
-    shared, suffixes = [], []
-    before = b""
-    for path in paths:
-        count = min(len(before), len(path))
-        unlike = int.from_bytes(before[:count], "big") ^ int.from_bytes(path[:count], "big")
-        same = count - (unlike.bit_length() + 7) // 8
-        shared.append(same)
-        suffixes.append(path[same:])
-        before = path
-    return shared, suffixes
+    """Return how many bytes each path has in common with the one before it, and the rest of it."""
+    width = max(map(len, paths))
+    if not 0 < width * len(paths) <= _PADDED_BYTES_MAX:
+        same = list(map(_common, chain((b"",), paths), paths))
+    else:
+        same = _common_padded(paths, width)
+    return same, [path[count:] for path, count in zip(paths, same, strict=True)]
 
 
-def _time_columns(
-    modified: Numbers, accessed: Numbers, changed: Numbers, born: Numbers
-) -> Iterator[bytes]:
-    modified_parts, changed_parts = _split(modified), _split(changed)
+def _common(before: bytes, path: bytes) -> int:
+    count = min(len(before), len(path))
+    unlike = int.from_bytes(before[:count], "big") ^ int.from_bytes(path[:count], "big")
+    return count - (unlike.bit_length() + 7) // 8
+
+
+def _common_padded(paths: Sequence[bytes], width: int) -> list[int]:
+    """Compare all of them at once, each with zeros behind it, which no path has."""
+    padded = b"".join([path.ljust(width, b"\0") for path in paths])
+    before = int.from_bytes(padded[: len(padded) - width], "big")
+    unlike = (int.from_bytes(padded, "big") ^ before).to_bytes(len(padded), "big")
+    rest = [unlike[at : at + width].lstrip(b"\0") for at in range(width, len(unlike), width)]
+    return [0, *(width - len(each) for each in rest)]
+
+
+def _time_columns(times: Sequence[tuple[Numbers, Numbers]]) -> Iterator[bytes]:
+    modified, accessed, changed, born = times
     for parts, neighbours in (
-        (modified_parts, (None, None)),
-        (_split(accessed), modified_parts),
-        (changed_parts, modified_parts),
-        (_split(born), changed_parts),
+        (modified, (None, None)),
+        (accessed, modified),
+        (changed, modified),
+        (born, changed),
     ):
         for column, neighbour in zip(parts, neighbours, strict=True):
             yield write_column(column, neighbour)
 
 
-def _split(times: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the seconds and the nanoseconds of times."""
-    if NO_TIME in times:
-        pairs = [(0, -1) if time == NO_TIME else divmod(time, SECOND_NS) for time in times]
-        return [seconds for seconds, _ in pairs], [rest for _, rest in pairs]
-    return [time // SECOND_NS for time in times], [time % SECOND_NS for time in times]
+def _extent_columns(rows: RowColumns, algorithm_of: Numbers) -> list[bytes]:
+    file_bytes, places, byte_counts, *rest = rows.extents
+    gaps = _gaps(file_bytes, byte_counts, rows.extents_of)
+    return _written(gaps, places, byte_counts, *rest, algorithm_of)
 
 
-def _extent_columns(
-    of_rows: Sequence[tuple[FileExtent, ...]], extents: list[FileExtent], algorithm_of: list[int]
-) -> list[bytes]:
-    gaps = []
-    for row_extents in of_rows:
-        end = 0
-        for extent in row_extents:
-            gaps.append(extent.file_byte - end)
-            end = extent.file_byte + extent.byte_count
-    columns: list[Numbers] = [*zip(*extents, strict=True)] or [()] * len(FileExtent._fields)
-    return _written(gaps, *columns[1:7], algorithm_of)
+def _gaps(file_bytes: Numbers, byte_counts: Numbers, extents_of: Numbers) -> Numbers:
+    """Return how far each extent is behind the end of the one before it in its file."""
+    if max(extents_of) <= 1:
+        return file_bytes
+    ends = [0, *map(add, file_bytes, byte_counts)]
+    for first in accumulate(extents_of):
+        ends[first] = 0
+    return list(map(sub, file_bytes, ends))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backplane.file_map.columns import BESIDE, PLAIN, RUNNING, ColumnReader, write_column
 from backplane.file_map.damage import MapDamagedError
@@ -129,3 +132,61 @@ def test_byte_strings_come_back() -> None:
     assert reader.take(1) == b"f"
     with pytest.raises(MapDamagedError, match="shorter"):
         reader.pieces([1])
+
+
+# --- which form is taken ---------------------------------------------------------------------------
+
+
+def cheapest(values: list[int], neighbour: list[int] | None) -> int:
+    """Return the form of a column by the rule alone: how many different numbers, and how wide they are."""
+
+    def left(numbers: list[int]) -> tuple[float, int]:
+        base = min(numbers)
+        factor = math.gcd(*(number - base for number in numbers))
+        factor = factor if 1 < factor < 1 << 64 else 1
+        stored = [(number - base) // factor for number in numbers]
+        if max(stored) >= 1 << 128 or not -(1 << 127) <= base < 1 << 127:
+            return math.inf, max(stored)
+        is_constant = not any(stored)
+        return 0 if is_constant else len(set(stored)) * max(stored).bit_length(), max(stored)
+
+    cost, most = left(values)
+    if most <= 255:
+        return PLAIN
+    start = max(-(1 << 127), min(2 * values[0] - values[1], (1 << 127) - 1))
+    steps = [value - before for before, value in zip([start, *values], values, strict=False)]
+    costs = {PLAIN: cost, RUNNING: left(steps)[0]}
+    if neighbour is not None:
+        costs[BESIDE] = left([a - b for a, b in zip(values, neighbour, strict=True)])[0]
+    return min(costs, key=lambda form: costs[form])
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 300),
+    st.integers(0, 40).map(lambda number: number * 4096),
+    st.integers(-(1 << 40), 1 << 40),
+    st.integers(-(1 << 127), (1 << 127) - 1),
+)
+PAIRS = st.lists(st.tuples(NUMBERS, st.one_of(st.just(0), st.integers(0, 9), NUMBERS)), min_size=1)
+
+
+@given(PAIRS, st.booleans())
+def test_the_form_that_needs_least_is_found_without_writing_all_of_them(
+    pairs: list[tuple[int, int]], has_neighbour: bool
+) -> None:
+    values = [value for value, _ in pairs]
+    beside = (
+        [max(-HUGE, min(value - more, HUGE)) for value, more in pairs] if has_neighbour else None
+    )
+    column = write_column(values, beside)
+    assert column[1] == cheapest(values, beside)
+    assert read(column, len(values), -2 * HUGE, 2 * HUGE, beside) == values
+
+
+@given(st.integers(-5000, 5000), st.integers(-5000, 5000), st.integers(3, 30), st.booleans())
+def test_steps_of_one_length_are_found_where_a_neighbour_is_the_same(
+    first: int, step: int, count: int, is_broken: bool
+) -> None:
+    values = [first + at * step for at in range(count)]
+    values[-1] += is_broken
+    assert write_column(values, list(values))[1] == cheapest(values, values)

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from backplane.file_map import row_writer
 from backplane.file_map.model import NO_TIME, FileExtent, Identity, Kind
 from backplane.file_map.row_writer import write_rows
 from backplane.testing.file_rows import make_file, make_row
@@ -85,3 +86,29 @@ def test_what_rows_share_is_written_once() -> None:
 def test_a_row_with_a_defect_is_not_written() -> None:
     with pytest.raises(ValueError, match=r"b'a': no size is -1"):
         write_rows([make_row(b""), make_row(b"a", size=-1)])
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [b""],
+        [b"", b"a"],
+        [b"a", b"ab", b"ab/c", b"abc"],
+        [b"a/b", b"a/c", b"b"],
+        [b"x" * 900, b"y"],
+    ],
+)
+def test_a_path_is_written_as_what_it_has_of_its_own(
+    paths: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the longest of them is: very long ones are compared in another way."""
+    rows = [make_row(path) for path in paths]
+    body = write_rows(rows)
+    columns, strings = columns_of(body, len(rows))
+    rest = b"".join(path[count:] for path, count in zip(paths, columns[0], strict=True))
+    assert strings == rest
+    for before, path, count in zip([b"", *paths], paths, columns[0], strict=False):
+        assert path[:count] == before[:count]
+        assert path[count : count + 1] != before[count : count + 1] or path == before
+    monkeypatch.setattr(row_writer, "_PADDED_BYTES_MAX", 1)
+    assert write_rows(rows) == body
