@@ -116,9 +116,13 @@ class FileFolder:
 
     def refuse(self, path: bytes, reason: str) -> None:
         """List something that is not there."""
+        self.refuse_told(shown(path), reason)
+
+    def refuse_told(self, path: str, reason: str) -> None:
+        """The same for a path as the controller has told it."""
         self.failed += 1
         if len(self.listed) < LISTED_MAX:
-            self.listed.append({"path": shown(path), "reason": reason})
+            self.listed.append({"path": path, "reason": reason})
 
     def _attempt(self, row: FileRow, make: Callable[[FileRow], None]) -> bool:
         try:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Kind
 from controller.cli.render import Document
+from controller.core.map_pages import printable, printable_name
 
 _SECOND_NS: Final = 1_000_000_000
 _FIRST_SECOND: Final = -62_135_596_800
@@ -59,27 +60,12 @@ FLAGS_HELP: Final = (
 
 def shown(name: bytes) -> str:
     """Return a name or path so that it can be printed."""
-    return _printable(name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace"))
+    return printable_name(name)
 
 
 def shown_text(text: str) -> str:
     """Return a text that a node has made, so that it can be printed."""
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else _escaped(character) for character in text
-    )
-
-
-def _escaped(character: str) -> str:
-    number = ord(character)
-    if number < 0x80:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return printable(text)
 
 
 def name_fields(path: bytes) -> dict[str, str]:

@@ -143,7 +143,7 @@ def _fill(folder: FileFolder, rows: Iterable[FileRow], lost: dict[str, str]) -> 
         else:
             folder.add(row)
     for name in lost.keys() - found:
-        folder.refuse(name.encode(), lost[name])
+        folder.refuse_told(name, lost[name])
 
 
 def with_folders(rows: Iterable[FileRow], selection: Selection) -> Iterator[FileRow]:

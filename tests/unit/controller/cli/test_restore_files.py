@@ -211,7 +211,7 @@ def test_files_that_did_not_come_back_from_tape_are_listed_and_not_made(
     controller: Controller, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their blocks on the staging volume are zeros: made of them, a file would look whole."""
-    told = "home/a\\b?"
+    told = r"home/a\\b\x1b"
     listed = [{"path": told, "reason": "blocks lost"}, {"path": "home/gone", "reason": "gone"}]
     controller.job["state"] = "partial"
     controller.files = {"failed": 2, "listed": listed}

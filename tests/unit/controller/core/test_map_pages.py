@@ -262,7 +262,8 @@ def test_runs_that_share_a_block_may_come_at_different_times() -> None:
 def test_a_path_can_be_told_to_people() -> None:
     assert shown(b"") == "/"
     assert shown("ä/b".encode()) == "ä/b"
-    assert shown(b"a\xff\n\x1b[2J") == "a\\xff??[2J"
+    assert shown(b"a\xff\n\x1b[2J") == "a\\xff\\x0a\\x1b[2J"
+    assert shown(rb"a\xff") != shown(b"a\xff"), "two paths must not be told alike"
     assert len(shown(b"x" * 5000)) == 200
 
 
