@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import click
 
-from backplane.errors import BackupError
+from backplane.errors import BackupError, ExitCode
 from backplane.runtime import failpoints
 from backplane.runtime.clock import SystemClock
 from backplane.runtime.config import load_config
@@ -20,6 +21,13 @@ from storage_node.mapping.opinion import survey
 from storage_node.mapping.opinion_report import as_json, as_text
 from storage_node.placing.prepared import opened_folder
 from storage_node.placing.session import HOLD_S, Session
+from storage_node.rescue.restore_from import (
+    Reassembly,
+    list_backups,
+    scratch_file,
+    whole_or_nothing,
+)
+from storage_node.rescue.shelf import shelved
 from storage_node.service import run
 
 _logger = logging.getLogger("storage_node")
@@ -84,6 +92,69 @@ def place(folder: Path, hold_s: float) -> None:
     except (OSError, BackupError) as error:
         click.echo(f"storage-node: {error}", err=True)
         sys.exit(int(error.exit_code) if isinstance(error, BackupError) else 1)
+
+
+@main.command("restore-from")
+@click.argument(
+    "cartridges", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path)
+)
+@click.option("--list", "is_list", is_flag=True, help="Only say which backups are there.")
+@click.option("--backup", default="", help="Number of the backup, or the beginning of its UUID.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The file that is written."
+)
+@click.option("--path", default="", help="One file of the volume, instead of all of it.")
+@click.option("--keep-going", "keeps_going", is_flag=True, help="Also if something is damaged.")
+@click.option("--force", is_flag=True, help="Replace what is there already.")
+def restore_from(
+    cartridges: tuple[Path, ...],
+    is_list: bool,
+    backup: str,
+    out: Path | None,
+    path: str,
+    keeps_going: bool,
+    force: bool,
+) -> None:
+    """Restore a volume, or a file, from the folders of CARTRIDGES: no controller, no catalog, no keys.
+
+    Cartridges are only read.  All that a backup stands on has to be among them; what is missing is said before anything
+    is written.
+
+    \b
+    Exit codes: 0 all is there; 1 failed; 2 usage; 3 done, but what was damaged is missing (zeros) and listed;
+    4 no such backup or file; 5 refused; 8 damaged, or not a cartridge.
+    """
+    if not is_list and (not backup or out is None):
+        raise click.UsageError("--backup and --out are needed, or --list.")
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="restore-from-") as scratch,
+            shelved(cartridges, scratch=Path(scratch)) as shelf,
+        ):
+            if is_list:
+                for line in list_backups(shelf):
+                    click.echo(line)
+                return
+            assert out is not None
+            made = Reassembly(shelf, backup, keeps_going=keeps_going, tell=tell)
+            with whole_or_nothing(out, is_forced=force) as descriptor:
+                if path:
+                    row = made.find_file(path)
+                    with scratch_file(out.parent) as volume:
+                        made.write_file(descriptor, row, volume)
+                else:
+                    made.write(descriptor)
+    except (OSError, BackupError) as error:
+        click.echo(f"storage-node: {error}", err=True)
+        sys.exit(int(error.exit_code) if isinstance(error, BackupError) else 1)
+    for reason in made.losses.reasons:
+        click.echo(f"missing: {reason}", err=True)
+    if made.losses.reasons:
+        sys.exit(int(ExitCode.PARTIAL))
 
 
 @main.command("map")

@@ -1,0 +1,1 @@
+"""Restores with nothing but cartridges: no controller, no catalog, no mover."""

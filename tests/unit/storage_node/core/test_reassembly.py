@@ -1,0 +1,124 @@
+"""Slices against the plain meaning of extents and records, and chains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backplane.errors import VolumeError
+from backplane.tape_format import PartTrailer, VolumeFacts
+from backplane.testing.tape_content import part_objects
+from storage_node.core.reassembly import (
+    Found,
+    chain_of,
+    missing_parts,
+    slices,
+    volume_runs,
+    zero_runs,
+)
+
+BLOCK, RECORD, BLOCKS = 512, 2048, 64
+VOLUME = VolumeFacts(
+    id="cd" * 16, name="v", designator="3123456789abcdef", blocks=BLOCKS, block_bytes=BLOCK
+)
+
+
+def trailer(extents: Any, **changes: Any) -> PartTrailer:
+    stream = sum(count for _, count in extents) * BLOCK
+    records = -(-stream // RECORD)
+    _, made = part_objects([b"\0" * 512] * records)
+    fields = {
+        "volume": VOLUME,
+        "record_bytes": RECORD,
+        "stream_bytes": stream,
+        "extents": tuple(extents),
+    }
+    return replace(made, **(fields | changes))
+
+
+@st.composite
+def extents(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Extents that do not overlap, in any order."""
+    cuts = sorted(draw(st.sets(st.integers(0, BLOCKS), min_size=2, max_size=12)))
+    runs = [(a, b - a) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    return draw(st.permutations(runs))
+
+
+runs = st.sets(st.integers(0, BLOCKS * BLOCK), max_size=8).map(
+    lambda cuts: list(zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False))
+)
+
+
+@given(extents=extents(), wanted=st.none() | runs)
+def test_slices_say_of_each_wanted_byte_where_it_is(extents: Any, wanted: Any) -> None:
+    made = trailer(extents)
+    plain = [lba * BLOCK + n for lba, count in extents for n in range(count * BLOCK)]
+    expected = {
+        byte: at
+        for at, byte in enumerate(plain)
+        if wanted is None or any(begin <= byte < end for begin, end in wanted)
+    }
+    found: dict[int, int] = {}
+    numbers = []
+    for number, taken in slices(made, wanted=wanted):
+        numbers.append(number)
+        assert taken
+        for offset, byte, count in taken:
+            assert 0 <= offset < offset + count <= RECORD
+            for n in range(count):
+                assert byte + n not in found
+                found[byte + n] = number * RECORD + offset + n
+    assert found == expected
+    assert numbers == sorted(set(numbers)), "each record is read once, in the order of the tape"
+
+
+def test_extents_that_contradict_the_trailer_are_refused() -> None:
+    with pytest.raises(VolumeError, match="behind the end of the volume"):
+        volume_runs(trailer([(BLOCKS - 1, 2)]))
+    with pytest.raises(VolumeError, match="512 bytes, and 1024 in the records"):
+        volume_runs(trailer([(0, 1)], stream_bytes=1024))
+    with pytest.raises(VolumeError, match="zeros behind the end"):
+        zero_runs(child(zero_extents=((BLOCKS, 1),)))
+
+
+def child(**changes: Any) -> PartTrailer:
+    return trailer([(0, 1)], level="incremental", parent_uuid="a" * 32, **changes)
+
+
+def test_zeros_are_given_in_bytes_and_only_as_far_as_they_are_wanted() -> None:
+    made = child(zero_extents=((4, 2), (1, 1)))
+    assert zero_runs(made) == [(512, 1024), (2048, 3072)]
+    assert zero_runs(made, wanted=[(0, 600), (2500, 2501)]) == [(512, 600), (2500, 2501)]
+
+
+def part(uuid: str, parent: str = "", *, number: int = 1, is_last: bool = True) -> Found:
+    level = "incremental" if parent else "full"
+    entry = trailer([(0, 1)], parent_uuid=parent, level=level, backup_uuid=uuid).directory_entry()
+    return Found(0, replace(entry, part=number, is_last=is_last))
+
+
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+def test_a_chain_begins_with_the_full_backup() -> None:
+    found = {A: [part(A)], B: [part(B, A)], C: [part(C, B)]}
+    assert chain_of(C, found) == [A, B, C]
+    assert chain_of(A, found) == [A]
+
+
+def test_a_chain_that_leads_nowhere_is_told() -> None:
+    with pytest.raises(VolumeError, match=f"backup {A}, on which {B} stands,"):
+        chain_of(B, {B: [part(B, A)]})
+    with pytest.raises(VolumeError, match="stands on itself"):
+        chain_of(B, {B: [part(B, C)], C: [part(C, B)]})
+
+
+def test_missing_parts_are_counted() -> None:
+    assert missing_parts([part(A)]) == []
+    assert missing_parts([part(A, is_last=False)]) == [0]
+    assert missing_parts([part(A, number=3)]) == [1, 2]
+    assert missing_parts([part(A, number=2, is_last=False)]) == [1, 0]
