@@ -61,7 +61,7 @@ DETAIL_CHARACTERS_MAX: Final = 80
 
 PRODUCT: Final = "SDV VIRTUAL-TAPE"
 SERIAL_CHARACTERS: Final = 12
-"""Of the serial number of a virtual drive, which is the beginning of its UUID."""
+"""Of the serial number of a virtual drive, which is the end of its UUID."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class TapeControl:
             name = f"drive-{number}"
             unit = TapeUnit(name, designator_of(uuids[name]), drive, access)
             self._drives[name] = number, unit, drive
-            self._serials[name] = uuids[name][:SERIAL_CHARACTERS].upper()
+            self._serials[name] = uuids[name][-SERIAL_CHARACTERS:].upper()
             unit.find_committed_end = partial(_protected_end, drive)
             self.units[unit.designator] = unit
             access.put_unit(Unit(designator=unit.designator, kind=UnitKind.TAPE))

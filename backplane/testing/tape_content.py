@@ -70,6 +70,8 @@ def part_objects(
     cartridge: str = CARTRIDGE,
     record_bytes_max: int = 1 << 18,
     map_items: Sequence[bytes] = (),
+    pool: str = "",
+    retain_until: str = "",
 ) -> tuple[list[Object], PartTrailer]:
     """Return the objects of one part, and its trailer; `map_items` are the header and the pages of a file map."""
     sequence = 1 if previous is None else previous.sequence + 1
@@ -92,6 +94,8 @@ def part_objects(
         stream_start=0,
         extents=((0, len(data) or 1),),
         created=MOMENT,
+        pool=pool,
+        retain_until=retain_until,
     )
     layout = MapLayout([len(item) for item in map_items])
     if map_items:
@@ -129,6 +133,8 @@ def part_objects(
         results=(),
         directory=() if previous is None else previous.directory,
         created=MOMENT,
+        pool=pool,
+        retain_until=retain_until,
     )
     trailer = replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
     objects: list[Object] = [
