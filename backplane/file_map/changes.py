@@ -10,17 +10,20 @@ numbers of inodes do not count; nor do sizes and extents of directories, which a
 Content is compared by what the maps know: size and places.  Extents that are elsewhere may still hold the same bytes,
 so "content" means *may differ*.  Extents that are where they were may have been written in place: with the runs of
 changed blocks between the two (from change bitmaps) that is known; without, a new time of modification tells it.
+
+Such runs are larger than what was written, so a small file may only have a neighbour that was.  If no run lies within
+the file and its times are what they were, it is said to be "nearby", which is hardly ever more than that.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from backplane.file_map.kept import extent_run
-from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
+from backplane.file_map.model import NO_TIME, ByteRun, ExtentFlag, FileRow, Kind
 from backplane.file_map.paths import path_key
 
 
@@ -54,6 +57,11 @@ class ChangedRuns:
         at = bisect_right(self._ends, first_byte)
         return at < len(self._firsts) and self._firsts[at] < end_byte
 
+    def has_within(self, first_byte: int, end_byte: int) -> bool:
+        """Tell whether a run has these bytes, or some of them, and no others."""
+        at = bisect_left(self._firsts, first_byte)
+        return at < len(self._firsts) and self._ends[at] <= end_byte
+
 
 def diff(
     before: Iterable[FileRow], after: Iterable[FileRow], changed_runs: ChangedRuns | None = None
@@ -82,10 +90,13 @@ def differences(
     """Return in which ways two rows of one path differ."""
     is_file = old.kind == new.kind == Kind.FILE
     is_link = old.kind == new.kind == Kind.SYMLINK
+    may_differ = is_file and _may_differ(old, new, changed_runs)
+    is_nearby = may_differ and _is_nearby(old, new, changed_runs)
     found = {
         "kind": old.kind != new.kind,
         "size": is_file and old.size != new.size,
-        "content": is_file and _may_differ(old, new, changed_runs),
+        "content": may_differ and not is_nearby,
+        "nearby": is_nearby,
         "target": is_link and old.target != new.target,
         "device": old.device != new.device,
         "mtime": old.mtime_ns != new.mtime_ns,
@@ -107,6 +118,15 @@ def _may_differ(old: FileRow, new: FileRow, changed_runs: ChangedRuns | None) ->
         for extent in new.extents
         if extent.volume_byte >= 0 and not extent.flags & ExtentFlag.UNWRITTEN
     )
+
+
+def _is_nearby(old: FileRow, new: FileRow, changed_runs: ChangedRuns | None) -> bool:
+    """Tell whether all that speaks for another content are blocks that may as well be a neighbour's."""
+    if changed_runs is None or _may_differ(old, new, None):
+        return False
+    if new.ctime_ns == NO_TIME or old.ctime_ns != new.ctime_ns:
+        return False
+    return not any(changed_runs.has_within(*extent_run(extent)) for extent in new.extents)
 
 
 def _was_written(

@@ -118,8 +118,9 @@ def diff(settings: Settings, before: str, after: str) -> int:
     """Show which files differ between two backups of a volume: `+` added, `-` removed, `M` changed, and in what.
 
     Nothing is read from tape. Content that is named may differ: the file has another size, lies elsewhere, or blocks of
-    it were written. Which were is known if one of the backups stands on the other; else a new time of modification
-    tells.
+    it were written. Which were is known if one of the backups stands on the other, in pieces of 64 KiB; else a new time
+    of modification tells. `~` is a file that shares such a piece with something that was written, and whose times are
+    what they were: most likely it has not changed.
     """
     screen = Screen(settings.output)
     with connect(settings) as client:

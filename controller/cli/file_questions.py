@@ -256,7 +256,8 @@ def _change_line(change: Change) -> str:
     row = change.after or change.before
     assert row is not None
     what = f"  ({', '.join(change.what)})" if change.what else ""
-    return f"{_SIGNS[change.kind]} {short_line(row)}{what}"
+    sign = "~" if change.what == ("nearby",) else _SIGNS[change.kind]
+    return f"{sign} {short_line(row)}{what}"
 
 
 def _change_document(change: Change) -> Document:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backplane.file_map.changes import ChangedRuns, ChangeKind, diff, differences
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Identity, Kind
+from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Identity, Kind
 from backplane.testing.file_rows import make_file, make_row
 
 EXTENT = FileExtent(0, 8192, 4096)
@@ -97,6 +97,33 @@ def test_changed_blocks_tell_what_times_do_not() -> None:
     assert differences(row, row, ChangedRuns([(12_000, 12_288)])) == ("content",)
     assert differences(row, row, ChangedRuns([(0, 8192), (12_288, 20_000)])) == ()
     assert differences(row, row, NO_RUNS) == ()
+
+
+@pytest.mark.parametrize(
+    ("runs", "fields", "what"),
+    [
+        ([(0, 65_536)], {}, ("nearby",)),
+        ([(4096, 8193)], {}, ("nearby",)),
+        ([(12_287, 20_000)], {}, ("nearby",)),
+        ([(8192, 12_288)], {}, ("content",)),
+        ([(0, 9000), (9001, 9002)], {}, ("content",)),
+        ([(0, 65_536)], {"ctime_ns": 9}, ("content",)),
+        ([(0, 65_536)], {"mtime_ns": 9}, ("content", "mtime")),
+        ([(0, 65_536)], {"mode": 0o600}, ("nearby", "mode")),
+        ([(0, 65_536)], {"error": "torn"}, ("content", "error")),
+        ([(0, 8192), (12_288, 65_536)], {}, ()),
+    ],
+)
+def test_a_file_beside_one_that_was_written_is_told_apart(
+    runs: list[tuple[int, int]], fields: dict[str, Any], what: tuple[str, ...]
+) -> None:
+    row = make_file(b"a", EXTENT)._replace(ctime_ns=3, mode=0o644)
+    assert differences(row, row._replace(**fields), ChangedRuns(runs)) == what
+
+
+def test_without_a_time_of_change_a_neighbour_cannot_be_told_from_the_file() -> None:
+    row = make_file(b"a", EXTENT)._replace(ctime_ns=NO_TIME)
+    assert differences(row, row, ChangedRuns([(0, 65_536)])) == ("content",)
 
 
 def test_a_new_time_alone_is_no_new_content_where_blocks_are_known() -> None:
