@@ -18,6 +18,7 @@ from backplane.runtime.logs import setup_logs
 from backplane.runtime.loop import Loop
 from backplane.runtime.signals import SignalHandlers
 from backplane.transport.zeromq import RouterEndpoint
+from controller.catalog.identity import CatalogIdentity
 from controller.catalog.sql import SqlCatalog
 from controller.config import ControllerConfig
 from controller.core.inactivity import Inactivity
@@ -30,7 +31,24 @@ DATA_CHANNELS = "backplane.transport.stream"
 """The code that moves payload.  A controller that has it loaded is not the one whose reports say 0 bytes."""
 
 
-def run(config: ControllerConfig) -> None:
+def open_catalog(place: Path, *, is_new: bool) -> tuple[SqlCatalog, CatalogIdentity]:
+    """Open the catalog that belongs here; with `is_new` an empty one, in place of one that is lost."""
+    identity = CatalogIdentity(place)
+    if is_new:
+        identity.begin_anew()
+    else:
+        identity.require_catalog()
+    catalog = SqlCatalog.open(place)
+    try:
+        identity.check(catalog.store)
+        identity.remember(catalog.store)
+    except BackupError:
+        catalog.close()
+        raise
+    return catalog, identity
+
+
+def run(config: ControllerConfig, *, is_new: bool = False) -> None:
     """Run until a signal says stop."""
     assert DATA_CHANNELS not in sys.modules
     keys = load_key_pair(config.key_file)
@@ -42,7 +60,7 @@ def run(config: ControllerConfig) -> None:
     except OSError as error:
         raise ConfigError([f"{config.state_folder}: {error.strerror}"]) from error
     table = KeyTable(config.authorized_folder)
-    catalog = SqlCatalog.open(config.state_folder / "catalog.sqlite")
+    catalog, identity = open_catalog(config.state_folder / "catalog.sqlite", is_new=is_new)
     loop = Loop()
     try:
         endpoint = RouterEndpoint(
@@ -61,6 +79,7 @@ def run(config: ControllerConfig) -> None:
                 inactivity=Inactivity(
                     quiet_s=config.inactivity_s, sync_timeout_s=config.sync_timeout_s
                 ),
+                identity=identity,
             )
             service.start()
             _logger.info("serving", extra={"address": endpoint.address, "store": catalog.store})
@@ -87,7 +106,13 @@ def run(config: ControllerConfig) -> None:
     help="The TOML file of this controller.",
 )
 @click.option("--check-config", is_flag=True, help="Say what is wrong with the file, and exit.")
-def main(config_file: Path, check_config: bool) -> None:
+@click.option(
+    "--new-catalog",
+    "is_new",
+    is_flag=True,
+    help="Start with an empty catalog in place of one that is lost; `ctl catalog rebuild --all` fills it again.",
+)
+def main(config_file: Path, check_config: bool, is_new: bool) -> None:
     """Plan backups and restores; hand work items to movers; keep the catalog."""
     if not __debug__:
         sys.exit("controller: refuses to run under python -O: its assertions guard the data")
@@ -101,7 +126,7 @@ def main(config_file: Path, check_config: bool) -> None:
         )
         if armed := failpoints.arm():
             _logger.warning("failpoints are armed: %s", ", ".join(armed))
-        run(config)
+        run(config, is_new=is_new)
     except BackupError as error:
         click.echo(f"controller: {error}", err=True)
         sys.exit(int(error.exit_code))

@@ -17,7 +17,7 @@ from backplane.errors import NotFoundError
 from backplane.file_map.header import unpack_header
 from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
-from controller.core import documents, manual_views, quiet_waits
+from controller.core import catalog_documents, documents, manual_views, quiet_waits
 from controller.core.changed_blocks import changed_between
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
@@ -142,6 +142,10 @@ class OperatorInterface:
                 }
             case "tape.show":
                 return self._tape_show(arguments["tag"])
+            case "catalog.show":
+                return catalog_documents.show_document(self._machine, self._catalog.size())
+            case "catalog.check":
+                return catalog_documents.check_document(self._machine)
             case _:
                 return None
 

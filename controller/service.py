@@ -34,7 +34,8 @@ from backplane.wire.messages import (
     Resolution,
     WorkItem,
 )
-from controller.catalog.store import Catalog
+from controller.catalog.identity import CatalogIdentity
+from controller.catalog.store import Catalog, TakeStore
 from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import Inactivity
@@ -83,8 +84,10 @@ class ControllerService:
         lease_s: float,
         heartbeat_s: float,
         inactivity: Inactivity | None = None,
+        identity: CatalogIdentity | None = None,
     ) -> None:
         self._loop = loop
+        self._identity = identity
         self._endpoint = endpoint
         self._keys = keys
         self._table = table
@@ -277,9 +280,16 @@ class ControllerService:
     def _perform(self, effects: list[core.Effect]) -> None:
         rows = [row for effect in effects if isinstance(effect, core.Record) for row in effect.rows]
         if rows:
+            stores = [row.store for row in rows if isinstance(row, TakeStore)]
+            if stores and self._identity is not None:
+                self._identity.remember(stores[-1], self._catalog.store)
             failpoints.passed("controller.commit.before")
             self._catalog.commit(rows)
             failpoints.passed("controller.commit.after")
+            if stores and self._identity is not None:
+                self._identity.remember(self._catalog.store)
+            if stores:
+                self._sessions.take_store(self._catalog.store)
         for effect in effects:
             match effect:
                 case core.Record():

@@ -158,6 +158,10 @@ class Sessions:
         self._newest: dict[tuple[str, str], bytes] = {}
         self._replaced: dict[tuple[str, str], deque[bytes]] = {}
 
+    def take_store(self, store: str) -> None:
+        """Name another catalog to whoever says hello from now on."""
+        self._store = store
+
     @property
     def live(self) -> tuple[Session, ...]:
         """All sessions, by role and name."""

@@ -18,6 +18,7 @@ import click
 from backplane.errors import BackupError, ExitCode
 from controller.cli import render
 from controller.cli.backup import backup as backup_group
+from controller.cli.catalog import catalog as catalog_group
 from controller.cli.client import connect, exit_code_of, program_version
 from controller.cli.debug import debug as debug_group
 from controller.cli.job import job as job_group
@@ -94,6 +95,7 @@ for _group in (
     tape_group,
     node_group,
     mover_group,
+    catalog_group,
     keys_group,
     local_group,
     debug_group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +102,14 @@ def test_a_hello_is_welcomed() -> None:
     assert sessions.find("m1", role="mover") == ready.session
     assert sessions.live == (ready.session,)
     assert sessions.heard_at(ready.session) == 0.0
+
+
+def test_a_catalog_that_has_taken_over_another_name_is_named_so_from_then_on() -> None:
+    sessions = make_sessions()
+    sessions.take_store("e" * 32)
+    welcome, _ = sessions.handle(heard(hello()), now=0.0)
+    assert isinstance(welcome, SendTo)
+    assert welcome.message == replace(WELCOME, store="e" * 32)
 
 
 def test_the_newest_common_version_is_chosen() -> None:

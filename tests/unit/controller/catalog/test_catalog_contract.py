@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropRow, Snapshot
+from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropRow, Snapshot, TakeStore
 
 ABSURD = 10**30
 """A number that people may ask for and no database can hold."""
@@ -284,3 +284,22 @@ def test_a_pool_that_is_dropped_is_gone_and_one_that_never_was_may_be_dropped(
     catalog.commit([DropRow(row=rows.pool("b")), rows.pool("b"), rows.pool("d")])
     catalog.commit([rows.pool("e"), DropRow(row=rows.pool("e"))])
     assert [row.pool for row in place.reopen().load().pools] == ["b", "d"]
+
+
+def test_a_catalog_takes_over_the_uuid_of_another_with_whatever_comes_along(
+    place: Any, rows: Any
+) -> None:
+    catalog = place.catalog
+    before = catalog.store
+    catalog.commit([TakeStore(store="c" * 32), rows.pool("a"), TakeStore(store="d" * 32)])
+    assert catalog.store == catalog.load().store == "d" * 32 != before
+    found = place.reopen()
+    assert (found.store, found.load().store) == ("d" * 32, "d" * 32)
+    assert [row.pool for row in found.load().pools] == ["a"]
+
+
+def test_the_size_counts_rows_but_not_what_there_is_most_of(catalog: Catalog, rows: Any) -> None:
+    catalog.commit([rows.pool("a"), rows.pool("b"), rows.job()])
+    counted = catalog.size().rows
+    assert (counted["PoolRow"], counted["JobRow"], counted["PartRow"]) == (2, 1, 0)
+    assert not counted.keys() & {"MapPageRow", "EventRow"}

@@ -342,3 +342,11 @@ def test_no_query_walks_through_all_jobs_items_or_log_lines(path: Path, rows: An
             steps = [step[3] for step in plan]
             # The list of all jobs goes along the primary key and stops at its limit.
             assert steps == ["SCAN jobs"] or all(step.startswith("SEARCH") for step in steps), query
+
+
+def test_the_size_is_that_of_the_file_and_its_log(path: Path) -> None:
+    with closing(SqlCatalog.open(path)) as catalog:
+        size = catalog.size()
+        log = path.with_name(f"{path.name}-wal")
+        assert (size.place, size.bytes) == (str(path), path.stat().st_size + log.stat().st_size)
+        assert set(size.rows.values()) == {0}
