@@ -142,9 +142,12 @@ def run_find(
 ) -> int:
     """Look for a pattern in all backups that have a map, newest first."""
     pattern = Pattern(text)
+    listed = client.call("backup.list", volume=volume)["backups"]
+    if volume and not listed:
+        raise NotFoundError(f"no backup is of volume {volume}", hint="ctl backup list")
     backups = [
         backup
-        for backup in client.call("backup.list", volume=volume)["backups"]
+        for backup in listed
         if since is None or datetime.fromisoformat(backup["created"]) >= since
     ]
     head = {"pattern": shown_text(text)}

@@ -300,7 +300,9 @@ def check_target(
             raise UsageError("--force goes with --to: in place nothing else is overwritten")
         return
     if bool(to) == bool(new):
-        raise UsageError("a restore needs one target", hint="give either --to VOLUME or --new NAME")
+        raise UsageError(
+            "a restore needs one target", hint="give --to VOLUME or --new NAME, or --path"
+        )
     if force and not to:
         raise UsageError("--force goes with --to: a new volume has nothing to overwrite")
 

@@ -55,8 +55,10 @@ class Reservations:
             )
         self.check(volume, has_writer=has_writer, now=now, job=job)
         if connections and not is_shared:
+            # One workstation may have several connections.
+            told = f"workstations have {connections} connections"
             raise BusyError(
-                f"{connections} workstation{'s are' if connections > 1 else ' is'} connected",
+                told if connections > 1 else "1 workstation is connected",
                 hint="unmount the volume and disconnect, or restore to another place",
             )
         self._held[volume] = _Reservation(job, ttl_s, now + ttl_s, is_shared)

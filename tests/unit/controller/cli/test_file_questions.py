@@ -190,6 +190,8 @@ def test_backups_can_be_chosen_by_volume_and_time() -> None:
         searched("old.txt", since=datetime(2026, 1, 2, tzinfo=UTC))
     with pytest.raises(NotFoundError, match="in 0 backups"):
         searched("a.txt", volume="vol2")
+    with pytest.raises(NotFoundError, match="no backup is of volume vol9"):
+        searched("a.txt", volume="vol9")
     assert caller.calls[0] == ("backup.list", {"volume": ""})
 
 
