@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import random
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backplane.crc import crc32c
-from backplane.ids import Designator, Epoch
+from backplane.errors import BackupError, MediumError
+from backplane.ids import Designator, Epoch, VolumeTag
 from backplane.scsi.sense import Sense
+from backplane.testing.clock import ManualClock
+from backplane.testing.tape_content import (
+    Object,
+    label_objects,
+    part_objects,
+    volume_header,
+    write_objects,
+)
 from backplane.transport.stream import Channel, Reply
 from backplane.wire.frames import ANY_POSITION, Entry, Opcode, Protection
 from backplane.wire.grants import Rights
+from backplane.wire.messages import TapeAdd, TapeErase, TapeLoad, TapeRetain, TapeUnload
 from storage_node.core.admission import Unit, UnitKind
 from storage_node.tape.library import TapeLibrary
+from storage_node.tape.volume_reader import find_last_trailer
+from storage_node.tape_control import TapeControl
 from storage_node.tape_unit import TapeUnit
 
+TAG = VolumeTag("SDV001L8")
+RETAINED = "2027-01-11T10:43:48Z"
 TAPE = Designator(b"\x30tape...")
 BOTH = Rights.READ | Rights.APPEND
 POSITION = (0x0B, 0x3B, 0x00)
@@ -201,3 +219,197 @@ def test_what_is_committed_is_not_overwritten_whatever_the_grant_says(
         assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
         reply, _ = ask(channel, Opcode.WRITE_RECORD, address=0, data=b"x")
         assert triple(reply) == (0x07, 0x30, 0x0C)
+
+
+# --- what is protected ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def role(bench: Any, tmp_path: Path) -> Iterator[TapeControl]:
+    """The whole tape role behind the data server: one drive with a labelled cartridge of one committed part."""
+    library = TapeLibrary(tmp_path / "library")
+    made = TapeControl(
+        library,
+        bench.access,
+        state_folder=tmp_path,
+        clock=ManualClock(wall=datetime(2026, 1, 11, tzinfo=UTC)),
+        new_uuid=lambda: "ab" * 16,
+    )
+    made.add(TapeAdd(request=1, tag=TAG, capacity_bytes=1 << 24))
+    made.load(TapeLoad(request=2, drive="drive-0", tag=TAG, epoch=Epoch(1)))
+    objects, _ = part_objects([b"kept" * 128] * 3, retain_until=RETAINED)
+    write_objects(library.drives[0], [*label_objects(volume_header(tag=TAG)), *objects])
+    made.load(TapeLoad(request=3, drive="drive-0", tag=TAG, epoch=Epoch(2)))
+    bench.units.update(made.units)
+    yield made
+    bench.server.close()
+    made.close()
+
+
+def unit_of(role: TapeControl) -> TapeUnit:
+    [unit] = role.units.values()
+    return unit
+
+
+def test_what_was_committed_since_the_load_is_not_overwritten_either(
+    bench: Any, role: TapeControl, ask: Ask, triple: Any
+) -> None:
+    """T14: a grant may name any position; where the tape is committed, the tape says."""
+    unit = unit_of(role)
+    start = unit.position
+    first = unit.committed_end
+    assert start == first
+    [previous] = [find_last_trailer(unit.drive.side_view(), volume_header(tag=TAG)).trailer]  # type: ignore[attr-defined]
+    objects, _ = part_objects([b"more"], first_object=start, previous=previous)
+    with bench.open(bench.grant(unit.designator, BOTH, position=start)) as channel:
+        put(channel, ask, objects, at=start)
+    end = unit.position
+    content = snapshot(role)
+    for epoch, position in ((6, start), (7, start + 2), (8, 0)):
+        grant = bench.grant(unit.designator, BOTH, position=position, epoch=Epoch(epoch))
+        with bench.open(grant) as channel:
+            assert ask(channel, Opcode.LOCATE, address=position)[0].is_good
+            reply, _ = ask(channel, Opcode.WRITE_RECORD, address=position, data=b"x")
+            assert triple(reply) == (0x07, 0x30, 0x0C)
+            reply, _ = ask(channel, Opcode.WRITE_FILEMARKS, address=position, length=1)
+            assert triple(reply) == (0x07, 0x30, 0x0C)
+    assert snapshot(role) == content
+    # What follows the commit is an orphan tail, and may go.
+    with bench.open(bench.grant(unit.designator, BOTH, epoch=Epoch(9), position=end)) as channel:
+        assert ask(channel, Opcode.LOCATE, address=end)[0].is_good
+        append(channel, ask, b"orphan", at=end)
+    with bench.open(bench.grant(unit.designator, BOTH, epoch=Epoch(10), position=end)) as channel:
+        assert ask(channel, Opcode.LOCATE, address=end)[0].is_good
+        append(channel, ask, b"again", at=end)
+    assert snapshot(role)[: len(content)] == content
+
+
+def put(channel: Channel, ask: Ask, objects: list[Object], *, at: int) -> None:
+    for number, item in enumerate(objects, at):
+        if isinstance(item, bytes):
+            reply, _ = ask(channel, Opcode.WRITE_RECORD, address=number, data=item)
+        else:
+            reply, _ = ask(channel, Opcode.WRITE_FILEMARKS, address=number, length=1)
+        assert reply.is_good
+
+
+def snapshot(role: TapeControl) -> bytes:
+    unit = unit_of(role)
+    with unit.mutex:
+        cartridge = unit.drive.cartridge  # type: ignore[attr-defined]
+        return bytes((cartridge.folder / "data").read_bytes())
+
+
+def test_a_tape_that_must_not_be_written_to_takes_nothing_and_the_audit_says_why(
+    bench: Any, role: TapeControl, ask: Ask, triple: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    unit = unit_of(role)
+    unit.refusal = "an LTFS volume, 'ABC123'"
+    content = snapshot(role)
+    place = unit.position
+    with (
+        caplog.at_level(logging.WARNING, "storage_node.audit"),
+        bench.open(bench.grant(unit.designator, BOTH, position=place)) as channel,
+    ):
+        for opcode, fields in (
+            (Opcode.WRITE_RECORD, {"data": b"x"}),
+            (Opcode.WRITE_FILEMARKS, {"length": 1}),
+        ):
+            reply, _ = ask(channel, opcode, address=place, **fields)
+            assert triple(reply) == (0x07, 0x30, 0x05)
+        assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
+        assert ask(channel, Opcode.READ_RECORD, address=0, length=1 << 16, modifier=1)[0].is_good
+    assert [r.reason for r in caplog.records if r.name == "storage_node.audit"] == [  # type: ignore[attr-defined]
+        unit.refusal
+    ] * 2
+    assert snapshot(role) == content
+
+
+def test_a_last_commit_that_cannot_be_looked_up_is_protected(
+    tape: Any, ask: Ask, triple: Any
+) -> None:
+    with opened(tape) as channel:
+        append(channel, ask, b"kept", at=0)
+
+    def fail() -> int:
+        raise MediumError("unreadable")
+
+    tape.units[TAPE].find_committed_end = fail
+    with opened(tape, epoch=Epoch(6)) as channel:
+        assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
+        reply, _ = ask(channel, Opcode.WRITE_RECORD, address=0, data=b"x")
+        assert triple(reply) == (0x07, 0x30, 0x0C)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_grant_and_no_request_changes_what_is_retained(
+    bench: Any, role: TapeControl, ask: Ask, seed: int
+) -> None:
+    """T14 by fuzz: every request that a mover can make, under grants for anything, and the controller's own."""
+    chance = random.Random(seed)
+    unit = unit_of(role)
+    content = snapshot(role)
+    epoch = 10
+    for _ in range(12):
+        epoch += chance.choice((0, 1, 1, 2))
+        with contextlib.suppress(BackupError):
+            anything_of_the_controller(role, chance, epoch)
+        grant = bench.grant(
+            unit.designator,
+            chance.choice((Rights.APPEND, BOTH, BOTH, Rights.READ)),
+            epoch=Epoch(epoch),
+            extents=(),
+            position=chance.choice((0, 0, 3, 4, 7, unit.committed_end, unit.position)),
+        )
+        try:
+            channel = bench.open(grant)
+        except BackupError:
+            continue
+        with channel:
+            for _ in range(12):
+                anything_of_a_mover(channel, ask, chance, unit)
+        assert snapshot(role)[: len(content)] == content
+    epoch += 1
+    reply = role.load(TapeLoad(request=9, drive="drive-0", tag=TAG, epoch=Epoch(epoch)))
+    assert reply.trailer_sequence == 1
+    assert reply.cartridges[0].retain_until == RETAINED
+
+
+def anything_of_a_mover(channel: Channel, ask: Ask, chance: random.Random, unit: TapeUnit) -> None:
+    place = chance.choice((0, 1, 4, 5, unit.position, unit.committed_end, 99, ANY_POSITION))
+    opcode = chance.choice(
+        (
+            *(Opcode.WRITE_RECORD, Opcode.WRITE_RECORD, Opcode.WRITE_FILEMARKS, Opcode.LOCATE),
+            *(Opcode.LOCATE, Opcode.SPACE, Opcode.READ_RECORD, Opcode.FLUSH),
+        )
+    )
+    fields: dict[str, Any] = {"address": place}
+    if opcode is Opcode.WRITE_RECORD:
+        fields["data"] = chance.randbytes(chance.choice((1, 512, 5000)))
+    elif opcode is Opcode.READ_RECORD:
+        fields |= {"length": 70_000, "modifier": 1}
+    elif opcode is Opcode.SPACE:
+        fields |= {"modifier": chance.choice((0, 1, 3)), "length": chance.choice((1, 2, 2**32 - 1))}
+    elif opcode is Opcode.WRITE_FILEMARKS:
+        fields |= {"length": chance.choice((0, 1, 2)), "modifier": chance.choice((0, 1))}
+    ask(channel, opcode, **fields)
+
+
+def anything_of_the_controller(role: TapeControl, chance: random.Random, epoch: int) -> None:
+    drive, raised = "drive-0", Epoch(epoch)
+    match chance.randrange(6):
+        case 0:
+            forced = chance.random() < 0.5
+            role.erase(TapeErase(request=1, drive=drive, tag=TAG, epoch=raised, is_forced=forced))
+        case 1:
+            role.retain(TapeRetain(request=1, tag=TAG, retain_until="", is_held=False))
+        case 2:
+            early = "2026-01-01T00:00:00Z"
+            role.retain(TapeRetain(request=1, tag=TAG, retain_until=early, is_held=False))
+        case 3:
+            role.add(TapeAdd(request=1, tag=TAG, capacity_bytes=1 << 24))
+        case 4:
+            role.unload(TapeUnload(request=1, drive=drive, epoch=raised))
+            role.load(TapeLoad(request=1, drive=drive, tag=TAG, epoch=raised))
+        case _:
+            role.load(TapeLoad(request=1, drive=drive, tag=TAG, epoch=raised))
