@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.crc import crc32c
@@ -34,6 +35,7 @@ _INDEX: Final = struct.Struct("<IIH2x")
 """First block of the file, low and high part of the node's block."""
 _MAGIC: Final = 0xF30A
 _ONE_EXTENT: Final = struct.pack("<HHHH", _MAGIC, 1, 4, 0)
+_NO_EXTENT: Final = struct.pack("<HHHH", _MAGIC, 0, 4, 0)
 _HEADER_BYTES: Final = 12
 _ENTRY_BYTES: Final = 12
 _COUNT_MAX: Final = 32768
@@ -48,6 +50,9 @@ class Run(NamedTuple):
     block: int
     length: int
     is_unwritten: bool
+
+
+_new_run: Final = partial(tuple.__new__, Run)
 
 
 class BlockMaps:
@@ -68,7 +73,9 @@ class BlockMaps:
                 first, count, high, low = _LEAF.unpack_from(content, _HEADER_BYTES)
                 block = high << 32 | low
                 if 0 < count <= _COUNT_MAX and self._is_inside(first, block, count):
-                    return [Run(first, block, count, False)]
+                    return [_new_run((first, block, count, False))]
+            elif content.startswith(_NO_EXTENT):
+                return []
             return self._tree_runs(number, inode)
         walk = _PointerWalk(self._superblock, self._source)
         walk.visit(struct.unpack("<15I", inode.content))

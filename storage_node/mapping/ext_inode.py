@@ -9,6 +9,7 @@ The extra fields are there as far as `extra` says, and not at all in inodes of 1
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.crc import crc32c
@@ -36,6 +37,9 @@ _BIRTH_END: Final = 20
 _ALL_TIMES_END: Final = 24
 _SUM_HIGH_END: Final = 4
 _NO_SUM: Final = b"\0\0"
+_SUM_AT: Final = 124
+_SUM: Final = struct.Struct("<H2xHH")
+"""Low part of the checksum, bytes of extra fields, high part."""
 
 KINDS: Final = {
     0x1: Kind.FIFO,
@@ -77,16 +81,19 @@ class Inode(NamedTuple):
     birth_extra: int
 
 
+_new_inode: Final = partial(tuple.__new__, Inode)
+
+
 def parse_inode(raw: bytes) -> Inode:
     """Take an inode apart; `DamagedError` if it says that it is larger than it is."""
     if len(raw) > OLD_INODE_BYTES:
-        inode = Inode._make(_FIELDS.unpack_from(raw))
+        inode = _new_inode(_FIELDS.unpack_from(raw))
         if inode.extra & 3 or inode.extra > len(raw) - OLD_INODE_BYTES:
             raise DamagedError("the extra fields of its inode have an impossible size")
         if inode.extra >= _ALL_TIMES_END:
             return inode
         raw = raw[: OLD_INODE_BYTES + max(inode.extra, 2)]
-    return Inode._make(_FIELDS.unpack_from(raw + bytes(_EXTRA_BYTES)))
+    return _new_inode(_FIELDS.unpack_from(raw + bytes(_EXTRA_BYTES)))
 
 
 def time_ns(seconds: int, extra: int) -> int:
@@ -115,11 +122,12 @@ def blocks_seed(seed: int, number: int, generation: int) -> int:
 
 def has_right_sum(raw: bytes, number: int, seed: int) -> bool:
     """Compare an inode with its checksum; `seed` is that of the file system."""
+    own = number.to_bytes(4, "little") + raw[100:104]
+    if len(raw) > OLD_INODE_BYTES:
+        low, extra, high = _SUM.unpack_from(raw, _SUM_AT)
+        if extra >= _SUM_HIGH_END:
+            covered = b"".join((own, raw[:124], _NO_SUM, raw[126:130], _NO_SUM, raw[132:]))
+            return crc32c(covered, start=seed) ^ CRC_MASK == high << 16 | low
+    covered = b"".join((own, raw[:124], _NO_SUM, raw[126:]))
     stored = raw[124] | raw[125] << 8
-    head = (number.to_bytes(4, "little"), raw[100:104], raw[:124], _NO_SUM)
-    if len(raw) > OLD_INODE_BYTES and raw[128] | raw[129] << 8 >= _SUM_HIGH_END:
-        stored |= raw[130] << 16 | raw[131] << 24
-        covered = b"".join((*head, raw[126:130], _NO_SUM, raw[132:]))
-        return crc32c(covered, start=seed) ^ CRC_MASK == stored
-    covered = b"".join((*head, raw[126:]))
     return (crc32c(covered, start=seed) ^ CRC_MASK) & 0xFFFF == stored

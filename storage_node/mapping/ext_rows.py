@@ -7,6 +7,7 @@ answer.  A content whose newest copy is in the journal has its extents there.
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import Final
 
 from backplane.file_map.limits import TARGET_BYTES_MAX
@@ -40,8 +41,15 @@ from storage_node.mapping.ext_superblock import Superblock
 from storage_node.mapping.reader import DamagedError, Source
 
 _CIPHER_HEAD_BYTES: Final = 2
+_FILE: Final = Kind.FILE
+_SYMLINK: Final = Kind.SYMLINK
 _WITH_DEVICE: Final = (Kind.CHARACTER, Kind.BLOCK)
 _UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
+_ENCRYPTED: Final = int(ExtentFlag.ENCRYPTED)
+
+_new_row: Final = partial(tuple.__new__, FileRow)
+_new_extent: Final = partial(tuple.__new__, FileExtent)
+_new_identity: Final = partial(tuple.__new__, Identity)
 
 
 class Rows:
@@ -71,9 +79,9 @@ class Rows:
         target = b""
         extents: tuple[FileExtent, ...] = ()
         try:
-            if kind is Kind.FILE:
+            if kind is _FILE:
                 extents = self._file_extents(number, inode, raw)
-            elif kind is Kind.SYMLINK:
+            elif kind is _SYMLINK:
                 target, extents = self._target(number, inode, raw)
         except DamagedError as defect:
             error = _joined(error, defect.reason)
@@ -90,10 +98,12 @@ class Rows:
         extents: tuple[FileExtent, ...] = (),
     ) -> FileRow:
         """Return a row with all that an inode says but its content; its kind is known to be one."""
-        # All fields at once, and `_make`: this runs for every file of a volume.
-        mode, uid, size, atime, ctime, mtime, gid, links, _, content, generation = inode[:11]
-        attributes_low, size_high, attributes_high, uid_high, gid_high, extra = inode[11:17]
-        ctime_extra, mtime_extra, atime_extra, birth, birth_extra = inode[17:]
+        # All fields at once: this runs for every file of a volume.
+        (
+            mode, uid, size, atime, ctime, mtime, gid, links, _, content, generation,
+            attributes_low, size_high, attributes_high, uid_high, gid_high, extra,
+            ctime_extra, mtime_extra, atime_extra, birth, birth_extra,
+        ) = inode  # fmt: skip
         kind = KINDS[mode >> 12]
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         if attributes_low or attributes_high or has_inner_attributes(raw, extra):
@@ -101,11 +111,11 @@ class Rows:
                 xattrs = self._attributes.of(number, inode, raw)
             except DamagedError as defect:
                 error = _joined(error, defect.reason)
-        if size_high and (kind is Kind.FILE or self._has_large_directories):
+        if size_high and (kind is _FILE or self._has_large_directories):
             size |= size_high << 32
             if size >> 63:
                 error, size = _joined(error, f"a size of {size} bytes"), 0
-        return FileRow._make(
+        return _new_row(
             (
                 path,
                 kind,
@@ -118,7 +128,7 @@ class Rows:
                 (ctime + ((ctime_extra & 3) << 32)) * SECOND_NS + (ctime_extra >> 2),
                 birth_ns(extra, birth, birth_extra),
                 links,
-                Identity(0, number, generation),
+                _new_identity((0, number, generation)),
                 device_of(content) if kind in _WITH_DEVICE else 0,
                 target,
                 xattrs,
@@ -134,11 +144,17 @@ class Rows:
         if self._overlay is None:
             return tuple(
                 [
-                    FileExtent(
-                        first * size,
-                        block * size,
-                        length * size,
-                        flags | _UNWRITTEN if is_unwritten else flags,
+                    _new_extent(
+                        (
+                            first * size,
+                            block * size,
+                            length * size,
+                            flags | _UNWRITTEN if is_unwritten else flags,
+                            0,
+                            0,
+                            0,
+                            "",
+                        )
                     )
                     for first, block, length, is_unwritten in runs
                 ]
@@ -155,7 +171,7 @@ class Rows:
         return tuple(found)
 
     def _file_extents(self, number: int, inode: Inode, raw: bytes) -> tuple[FileExtent, ...]:
-        flags = int(ExtentFlag.ENCRYPTED) if inode.flags & ENCRYPTED else 0
+        flags = _ENCRYPTED if inode.flags & ENCRYPTED else 0
         if inode.flags & INLINE:
             return self._inline_extents(number, inode, raw, flags | int(ExtentFlag.INLINE))
         return self.extents(self._maps.runs(number, inode), flags)
