@@ -141,3 +141,47 @@ def test_a_cartridge_that_failed_is_not_flushed_again(
         cartridge.flush()
     assert cartridge.durable_count == 0
     cartridge.close()
+
+
+def test_reformatting_is_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new index takes the place of the old one in one step; then the data go."""
+    opened = Cartridge.open(folder)
+    put(opened, b"old", b"older")
+    opened.close()
+    generation = opened.generation
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name, objects in (
+        (FileMedium, "synchronise", 2),  # the new index is written aside
+        (Path, "replace", 2),
+        (FileMedium, "truncate", None),
+    ):
+        with monkeypatch.context() as patch:
+            original = getattr(owner, name)
+            if objects is None:
+
+                def only_data(medium: FileMedium, size: int) -> None:
+                    if size == 0:
+                        raise KeyboardInterrupt
+                    original(medium, size)  # noqa: B023 - called within this round
+
+                patch.setattr(owner, name, only_data)
+            else:
+                patch.setattr(owner, name, crash)
+            with pytest.raises(KeyboardInterrupt):
+                Cartridge.reformat(folder, INFO, generation=generation + 1)
+        found = Cartridge.open(folder)
+        assert found.object_count == (objects or 0)
+        found.abandon()
+    Cartridge.reformat(folder, INFO, generation=generation + 2)
+    found = Cartridge.open(folder)
+    assert (found.object_count, found.generation) == (0, generation + 2)
+    assert found.recovered.is_clean
+    assert (folder / "data").stat().st_size == 0
+    put(found, b"new")
+    found.close()
+    found = Cartridge.open(folder)
+    assert (found.object_count, found.used_bytes) == (1, 32 + 3)
+    found.abandon()

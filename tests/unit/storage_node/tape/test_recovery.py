@@ -239,6 +239,36 @@ def test_data_cut_at_every_byte_with_the_whole_index(recorder: Recorder, story: 
         check_tail(story, found, objects=sum(offset <= size for offset in story.offsets) - 1)
 
 
+def test_a_committed_cartridge_cut_at_every_byte_shows_what_is_whole_and_takes_nothing_more(
+    recorder: Recorder, story: Story
+) -> None:
+    """T8: the commit was acknowledged, its mark is durable, and somebody shortens the data.  The part whose bytes are
+    missing is not taken for committed, the ones before it are there, and the end of the tape is not written over."""
+    for size in range(story.offsets[-3], story.offsets[-1]):
+        files = {"data": story.after["data"][:size], "index": story.after["index"]}
+        found = opened(recorder, files)
+        assert found.end.trailer == story.second or size >= story.offsets[-2], size
+        if found.end.trailer != story.second:
+            # Only (some of) the entry of the last filemark is gone, and the index still knows it.
+            assert found.end.trailer == story.third
+        assert not found.report.is_appendable
+        assert found.report.damage
+        cut = found.drive.write_filemarks(1)
+        assert cut.triple == (0x03, 0x31, 0x00)
+
+
+def test_an_index_cut_at_every_byte_behind_a_commit_is_mended_from_the_data(
+    recorder: Recorder, story: Story
+) -> None:
+    start, end = len(story.before["index"]), len(story.after["index"])
+    for size in range(start, end):
+        files = {"data": story.after["data"], "index": story.after["index"][:size]}
+        found = opened(recorder, files)
+        assert found.end.trailer == story.third
+        assert found.report.repaired_objects == (end - size + ENTRY_BYTES - 1) // ENTRY_BYTES
+        assert records_of(found.drive, found.report.objects) == story.objects
+
+
 def test_both_files_cut_at_every_object_boundary(recorder: Recorder, story: Story) -> None:
     count = len(story.offsets) - 1
     for data_objects in range(count + 1):
@@ -410,6 +440,32 @@ def test_no_power_cut_while_overwriting_shows_a_mixture(recorder: Recorder) -> N
     told = [Acknowledged(0, second), Acknowledged(len(recorder.log), other)]
     allowed: list[Sequence[PartTrailer | None]] = [(second, first, None, other), (other,)]
     assert check_power_cuts(recorder, base, told, lambda step: allowed[step]) > 30
+
+
+def test_no_power_cut_while_erasing_leaves_anything_between_all_and_nothing(
+    recorder: Recorder,
+) -> None:
+    drive = recorder.drive(blank_files(recorder))
+    one, first = part_objects(DATA)
+    two, second = part_objects(DATA, first_object=4 + len(one), previous=first)
+    end = write_objects(drive, [*label_objects(HEADER), *one, *two])
+    drive.unload()
+    base = recorder.files()
+    recorder.log.clear()
+    drive = recorder.drive(base)
+    assert drive.allow_overwrite(0).is_good
+    assert drive.erase().is_good
+    operations = len(recorder.log)
+    seen = set()
+    for upto in range(operations + 1):
+        for files in outcomes(base, recorder.log, upto):
+            found = opened(recorder, files)
+            assert found.report.is_appendable
+            assert not found.report.damage
+            assert (found.report.objects, found.end.trailer) in ((end, second), (0, None))
+            assert upto < operations or found.report.objects == 0
+            seen.add(found.report.objects)
+    assert seen == {0, end}
 
 
 def test_a_power_cut_after_recovery_takes_nothing_back(recorder: Recorder, story: Story) -> None:
