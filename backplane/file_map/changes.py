@@ -11,20 +11,24 @@ Content is compared by what the maps know: size and places.  Extents that are el
 so "content" means *may differ*.  Extents that are where they were may have been written in place: with the runs of
 changed blocks between the two (from change bitmaps) that is known; without, a new time of modification tells it.
 
-Such runs are larger than what was written, so a small file may only have a neighbour that was.  If no run lies within
-the file and its times are what they were, it is said to be "nearby", which is hardly ever more than that.
+Such runs are larger than what was written, so a file may only have a neighbour that was.  If they touch only its ends
+and its times are what they were, it is said to be "nearby", which is hardly ever more than that.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from backplane.file_map.kept import extent_run
 from backplane.file_map.model import NO_TIME, ByteRun, ExtentFlag, FileRow, Kind
 from backplane.file_map.paths import path_key
+from backplane.units import KIB
+
+GRANULE_BYTES: Final = 64 * KIB
+"""What disk nodes know of changes: that something of such a piece, counted from the volume's beginning, was written."""
 
 
 class ChangeKind(StrEnum):
@@ -58,9 +62,10 @@ class ChangedRuns:
         return at < len(self._firsts) and self._firsts[at] < end_byte
 
     def has_within(self, first_byte: int, end_byte: int) -> bool:
-        """Tell whether a run has these bytes, or some of them, and no others."""
-        at = bisect_left(self._firsts, first_byte)
-        return at < len(self._firsts) and self._ends[at] <= end_byte
+        """Tell whether a piece that has nothing but these bytes may have been written."""
+        first = -(-first_byte // GRANULE_BYTES) * GRANULE_BYTES
+        end = end_byte // GRANULE_BYTES * GRANULE_BYTES
+        return first < end and self.touches(first, end)
 
 
 def diff(

@@ -94,36 +94,48 @@ def test_how_a_file_system_keeps_a_directory_is_no_change() -> None:
 
 def test_changed_blocks_tell_what_times_do_not() -> None:
     row = make_file(b"a", EXTENT)
-    assert differences(row, row, ChangedRuns([(12_000, 12_288)])) == ("content",)
+    assert differences(row, row, ChangedRuns([(12_000, 12_288)])) == ("nearby",)
     assert differences(row, row, ChangedRuns([(0, 8192), (12_288, 20_000)])) == ()
     assert differences(row, row, NO_RUNS) == ()
+
+
+GRANULE = 65_536
+LARGE = FileExtent(0, GRANULE - 4096, 3 * GRANULE)
+"""It has granules 1 and 2 for itself, and shares 0 and 3."""
 
 
 @pytest.mark.parametrize(
     ("runs", "fields", "what"),
     [
-        ([(0, 65_536)], {}, ("nearby",)),
-        ([(4096, 8193)], {}, ("nearby",)),
-        ([(12_287, 20_000)], {}, ("nearby",)),
-        ([(8192, 12_288)], {}, ("content",)),
-        ([(0, 9000), (9001, 9002)], {}, ("content",)),
-        ([(0, 65_536)], {"ctime_ns": 9}, ("content",)),
-        ([(0, 65_536)], {"mtime_ns": 9}, ("content", "mtime")),
-        ([(0, 65_536)], {"mode": 0o600}, ("nearby", "mode")),
-        ([(0, 65_536)], {"error": "torn"}, ("content", "error")),
-        ([(0, 8192), (12_288, 65_536)], {}, ()),
+        ([(0, GRANULE)], {}, ("nearby",)),
+        ([(GRANULE - 4096, GRANULE)], {}, ("nearby",)),
+        ([(3 * GRANULE, 4 * GRANULE)], {}, ("nearby",)),
+        ([(0, GRANULE), (3 * GRANULE, 4 * GRANULE)], {}, ("nearby",)),
+        ([(0, GRANULE + 1)], {}, ("content",)),
+        ([(3 * GRANULE - 1, 3 * GRANULE)], {}, ("content",)),
+        ([(0, GRANULE)], {"ctime_ns": 9}, ("content",)),
+        ([(0, GRANULE)], {"mtime_ns": 9}, ("content", "mtime")),
+        ([(0, GRANULE)], {"mode": 0o600}, ("nearby", "mode")),
+        ([(0, GRANULE)], {"error": "torn"}, ("content", "error")),
+        ([(0, GRANULE - 4096), (4 * GRANULE - 4096, 9 * GRANULE)], {}, ()),
     ],
 )
 def test_a_file_beside_one_that_was_written_is_told_apart(
     runs: list[tuple[int, int]], fields: dict[str, Any], what: tuple[str, ...]
 ) -> None:
-    row = make_file(b"a", EXTENT)._replace(ctime_ns=3, mode=0o644)
+    row = make_file(b"a", LARGE)._replace(ctime_ns=3, mode=0o644)
     assert differences(row, row._replace(**fields), ChangedRuns(runs)) == what
+
+
+def test_a_small_file_has_no_granule_for_itself() -> None:
+    row = make_file(b"a", EXTENT)._replace(ctime_ns=3)
+    assert differences(row, row, ChangedRuns([(8192, 12_288)])) == ("nearby",)
+    assert differences(row, row._replace(ctime_ns=4), ChangedRuns([(0, 9000)])) == ("content",)
 
 
 def test_without_a_time_of_change_a_neighbour_cannot_be_told_from_the_file() -> None:
     row = make_file(b"a", EXTENT)._replace(ctime_ns=NO_TIME)
-    assert differences(row, row, ChangedRuns([(0, 65_536)])) == ("content",)
+    assert differences(row, row, ChangedRuns([(0, GRANULE)])) == ("content",)
 
 
 def test_a_new_time_alone_is_no_new_content_where_blocks_are_known() -> None:

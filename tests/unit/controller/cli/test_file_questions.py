@@ -266,7 +266,7 @@ def test_two_backups_are_compared() -> None:
     )
 
 
-@pytest.mark.parametrize(("lba", "lines"), [(8, ["M home/a.txt  (content)"]), (16, [])])
+@pytest.mark.parametrize(("lba", "lines"), [(8, ["~ home/a.txt  (nearby)"]), (16, [])])
 def test_blocks_that_were_written_in_place_tell_what_times_do_not(
     lba: int, lines: list[str]
 ) -> None:
