@@ -19,6 +19,7 @@ from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
 from controller.core import catalog_documents, documents, manual_views, quiet_waits
 from controller.core.changed_blocks import changed_between
+from controller.core.copies import families
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import in_force
@@ -289,9 +290,10 @@ class OperatorInterface:
             if row.state == "completed" and volume in ("", row.volume_name)
         ]
         rows.sort(key=lambda row: -row.backup)
+        known = families(self._machine.backups)
         return {
             "backups": [
-                documents.backup_document(row, self._registry, self._machine.backups)
+                documents.backup_document(row, self._registry, self._machine.backups, known)
                 for row in rows[:LIST_MAX]
             ]
         }

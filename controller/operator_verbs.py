@@ -60,6 +60,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "check": Argument(bool, True),
         "placed": _LIST,
         "onto": _LIST,
+        "keep_going": Argument(bool, False),
         "pool": _TEXT,
         "no_wait_media": Argument(bool, False),
         "tag": _TEXT,

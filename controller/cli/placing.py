@@ -100,7 +100,15 @@ def run_place(
             hint=f"ctl backup files {remote.backup} lists what it has",
         )
     with closing(PopulatedFolder(into)) as folder:
-        placement = Placement(client, remote, folder, into=into, volume=volume, screen=screen)
+        placement = Placement(
+            client,
+            remote,
+            folder,
+            into=into,
+            volume=volume,
+            screen=screen,
+            keep_going=bool(files.get("keep_going")),
+        )
         for row in with_folders(remote.rows(), selection):
             placement.look_at(row)
         placement.place()
@@ -153,9 +161,12 @@ class Placement:
         into: Path,
         volume: str,
         screen: Screen,
+        keep_going: bool = False,
         clock: Clock | None = None,
     ) -> None:
+        """With `keep_going` a cartridge that cannot be used costs the files on it, and not all."""
         self._client = client
+        self._going: dict[str, Any] = {"keep_going": True} if keep_going else {}
         self._remote = remote
         self._folder = folder
         self._into = into
@@ -261,6 +272,7 @@ class Placement:
                 to=self._volume,
                 placed=[each.row.path.decode() for each in held],
                 onto=[each.path for each in held],
+                **self._going,
             )
         except UnreachableError:
             raise

@@ -24,6 +24,8 @@ TERMINATIONS: Final = {
 }
 DAMAGE_SHOWN_MAX: Final = 50
 FILES_SHOWN_MAX: Final = 50
+FILES_OF_DAMAGE_MAX: Final = 3
+HOLES_SHOWN_MAX: Final = 20
 REASONS_MAX: Final = 5
 WAYS: Final = {
     "volume": "to a volume that has the names of all files",
@@ -47,7 +49,8 @@ def job_report(detail: Document) -> str:
         parts.append(_not_restored(listed, detail["result"]["files"]["failed"]))
     damage = detail["result"].get("damage") or []
     if damage:
-        parts.append(_damage(damage))
+        parts.append(_damage(damage, detail["result"].get("damaged_records", len(damage))))
+    parts += [_hit(hit) for hit in detail["result"].get("hit") or [] if hit["listed"]]
     parts.append(render.block([("Termination", termination(detail))]))
     return "\n\n".join(part for part in parts if part)
 
@@ -76,6 +79,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         *_level(result),
         *_map(result),
         *_files(result),
+        *_holes(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
         ("End time", render.local_time(detail["ended"])),
@@ -235,22 +239,61 @@ def _items(detail: Document) -> str:
     return f"{text}\n    ... and {rest} more; --output json has them all" if rest > 0 else text
 
 
-def _damage(damage: list[Document]) -> str:
+def _hit(hit: Document) -> str:
+    """Name the files that damage hits."""
+    lines = [f"    {path}" for path in hit["listed"][:FILES_SHOWN_MAX]]
+    rest = hit["count"] - len(lines)
+    if rest > 0:
+        more = "; --output json has them" if hit["count"] == len(hit["listed"]) else ""
+        lines.append(f"    ... and {rest} more{more}")
+    if hit["has_more"]:
+        lines.append("    (and blocks that no file has)")
+    return "\n".join([f"  Damaged files of backup {hit['backup']}:", *lines])
+
+
+def _holes(result: Document) -> list[tuple[str, str]]:
+    """Say what of a volume is zeros because it could not be read, and what else there is to know."""
+    facts = [("Warning", str(words)) for words in result.get("warnings", [])]
+    facts += [("Not readable", str(words)) for words in result.get("unreadable", [])]
+    holes = result.get("holes")
+    if not holes:
+        return facts
+    size = render.exact_size(holes["blocks"] * holes["block_bytes"])
+    ranges = [f"{lba}-{lba + blocks - 1}" for lba, blocks in holes["extents"][:HOLES_SHOWN_MAX]]
+    rest = holes["count"] - len(ranges)
+    more = f" and {rest} more" if rest > 0 else ""
+    return [*facts, ("Holes", f"{size} are zeros: LBA {', '.join(ranges)}{more}")]
+
+
+def _damage(damage: list[Document], count: int) -> str:
     columns = [
         ("FIRST LBA", render.text_of("first_lba")),
         ("LAST LBA", lambda row: str(row.get("last_lba", row["first_lba"] + row["blocks"] - 1))),
         ("BLOCKS", render.text_of("blocks")),
         ("CARTRIDGE", render.text_of("tag")),
         ("OBJECT", render.text_of("object")),
+        ("FILES", _files_of),
+        ("READ INSTEAD", render.text_of("instead")),
         ("REASON", render.text_of("reason")),
     ]
+    if not any(row.get("instead") for row in damage):
+        columns = [each for each in columns if each[0] != "READ INSTEAD"]
+    if not any("files" in row for row in damage):
+        columns = [each for each in columns if each[0] != "FILES"]
     shown = damage[:DAMAGE_SHOWN_MAX]
     text = _indented(
         render.table(columns, shown, right=("FIRST LBA", "LAST LBA", "BLOCKS", "OBJECT"))
     )
-    rest = len(damage) - len(shown)
-    more = f"\n    ... and {rest} more; --output json has them all" if rest > 0 else ""
+    rest = max(count, len(damage)) - len(shown)
+    more = f"\n    ... and {rest} more; --output json has {len(damage)}" if rest > 0 else ""
     return f"  Damage:\n{text}{more}"
+
+
+def _files_of(row: Document) -> str:
+    files = row.get("files", {"count": 0, "listed": []})
+    named = files["listed"][:FILES_OF_DAMAGE_MAX]
+    rest = files["count"] - len(named)
+    return ", ".join([*named, *([f"{rest} more"] if rest > 0 else [])]) or "-"
 
 
 def _indented(text: str) -> str:

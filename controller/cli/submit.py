@@ -159,6 +159,7 @@ def backup(
         "ctl submit restore vol1/latest --new vol1-copy --wait",
         "ctl submit restore vol1/2026-01-11T10:43:48Z --to vol1 --force",
         "ctl submit restore 3 --to vol2",
+        "ctl submit restore 3 --new what-is-left --keep-going --wait",
         "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --wait",
         "ctl submit restore vol1/latest --path etc/fstab --out /tmp/found",
         "ctl submit restore vol1/latest --path 'home/ada/thesis.tex' --wait",
@@ -211,6 +212,13 @@ def backup(
     is_flag=True,
     help="With --path: do not read the records once more to compare them with what was restored.",
 )
+@click.option(
+    "--keep-going",
+    "is_going_on",
+    is_flag=True,
+    help="Bring back everything that can be read: a damaged record or a missing cartridge leaves zeros, which are "
+    "listed by LBA and by file, and the exit code is 3.",
+)
 @_wait
 @click.pass_obj
 def restore(
@@ -225,6 +233,7 @@ def restore(
     into: Path | None,
     volume: str,
     is_unchecked: bool,
+    is_going_on: bool,
     wait: bool,
 ) -> int:
     """Restore BACKUP from tape: a volume, or files.
@@ -238,10 +247,12 @@ def restore(
     they were, if the volume is not in use and a fresh map proves that they still own the same blocks.  What does
     not come back is listed, and the exit code is 3.
     """
+    going: dict[str, object] = {"keep_going": True} if is_going_on else {}
     files = {
         "paths": [*map(spelled, paths)],
         "excludes": [*map(spelled, excludes)],
         "check": not is_unchecked,
+        **going,
     }
     check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out, into=into)
     if volume and into is None:
@@ -258,7 +269,8 @@ def restore(
                 client, backup=backup, into=into, volume=volume, files=files, screen=screen
             )
         chosen = files if paths or excludes else {}
-        job = run_restore(client, backup=backup, to=to, new=new, force=force, **chosen)
+        options = chosen or going
+        job = run_restore(client, backup=backup, to=to, new=new, force=force, **options)
         if chosen:
             Screen(settings.output).talk(way_words(job, to=to, new=new))
         return _finish(client, [job], settings=settings, wait=wait)

@@ -9,7 +9,8 @@ The full one at the end never says the third.  So, from the newest member to the
 first that says anything about it, and what is superseded is read only where it shares a record with what is not.
 
 A parent is only chosen if all that stands under it could be read today, as far as the catalog knows: its cartridges are
-not in error, and the last verification found no damage.  Otherwise the new backup is a full one.
+not in error, and the last verification found no damage, or a second copy has what is damaged (`copies`).  Otherwise the
+new backup is a full one.  Nothing stands on a second copy: its original is the same.
 
 What no file system uses need not be copied, if a map says so that is complete.  With
 
@@ -31,17 +32,28 @@ the device.  A block that is allocated and used by nobody is never declared zero
 
 from __future__ import annotations
 
-import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 from typing import Final
 
 from backplane.errors import VolumeError
 from backplane.ids import BackupId, VolumeTag
 from controller.catalog.store import BackupRow, PartRow, VolumeRow
+from controller.core.copies import (
+    Families,
+    Outlook,
+    Rank,
+    Source,
+    covers,
+    families,
+    is_gone,
+    look,
+    parts_of,
+    sources,
+)
+from controller.core.damage import damage_of
 from controller.core.extent_runs import ExtentRuns, intersect, remainders, subtract, unite
 from controller.core.registry import Registry
 
@@ -83,46 +95,52 @@ def chain_of(row: BackupRow, backups: Mapping[BackupId, BackupRow]) -> list[Back
     return chain
 
 
-def parts_of(row: BackupRow, registry: Registry) -> Iterator[PartRow]:
-    """Yield the parts of a backup in order, up to the first that is missing; no part of another one is looked at."""
-    for number in count(1):
-        part = registry.parts.get((row.backup, number))
-        if part is None:
-            return
-        yield part
-
-
-def damage_of(row: BackupRow) -> str:
-    """Return what the last verification found damaged, empty if nothing."""
-    found: str = json.loads(row.detail).get("damage", "")
-    return found
-
-
-def with_damage(row: BackupRow, words: str) -> BackupRow:
-    """Return the row of a backup with what its verification found; empty takes earlier words back."""
-    detail = json.loads(row.detail) | {"damage": words}
-    return replace(row, detail=json.dumps({k: v for k, v in detail.items() if v}, sort_keys=True))
-
-
-def why_broken(chain: Sequence[BackupRow], registry: Registry) -> str:
+def why_broken(
+    chain: Sequence[BackupRow],
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families,
+) -> str:
     """Say what keeps a chain from being restored, as far as the catalog knows; empty if nothing does."""
     for row in chain:
         if row.state != "completed":
             return f"backup {row.backup} is {row.state}"
-        if damage_of(row):
-            return f"backup {row.backup} is damaged: {damage_of(row)}"
-        parts = list(parts_of(row, registry))
-        if not parts or not parts[-1].is_last:
-            return f"parts of backup {row.backup} are missing"
-        for part in parts:
-            cartridge = registry.cartridges.get(part.tag)
-            if cartridge is None or cartridge.cartridge != part.cartridge:
-                return f"cartridge {part.tag} with part {part.part} of backup {row.backup} is gone"
-            if cartridge.status == "error":
-                return (
-                    f"cartridge {part.tag} with part {part.part} of backup {row.backup} is in error"
-                )
+        why = _why_broken_alone(row, registry)
+        if why and not _is_whole_together(row, registry, backups, known):
+            return why
     return ""
+
+
+def _why_broken_alone(row: BackupRow, registry: Registry) -> str:
+    if damage_of(row):
+        return f"backup {row.backup} is damaged: {damage_of(row)}"
+    parts = list(parts_of(row, registry))
+    if not parts or not parts[-1].is_last:
+        return f"parts of backup {row.backup} are missing"
+    for part in parts:
+        which = f"cartridge {part.tag} with part {part.part} of backup {row.backup}"
+        if is_gone(part, registry):
+            return f"{which} is gone"
+        if registry.cartridges[part.tag].status == "error":
+            return f"{which} is in error"
+    return ""
+
+
+def _is_whole_together(
+    row: BackupRow,
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families,
+) -> bool:
+    """Tell whether a backup and its copies have every record on some cartridge that nothing is known against."""
+    outlook = look([row], backups, registry, known)
+    if not outlook.others:
+        return False
+    # One that is away is as good as any here: it can be fetched.
+    ranks = {key: rank for key, rank in outlook.ranks.items() if rank is not Rank.AWAY}
+    found = sources(row, Outlook(outlook.others, ranks, outlook.bad), backups, registry)
+    records = -(-row.stream_bytes // row.record_bytes)
+    return covers(found, 0, records) and all(each.rank is Rank.GOOD for each in found)
 
 
 def choose_parent(
@@ -144,6 +162,7 @@ def choose_parent(
         if row.volume == volume.volume
         and row.state == "completed"
         and not row.selection  # What it lacks are files, and nobody may take them for free blocks.
+        and not row.copy_of
         and (level != DIFFERENTIAL or row.level == FULL)
     ]
     if not known:
@@ -163,7 +182,7 @@ def choose_parent(
         return NoParent(error.message)
     if len(chain) >= CHAIN_MEMBERS_MAX:
         return NoParent(f"{len(chain)} backups stand on each other already")
-    broken = why_broken(chain, registry)
+    broken = why_broken(chain, registry, backups, families(backups))
     return NoParent(broken) if broken else parent
 
 
@@ -182,10 +201,24 @@ def change_map(
     return runs
 
 
-def needed_tags(chain: Sequence[BackupRow], registry: Registry) -> list[VolumeTag]:
-    """Return the barcodes of all cartridges of a chain, those of the full backup first."""
+def needed_tags(
+    chain: Sequence[BackupRow],
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families,
+) -> list[VolumeTag]:
+    """Return the barcodes of all cartridges that a chain is read from, those of the full backup first."""
+    outlook = look(chain, backups, registry, known)
     return list(
-        dict.fromkeys(part.tag for row in reversed(chain) for part in parts_of(row, registry))
+        dict.fromkeys(
+            part.tag
+            for row in reversed(chain)
+            for part in (
+                [each.part for each in sources(row, outlook, backups, registry)]
+                if row.backup in outlook.others
+                else parts_of(row, registry)
+            )
+        )
     )
 
 
@@ -256,15 +289,38 @@ class Reading:
         return self.picks.before(end) - self.picks.before(start)
 
 
+def cut(picks: Picks, found: Iterable[Source]) -> Iterator[Reading]:
+    """Yield what is taken of each part, if each record is read from its source."""
+    places: dict[tuple[BackupId, int], list[Source]] = {}
+    for each in found:
+        places.setdefault((each.row.backup, each.part.part), []).append(each)
+    for here in places.values():
+        row, part = here[0].row, here[0].part
+        size = row.record_bytes // row.block_bytes
+        taken = Picks(
+            piece for each in here for piece in picks.slice(each.first * size, each.end * size)
+        )
+        if taken.total_blocks:
+            yield Reading(row, part, taken)
+
+
 def tape_order(
-    chain: Sequence[BackupRow], picks: Sequence[Picks], registry: Registry
+    chain: Sequence[BackupRow],
+    picks: Sequence[Picks],
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    outlook: Outlook,
 ) -> list[Reading]:
     """Return the parts to visit: each cartridge once, from its beginning on, that of the full backup first."""
-    readings = [
-        reading
-        for row, taken in reversed(list(zip(chain, picks, strict=True)))
-        for part in parts_of(row, registry)
-        if (reading := Reading(row, part, taken)).blocks
-    ]
+    readings: list[Reading] = []
+    for row, taken in reversed(list(zip(chain, picks, strict=True))):
+        if row.backup in outlook.others:
+            readings += cut(taken, sources(row, outlook, backups, registry))
+        else:
+            readings += [
+                reading
+                for part in parts_of(row, registry)
+                if (reading := Reading(row, part, taken)).blocks
+            ]
     place = {tag: number for number, tag in enumerate(dict.fromkeys(r.part.tag for r in readings))}
     return sorted(readings, key=lambda each: (place[each.part.tag], each.part.data_object))

@@ -26,7 +26,9 @@ from backplane.ids import BackupId, NodeName
 from backplane.scsi.sense import Sense, SenseError
 from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
-from controller.core.chain import chain_of, needed_tags, parts_of, why_broken
+from controller.core.chain import chain_of, needed_tags, why_broken
+from controller.core.copies import Families, families, parts_of
+from controller.core.damage import damage_of
 from controller.core.inactivity import in_force
 from controller.core.quiet_waits import writer_name
 from controller.core.registry import Registry
@@ -171,13 +173,17 @@ def part_document(part: PartRow, backup: BackupRow) -> dict[str, Any]:
 
 
 def backup_document(
-    row: BackupRow, registry: Registry, backups: Mapping[BackupId, BackupRow]
+    row: BackupRow,
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families | None = None,
 ) -> dict[str, Any]:
     """Describe a backup, and what a restore of it needs: the backups on which it stands, and their cartridges."""
     parts = list(parts_of(row, registry))
+    known = families(backups) if known is None else known
     try:
         chain = chain_of(row, backups)
-        broken = why_broken(chain, registry)
+        broken = why_broken(chain, registry, backups, known)
     except VolumeError as error:
         chain, broken = [row], error.message
     return {
@@ -200,8 +206,11 @@ def backup_document(
         "level": row.level,
         "parent": row.parent,
         "chain": [member.backup for member in chain],
-        "needs": needed_tags(chain, registry),
+        "needs": needed_tags(chain, registry, backups, known),
         "broken": broken,
+        "damage": damage_of(row),
+        "copy_of": row.copy_of,
+        "copies": list(known.get(row.backup, ())),
         "tracking": row.tracking,
         "generation": row.generation,
         "map_state": row.map_state,

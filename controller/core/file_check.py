@@ -11,11 +11,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from backplane.errors import MediumError, NotFoundError, VolumeError
+from backplane.errors import MediumError, NotFoundError
 from backplane.wire.messages import NodeReply, TapeSample, ViewSample
 from controller.catalog.store import PartRow, VolumeRow
 from controller.core.items import BACKOFF_BASE_S, pause
-from controller.core.part_reader import PartReader
+from controller.core.part_reader import CartridgeLostError, PartReader
 from controller.core.planner import PartPicks
 from controller.core.procedure import Ask, Step
 from controller.core.samples import pack_ranges, unpack_digests
@@ -148,7 +148,7 @@ def on_tape(reader: PartReader, part: PartRow, batch: list[Piece]) -> Step:
             continue
         assert isinstance(reply, NodeReply)
         return unpack_digests(reply.digests, count=len(batch), node=reader.node)
-    raise VolumeError(f"cartridge {part.tag} does not stay in its drive")
+    raise CartridgeLostError(f"cartridge {part.tag} does not stay in its drive")
 
 
 def _on_disk(volume: VolumeRow, batch: list[Piece], block_bytes: int) -> Step:

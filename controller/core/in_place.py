@@ -52,12 +52,12 @@ from controller.core.procedure import Ask, Claim, Procedure, Step
 from controller.core.restore import (
     choose_files,
     claim_target,
-    copy_readings,
     end_restore,
     lay_out,
     list_lost_files,
-    take_done,
+    warn_of_damage,
 )
+from controller.core.restoring import copy_readings, take_done
 from controller.core.samples import pack_ranges
 from controller.core.views import ask_release_view, ask_view
 
@@ -116,6 +116,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
     if job.state is JobState.QUEUED:
+        warn_of_damage(desk, job, row)
         job.update(started=desk.wall)
         job.plan.update(tries=0, unlucky=[], item=0, is_writing=True)
         desk.enter(job, JobState.COPYING)
@@ -130,7 +131,7 @@ def begin_anew(job: Job, proof: str) -> None:
     repeated = job.plan.get("repeated_bytes", 0) + job.row.done_bytes
     job.plan.update(proof=proof, part=1, record=0, lost=[], repeated_bytes=repeated)
     job.update(done_bytes=0)
-    for name in ("bad", "unchecked"):
+    for name in ("bad", "unchecked", "again"):
         job.plan.pop(name, None)
 
 

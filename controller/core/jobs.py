@@ -37,6 +37,7 @@ from controller.core.restore import (
     clean_up_restore,
     restore,
 )
+from controller.core.restoring import going
 from controller.core.verify import verify
 from controller.core.views import MEANS
 from controller.core.volumes import new_volume_row
@@ -276,7 +277,7 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
             subject=subject,
             volume=volume,
             backup=row.backup,
-            plan=plan | files,
+            plan=plan | files | going(arguments),
         )
     )
 
@@ -331,7 +332,7 @@ def _submit_in_place(
             subject=f"files of backup {row.backup} -> in place on volume {volume.name}",
             volume=volume,
             backup=row.backup,
-            plan=plan | files | {"way": IN_PLACE},
+            plan=plan | files | {"way": IN_PLACE} | going(arguments),
         )
     )
 

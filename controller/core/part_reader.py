@@ -6,12 +6,15 @@
 part that is not dealt with.  Both move only together with the outcome of the list that dealt with the records before,
 so a list is never counted twice.
 
-A record that cannot be read is *damage*: named by cartridge, object and the LBAs of the volume that it holds.
+A record that cannot be read is *damage*: named by cartridge, object and the LBAs of the volume that it holds.  A
+cartridge that cannot be used at all is lost to the job; one that is not there is waited for, unless the job has
+another way.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from backplane.errors import VolumeError
 from backplane.ids import Designator, ItemId, NodeName, VolumeTag
@@ -22,9 +25,9 @@ from controller.core import drives
 from controller.core.desk import Desk
 from controller.core.effects import UnitUse
 from controller.core.items import forwarded_of, ledger_total, run_list
-from controller.core.job import Job
+from controller.core.job import Job, place_of
 from controller.core.media import Mounted, check_label, mount, put_into_error, tag_claims
-from controller.core.planner import PartData, PartPicks, PlannedList
+from controller.core.planner import PlannedList
 from controller.core.procedure import Claim, NotYet, Step
 
 DAMAGE_LISTED_MAX: Final = 1000
@@ -33,27 +36,51 @@ DAMAGE_LISTED_MAX: Final = 1000
 EXTENTS_LISTED_MAX: Final = 64
 """Extents of one damaged record that are listed."""
 
-Content: TypeAlias = PartData | PartPicks
-"""What of a part is read: everything, or what a restore wants of it."""
+
+class CartridgeLostError(VolumeError):
+    """A cartridge that this job cannot read any part of."""
+
+
+class Content(Protocol):
+    """What of a part is read: everything, a sample, or what a restore wants of it."""
+
+    @property
+    def records(self) -> int:
+        """Records of the whole part."""
+
+    def extents_of(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Extents whose blocks are read of the records `first` .. `end` - 1."""
+
+    def record_behind(self, first: int, read: int) -> int:
+        """Return the record that follows when `read` records were read from `first` on."""
 
 
 class PartReader:
     """Reads one part after the other."""
 
-    def __init__(self, desk: Desk, job: Job) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        job: Job,
+        *,
+        waits: Callable[[PartRow], bool] | None = None,
+        seat: str = "",
+    ) -> None:
+        """`waits` says of a part whether its cartridge is waited for if it is not there; by default it is."""
         self.desk, self.job, self.plan = desk, job, job.plan
+        self._waits, self._seat = waits, seat
         self._mounted: tuple[VolumeTag, int] | None = None
         """The cartridge that was loaded and compared in this life, and where it ends."""
 
     @property
     def node(self) -> NodeName:
         """The node with the drive."""
-        return NodeName(self.plan["tape_node"])
+        return NodeName(place_of(self.plan, self._seat)["tape_node"])
 
     @property
     def drive_unit(self) -> Designator:
         """The drive's logical unit."""
-        return Designator(bytes.fromhex(self.plan["drive_unit"]))
+        return Designator(bytes.fromhex(place_of(self.plan, self._seat)["drive_unit"]))
 
     def turn_to(self, part: PartRow) -> Step:
         """Have the part's cartridge in the drive: it may be there from the part before."""
@@ -64,27 +91,47 @@ class PartReader:
             self._check_end(part, self._mounted[1])
         except VolumeError as error:
             put_into_error(self.desk, part.tag, error.message)
-            raise
+            raise CartridgeLostError(error.message) from error
 
     def load(self, part: PartRow) -> Step:
-        """Claim a drive for the part's cartridge, load it, check that it is the one."""
-
-        def attempt() -> Mounted | NotYet:
-            claims = tag_claims(self.desk.jobs)
-            row = self.desk.registry.cartridges[part.tag]
-            found = mount(self.desk.registry, self.job.row.job, row, claims=claims)
-            if isinstance(found, Mounted):
-                drives.take(self.desk, self.job, found)
-            return found
-
-        yield Claim(attempt=attempt)
+        """Claim a drive for the part's cartridge, load it, check that it is the one; or raise `CartridgeLostError`."""
+        yield Claim(attempt=lambda: self.claim(part))
         self.desk.enter(self.job, self.job.state)
+        yield from self.load_claimed(part)
+
+    def claim(self, part: PartRow) -> Mounted | NotYet:
+        """Claim the part's cartridge and a drive for it."""
+        registry = self.desk.registry
+        row = registry.cartridges.get(part.tag)
+        if row is None or row.cartridge != part.cartridge:
+            raise CartridgeLostError(
+                f"cartridge {part.tag} is not the one any more that part {part.part} of "
+                f"backup {part.backup} was written on"
+            )
+        node = registry.nodes.get(row.node)
+        is_there = node is not None and node.is_online and row.tag in node.cartridges
+        is_missing = not is_there and (row.vault != "" or (node is not None and node.is_online))
+        is_quarantined = row.status == "quarantined"
+        may_wait = self._waits is None or self._waits(part)
+        if (is_missing or is_quarantined) and not may_wait:
+            why = row.status if is_quarantined else f"not in the library of {row.node}"
+            raise CartridgeLostError(f"cartridge {part.tag} is {why}")
+        claims = tag_claims(self.desk.jobs)
+        found = mount(registry, self.job.row.job, row, claims=claims, seat=self._seat)
+        if isinstance(found, Mounted):
+            drives.take(self.desk, self.job, found, seat=self._seat)
+        return found
+
+    def load_claimed(self, part: PartRow) -> Step:
+        """Load the part's cartridge, which the job has claimed with a drive, and check that it is the one."""
         try:
-            reply: NodeReply = yield from drives.load_cartridge(self.desk, self.job)
+            reply: NodeReply = yield from drives.load_cartridge(
+                self.desk, self.job, seat=self._seat
+            )
             self._check(part, reply)
         except VolumeError as error:
             put_into_error(self.desk, part.tag, error.message)
-            raise
+            raise CartridgeLostError(error.message) from error
         self._mounted = part.tag, reply.end
 
     def _check(self, part: PartRow, reply: NodeReply) -> None:

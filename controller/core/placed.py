@@ -64,12 +64,12 @@ from controller.core.restore import (
     PLACED,
     check_target_size,
     claim_target,
-    copy_readings,
     end_restore,
     lay_out,
-    take_done,
+    warn_of_damage,
     within_of,
 )
+from controller.core.restoring import copy_readings, going, take_done
 from controller.core.translation import (
     Moves,
     moves_of,
@@ -129,7 +129,8 @@ def submit_placed(desk: Desk, row: BackupRow, arguments: dict[str, Any]) -> Job:
                 "is_forced": False,
                 "quiet_s": 0.0,
                 "sync_timeout_s": SYNC_TIMEOUT_S,
-            },
+            }
+            | going(arguments),
         )
     )
 
@@ -241,6 +242,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
     if job.state is JobState.QUEUED:
+        warn_of_damage(desk, job, row)
         job.update(started=desk.wall)
         job.plan.update(tries=0, unlucky=[], item=0)
         desk.enter(job, JobState.COPYING)
@@ -260,7 +262,7 @@ def _sum(desk: Desk, job: Job) -> Step:
         for first, end in content_runs(each):
             content.add(first, end)
     wanted = blocks_of(content.runs(), block_bytes=row.block_bytes)
-    readings = yield from lay_out(desk, job, row, wanted)
+    readings = yield from lay_out(desk, job, row, wanted, is_fresh=True)
     sums = yield from sum_files(desk, job, readings, files)
     placed, counts = [], job.result["files"]
     for number, ((source, onto), each) in enumerate(zip(pairs, files, strict=True)):

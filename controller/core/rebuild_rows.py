@@ -31,7 +31,8 @@ from controller.catalog.store import (
     PoolRow,
     VolumeRow,
 )
-from controller.core.chain import FULL, with_damage
+from controller.core.chain import FULL
+from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns, unite
 from controller.core.pools import CONTINUE, DEFAULT, RETAIN_FOREVER
 from controller.core.rebuild_parts import FoundMap, FoundPart

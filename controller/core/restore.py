@@ -5,6 +5,9 @@ floor and said so (*publish after fence*).  A list of a restore may run twice: i
 volume that nobody can read.  A restore that fails leaves the volume offline, in state restore-failed, never half
 restored and online.  It stops at the first damaged record and says which blocks that takes.
 
+With `keep_going` in the plan nothing of that ends it: all else comes back, the holes stay zeros, and are listed with
+the files in them; the job is partial then.  What a second copy has is no hole (`restoring`).
+
 A backup that stands on others is restored from all of them at once: the chain is laid over each other (`chain`), and
 its parts are read in the order of the tapes, each block once.  What a chain says is zero needs no writing, because
 the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, so it is
@@ -27,13 +30,12 @@ What was asked of the target's node is in the plan before it is asked, so a clea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from backplane.errors import (
     BackupError,
     ExitCode,
-    MediumError,
     NotFoundError,
     RefusedError,
     VolumeError,
@@ -41,13 +43,13 @@ from backplane.errors import (
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
-from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence, VolumeOffline
-from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
+from controller.catalog.store import BackupRow, ItemRow, VolumeRow
 from controller.core.chain import Reading, chain_of, everything, lay_over, tape_order
+from controller.core.copies import Outlook, families, look
+from controller.core.damage import damage_of
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
-from controller.core.file_check import check_list
 from controller.core.file_choice import (
     LISTED_MAX,
     FileChoice,
@@ -59,22 +61,12 @@ from controller.core.file_choice import (
     only,
     summary,
     visit_rows,
-    without,
 )
 from controller.core.file_maps import doubts_of
-from controller.core.items import (
-    adopt_item,
-    disk_use,
-    ledger_total,
-    list_identifier,
-    progress,
-    tape_use,
-    tolerantly,
-)
+from controller.core.files_hit import find_files, hit_document
+from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.map_pages import shown
-from controller.core.part_reader import PartReader
-from controller.core.planner import PartPicks, plan_restore
 from controller.core.procedure import (
     Ask,
     Claim,
@@ -84,13 +76,17 @@ from controller.core.procedure import (
     Procedure,
     Step,
 )
+from controller.core.restoring import copy_readings, gap_extents
 from controller.core.volumes import ask_create, ask_publish, drop_volume, forget_volume
 
 IN_PLACE: Final = "in-place"
 PLACED: Final = "placed"
 WAYS: Final = ("volume", "staging", IN_PLACE, PLACED)
-LOST_EXTENTS_MAX: Final = 50_000
-"""Pieces that could not be restored, in one job: more is no restore."""
+HOLES_LISTED_MAX: Final = 1000
+"""More holes than this are counted, not listed."""
+
+HOLES_TOLD_MAX: Final = 4
+"""Holes, and files, that the job's reason names."""
 
 LOST: Final = "some of its blocks could not be read"
 LOST_IN_PLACE: Final = f"{LOST}: it may be a mixture of what it was and what it is"
@@ -103,9 +99,11 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     row = desk.backups[job.row.backup]
     target = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
-    if job.state in (JobState.QUEUED, JobState.COPYING):
+    readings: list[Reading] = []
+    if job.state in (JobState.QUEUED, JobState.COPYING) or job.plan.get("gaps"):
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
+        warn_of_damage(desk, job, row)
         wanted = sum(reading.blocks for reading in readings) * row.block_bytes
         job.update(started=desk.wall, planned_bytes=wanted)
         job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0)
@@ -116,13 +114,18 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         yield from copy_readings(desk, job, readings, ended)
         desk.enter(job, JobState.COMMITTING)
     yield from list_lost_files(desk, job)
+    yield from _tell_holes(desk, job, row, readings)
     yield ask_publish(desk, job, "online")
     job.result["volume"] = target.name
     end_restore(desk, job)
 
 
 def end_restore(desk: Desk, job: Job) -> None:
-    """Say how a restore has ended: completed, or with files that did not come back."""
+    """Say how a restore has ended: completed, or with files or blocks that did not come back."""
+    if job.result.get("holes"):
+        reason = _holes_in_words(job.result)
+        desk.end_job(job, JobState.PARTIAL, reason=reason, exit_code=int(ExitCode.PARTIAL))
+        return
     failed = job.result.get("files", {}).get("failed", 0)
     if not failed:
         desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
@@ -224,9 +227,18 @@ def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
     return (yield from lay_out(desk, job, row, choice.wanted))
 
 
-def lay_out(desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None) -> Step:
-    """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted."""
+def lay_out(
+    desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None, *, is_fresh: bool = False
+) -> Step:
+    """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted.
+
+    From which copy a part is read is chosen once in a job; with `is_fresh`, chosen anew and not kept.
+    """
     chain = chain_of(row, desk.backups)
+    outlook = look(chain, desk.backups, desk.registry, families(desk.backups))
+    if not is_fresh:
+        kept = job.plan.setdefault("outlook", outlook.to_json() if outlook.others else {})
+        outlook = Outlook.from_json(kept) if kept else Outlook()
     maps = []
     for member in chain:
         runs = yield Extents(backup=member.backup)
@@ -234,7 +246,7 @@ def lay_out(desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None) -> 
     picks = lay_over(maps)
     if wanted is not None:
         picks = [only(each, wanted) for each in picks]
-    readings = tape_order(chain, picks, desk.registry)
+    readings = tape_order(chain, picks, desk.registry, desk.backups, outlook)
     if sum(each.blocks for each in readings) < sum(each.total_blocks for each in picks):
         raise VolumeError(
             f"parts of backup {row.backup}, or of one under it, are not in the catalog"
@@ -287,6 +299,15 @@ def choose_files(
     return choice
 
 
+def warn_of_damage(desk: Desk, job: Job, row: BackupRow) -> None:
+    """Say what is known to be damaged of what is restored: it is tried nevertheless, and may not be needed."""
+    for member in chain_of(row, desk.backups):
+        if words := damage_of(member):
+            told = f"backup {member.backup} is known to be damaged: {words}"
+            job.result.setdefault("warnings", []).append(told)
+            desk.log(job, "warning", told)
+
+
 def _tell(desk: Desk, job: Job, text: str) -> None:
     """Log what is found out again after each restart, once."""
     if job.state is JobState.QUEUED:
@@ -315,156 +336,7 @@ def _refuse_nothing(row: BackupRow, selection: Selection, choice: FileChoice) ->
         )
 
 
-# --- copying -------------------------------------------------------------------------------------
-
-
-def _nothing() -> Step:
-    yield from ()
-
-
-def _content(reading: Reading, bad: Sequence[int] = ()) -> PartPicks:
-    """Return what is taken of a part; nothing of the records that are known to be bad."""
-    size = reading.row.record_bytes // reading.row.block_bytes
-    start = reading.part.stream_start // reading.row.block_bytes
-    picks = reading.picks
-    if bad:
-        holes = [(start + number * size, start + (number + 1) * size) for number in sorted(bad)]
-        picks = without(picks, holes)
-    return PartPicks(
-        picks=picks,
-        block_bytes=reading.row.block_bytes,
-        record_bytes=reading.row.record_bytes,
-        stream_start=reading.part.stream_start,
-        stream_bytes=reading.part.stream_bytes,
-    )
-
-
-def copy_readings(
-    desk: Desk,
-    job: Job,
-    readings: list[Reading],
-    ended: ItemRow | None,
-    *,
-    before_list: Callable[[], Step] = _nothing,
-) -> Step:
-    """Copy everything that is taken onto the target, from where the plan says.
-
-    `ended` is the list that was under way before a restart; `before_list` is done before each one.
-    """
-    reader = PartReader(desk, job)
-    if ended is not None:
-        _take(reader, readings, ended)
-    while job.plan["part"] <= len(readings):
-        yield from _restore_part(reader, readings, before_list)
-
-
-def _restore_part(
-    reader: PartReader, readings: list[Reading], before_list: Callable[[], Step]
-) -> Step:
-    """Copy what is left to take of one part onto the target."""
-    desk, plan = reader.desk, reader.plan
-    reading = readings[plan["part"] - 1]
-    part = reading.part
-    volume = desk.registry.volumes[reader.job.row.volume]
-    yield from reader.turn_to(part)
-    while True:
-        content = _content(reading, plan.get("bad", ()))
-        yield from _check_copied(reader, part, content, volume)
-        first = content.wanted_from(plan["record"])
-        if first is None:
-            break
-        # What a list has read is counted from here: nobody wants the records before.
-        plan["record"] = first
-        planned = plan_restore(
-            content,
-            first=first,
-            data_object=part.data_object,
-            disk=volume.designator,
-            tape=reader.drive_unit,
-            identifier=list_identifier(desk.next_number("list")),
-            # What is compared afterwards are the blocks of this list: it may write no others.
-            is_exact="way" in plan,
-        )
-        rights = Rights.READ | Rights.WRITE
-        uses = (
-            disk_use(volume.node, volume.designator, planned, rights=rights),
-            tape_use(reader.node, reader.drive_unit, planned),
-        )
-        yield from before_list()
-        ended = yield from reader.run(planned, "restore", uses)
-        _take(reader, readings, ended)
-        if ended.state != "done":
-            yield from _settle(reader, part, volume)
-    behind = readings[plan["part"] :]
-    plan.pop("bad", None)
-    reader.next_part(behind[0].part if behind else None)
-
-
-def _take(reader: PartReader, readings: list[Reading], ended: ItemRow) -> None:
-    """Move on behind a list that was done; stop at a damaged record, or go around it."""
-    plan, number = reader.plan, reader.plan["part"] - 1
-    part, content = readings[number].part, _content(readings[number], plan.get("bad", ()))
-    if ended.state == "done":
-        take_done(reader.desk, reader.job, ended)
-        return
-    damaged = reader.damaged_record(ended, content)
-    if damaged is None:
-        return
-    lost = reader.note_damage(part, content, damaged, ended)
-    if "selection" in plan:
-        _lose(reader, content.extents_of(damaged, damaged + 1))
-        plan.setdefault("bad", []).append(damaged)
-        progress(reader.job)  # One damaged record less to meet.
-        reader.desk.save(reader.job)
-        return
-    raise MediumError(
-        f"cartridge {part.tag}: object {lost['object']} cannot be read; "
-        f"LBA {lost['first_lba']} to {lost['last_lba']} of the volume cannot be restored",
-        hint=f"the volume stays offline; ctl submit verify {part.backup} lists all damage",
-    )
-
-
-def take_done(desk: Desk, job: Job, ended: ItemRow) -> None:
-    """Move on behind a list that was done; whether it is right is looked at later, also after a restart."""
-    volume, plan = desk.registry.volumes[job.row.volume], job.plan
-    written = ledger_total(ended, volume.designator, "bytes_written")
-    if written != ended.planned_bytes:
-        raise BackupError(
-            f"item {ended.item}: the mover reports {written} bytes written, "
-            f"{ended.planned_bytes} were planned"
-        )
-    if plan.get("is_checked"):
-        plan["unchecked"] = [plan["record"], plan["next_record"]]
-    plan["record"] = plan["next_record"]
-    job.update(done_bytes=job.row.done_bytes + ended.planned_bytes)
-    desk.save(job)
-
-
-def _check_copied(reader: PartReader, part: PartRow, content: PartPicks, volume: VolumeRow) -> Step:
-    """Compare what the last list has copied with the cartridge."""
-    if "unchecked" not in reader.plan:
-        return
-    first, end = reader.plan["unchecked"]
-    wrong = yield from check_list(reader, part, content, volume, first=first, end=end)
-    if wrong:
-        told = (
-            f"{len(wrong)} pieces of part {part.part} read differently than they are on {part.tag}"
-        )
-        reader.desk.log(reader.job, "error", told)
-        _lose(reader, wrong)
-    del reader.plan["unchecked"]
-    reader.desk.save(reader.job)
-
-
-def _lose(reader: PartReader, extents: Sequence[tuple[int, int]]) -> None:
-    """Remember blocks that are not there, so that their files can be named."""
-    lost = reader.plan.setdefault("lost", [])
-    lost += [list(extent) for extent in extents]
-    if len(lost) > LOST_EXTENTS_MAX:
-        raise MediumError(
-            f"more than {LOST_EXTENTS_MAX} pieces cannot be restored",
-            hint=f"ctl submit verify {reader.job.row.backup} lists all damage",
-        )
+# --- what did not come back -----------------------------------------------------------------------
 
 
 def list_lost_files(desk: Desk, job: Job) -> Step:
@@ -498,15 +370,47 @@ def list_lost_files(desk: Desk, job: Job) -> Step:
     desk.save(job)
 
 
-def _settle(reader: PartReader, part: PartRow, volume: VolumeRow) -> Step:
-    """After an item that did not end well: raise every fence before the next one is planned."""
-    yield from reader.load(part)
-    epoch = reader.desk.next_epoch()
-    yield Ask(
-        node=volume.node,
-        make=lambda request: UnitFence(request=request, designator=volume.designator, epoch=epoch),
-        what=f"fence volume {volume.name}",
-    )
+def _tell_holes(desk: Desk, job: Job, row: BackupRow, readings: list[Reading]) -> Step:
+    """List what of a whole volume did not come back, by blocks and by file: it is zeros there."""
+    if not job.plan.get("gaps"):
+        return
+    lost = _joined(gap_extents(desk, job, readings))
+    found = yield from find_files(row, [lost])
+    job.result["holes"] = {
+        "count": len(lost),
+        "blocks": sum(blocks for _, blocks in lost),
+        "block_bytes": row.block_bytes,
+        "extents": [list(extent) for extent in lost[:HOLES_LISTED_MAX]],
+    }
+    job.result["hit"] = [hit_document(row, found)]
+    desk.log(job, "error", _holes_in_words(job.result))
+    job.plan["gaps"] = []
+    desk.save(job)
+
+
+def _joined(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return extents ascending, those that touch as one."""
+    found: list[tuple[int, int]] = []
+    for lba, blocks in sorted(extents):
+        if found and lba <= sum(found[-1]):
+            found[-1] = found[-1][0], max(sum(found[-1]), lba + blocks) - found[-1][0]
+        else:
+            found.append((lba, blocks))
+    return found
+
+
+def _holes_in_words(result: dict[str, Any]) -> str:
+    holes, [hit] = result["holes"], result["hit"]
+    named = [f"{lba} to {lba + n - 1}" for lba, n in holes["extents"][:HOLES_TOLD_MAX]]
+    more = holes["count"] - len(named)
+    where = ", ".join(named) + (f" and {more} more" if more > 0 else "")
+    text = f"{holes['blocks']} blocks could not be read and are zeros: LBA {where}"
+    if not hit["count"]:
+        no_map = hit["map_state"] not in ("complete", "incomplete")
+        return text + ("; the backup has no map of files" if no_map else "; no file has them")
+    files = ", ".join(hit["listed"][:HOLES_TOLD_MAX])
+    more = hit["count"] - len(hit["listed"][:HOLES_TOLD_MAX])
+    return f"{text}; in files {files}" + (f" and {more} more" if more > 0 else "")
 
 
 def check_target_size(row: BackupRow, *, blocks: int, block_bytes: int, name: str) -> None:

@@ -14,7 +14,9 @@ from typing import Any, Final
 from backplane.errors import BackupError, ExitCode, MediumError, VolumeError
 from controller.catalog.store import BackupRow, ItemRow, PartRow
 from controller.core import drives
-from controller.core.chain import chain_of, needed_tags, with_damage
+from controller.core.chain import chain_of, needed_tags
+from controller.core.copies import families
+from controller.core.damage import with_damage
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.items import (
@@ -111,7 +113,8 @@ def _tell_what_it_needs(desk: Desk, job: Job, row: BackupRow) -> None:
     job.result["level"] = row.level
     if len(chain) == 1:
         return
-    parents, tags = [each.backup for each in chain[1:]], needed_tags(chain, desk.registry)
+    parents = [each.backup for each in chain[1:]]
+    tags = needed_tags(chain, desk.registry, desk.backups, families(desk.backups))
     job.result.update(parents=parents, needs=tags)
     names = ", ".join(str(number) for number in parents)
     told = f"backup {row.backup} is {row.level}: only its own records are verified"

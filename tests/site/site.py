@@ -399,6 +399,7 @@ class Site:
             "check": True,
             "placed": [],
             "onto": [],
+            "keep_going": False,
             "pool": "",
             "no_wait_media": False,
             "tag": "",

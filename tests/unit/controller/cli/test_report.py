@@ -87,6 +87,41 @@ def test_damage_is_listed_by_lba(documents: Any) -> None:
     assert "     2048      4095       8  LTO001L8       17  wrong checksum" in job_report(detail)
 
 
+def test_damage_names_the_first_files_in_it_and_what_was_read_instead(documents: Any) -> None:
+    detail = documents["detail"]
+    entry = {"first_lba": 8, "last_lba": 9, "blocks": 2, "tag": "A", "object": 7, "reason": "gone"}
+    files = {"count": 5, "listed": ["a", "b", "c", "d"]}
+    detail["result"] = {"damage": [entry | {"files": files, "instead": "backup 4 on B"}]}
+    text = job_report(detail)
+    assert "FILES            READ INSTEAD   REASON" in text
+    assert "a, b, c, 2 more  backup 4 on B  gone" in text
+    detail["result"] = {"damage": [entry], "damaged_records": 1200}
+    text = job_report(detail)
+    assert "FILES" not in text
+    assert "READ INSTEAD" not in text
+    assert "... and 1199 more; --output json has 1" in text
+
+
+def test_holes_and_the_files_in_them_are_named(documents: Any) -> None:
+    detail = documents["detail"] | {"kind": "restore", "state": "partial"}
+    hit = {"backup": 3, "count": 60, "listed": [f"f{n:02}" for n in range(55)], "has_more": True}
+    holes = {"count": 22, "blocks": 40, "block_bytes": 512, "extents": [[8, 2]] * 22}
+    detail["result"] = {
+        "holes": holes,
+        "hit": [hit, hit | {"listed": []}],
+        "warnings": ["backup 3 is known to be damaged: object 6"],
+        "unreadable": ["cartridge LTO002L8 is not there"],
+    }
+    text = job_report(detail)
+    assert "Holes:               20,480 (20KiB) are zeros: LBA 8-9, 8-9" in text
+    assert "8-9 and 2 more" in text
+    assert "Warning:             backup 3 is known to be damaged: object 6" in text
+    assert "Not readable:        cartridge LTO002L8 is not there" in text
+    assert "  Damaged files of backup 3:\n    f00\n" in text
+    assert "    ... and 10 more\n    (and blocks that no file has)" in text
+    assert text.count("Damaged files") == 1
+
+
 def test_files_that_did_not_come_back_are_listed_with_their_reasons(documents: Any) -> None:
     detail = documents["detail"] | {"kind": "restore", "state": "partial"}
     listed = [{"path": "home/a", "reason": "lost"}, {"path": "z", "reason": "it is encrypted"}]

@@ -71,6 +71,20 @@ def test_restore_to_a_new_volume(controller: Any, ctl: Any) -> None:
     }
 
 
+def test_a_restore_is_told_to_keep_going_only_if_somebody_says_so(
+    controller: Any, ctl: Any
+) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    ctl("submit", "restore", "3", "--new", "copy")
+    assert "keep_going" not in controller.arguments("job.submit")
+    controller.calls.clear()
+    ctl("submit", "restore", "3", "--new", "copy", "--keep-going")
+    assert controller.arguments("job.submit")["keep_going"] is True
+    controller.calls.clear()
+    ctl("submit", "restore", "3", "--new", "copy", "--path", "home", "--keep-going")
+    assert controller.arguments("job.submit")["keep_going"] is True
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [

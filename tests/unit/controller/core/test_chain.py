@@ -18,14 +18,14 @@ from controller.core.chain import (
     chain_of,
     change_map,
     choose_parent,
-    damage_of,
     everything,
     lay_over,
     needed_tags,
     tape_order,
     why_broken,
-    with_damage,
 )
+from controller.core.copies import Outlook
+from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns
 from controller.core.registry import Registry
 
@@ -204,7 +204,12 @@ def test_a_chain_is_broken_by_the_cartridges_of_any_member(
 ) -> None:
     shelf = Shelf(backup(1), backup(2, parent=1))
     shelf.cartridge("A", **change)
-    assert why_broken(chain_of(shelf.backups[BackupId(2)], shelf.backups), shelf.registry) == words
+    assert (
+        why_broken(
+            chain_of(shelf.backups[BackupId(2)], shelf.backups), shelf.registry, shelf.backups, {}
+        )
+        == words
+    )
     found = shelf.choose()
     assert (found == NoParent(words)) if words else isinstance(found, BackupRow)
 
@@ -213,24 +218,19 @@ def test_a_chain_is_broken_by_an_old_cartridge_too() -> None:
     shelf = Shelf(backup(1), backup(2, parent=1))
     shelf.part(1, on="B", at=5)
     shelf.cartridge("B", status="error")
-    assert "backup 1 is in error" in why_broken(list(shelf.backups.values()), shelf.registry)
+    assert "backup 1 is in error" in why_broken(
+        list(shelf.backups.values()), shelf.registry, {}, {}
+    )
 
 
 def test_a_backup_of_which_parts_are_missing_is_broken() -> None:
     shelf = Shelf(backup(1))
     row = shelf.registry.parts.pop((1, 1))
-    assert why_broken([backup(1)], shelf.registry) == "parts of backup 1 are missing"
+    assert why_broken([backup(1)], shelf.registry, {}, {}) == "parts of backup 1 are missing"
     shelf.registry.parts[1, 1] = replace(row, is_last=False)
-    assert why_broken([backup(1)], shelf.registry) == "parts of backup 1 are missing"
+    assert why_broken([backup(1)], shelf.registry, {}, {}) == "parts of backup 1 are missing"
     shelf.registry.parts = {(1, 2): replace(row, part=2)}
-    assert why_broken([backup(1)], shelf.registry) == "parts of backup 1 are missing"
-
-
-def test_what_a_verification_found_is_kept_until_another_one_finds_nothing() -> None:
-    row = replace(backup(1), detail='{"other": 1}')
-    damaged = with_damage(row, "object 6")
-    assert (damage_of(row), damage_of(damaged)) == ("", "object 6")
-    assert with_damage(damaged, "") == row
+    assert why_broken([backup(1)], shelf.registry, {}, {}) == "parts of backup 1 are missing"
 
 
 def test_a_chain_that_runs_in_a_circle_is_refused() -> None:
@@ -244,7 +244,7 @@ def test_a_chain_is_named_newest_first_and_its_cartridges_oldest_first() -> None
     shelf.part(1, on="B", at=5)
     found = chain_of(shelf.backups[BackupId(3)], shelf.backups)
     assert [row.backup for row in found] == [3, 2, 1]
-    assert needed_tags(found, shelf.registry) == ["B", "A"]
+    assert needed_tags(found, shelf.registry, shelf.backups, {}) == ["B", "A"]
 
 
 # --- maps ----------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_a_cartridge_is_visited_once_and_from_its_beginning_on() -> None:
     shelf.part(2, on="B", at=50)
     shelf.part(3, on="A", at=50)
     picks = [Picks([(0, 0, 1)]), Picks([(0, 5, 1)]), Picks([(0, 6, 20)])]
-    found = tape_order(rows, picks, shelf.registry)
+    found = tape_order(rows, picks, shelf.registry, shelf.backups, Outlook())
     assert [(r.part.tag, r.row.backup, r.part.part, r.blocks) for r in found] == [
         ("A", 1, 1, 16),
         ("A", 3, 1, 1),
@@ -339,5 +339,7 @@ def test_a_part_of_which_nothing_is_taken_is_not_visited() -> None:
     rows = [backup(2, parent=1), backup(1)]
     shelf = Shelf(*rows)
     shelf.part(1, on="B", at=10, part=2, start=16)
-    found = tape_order(rows, [Picks(), Picks([(16, 3, 2)])], shelf.registry)
+    found = tape_order(
+        rows, [Picks(), Picks([(16, 3, 2)])], shelf.registry, shelf.backups, Outlook()
+    )
     assert found == [Reading(rows[1], shelf.registry.parts[1, 2], found[0].picks)]

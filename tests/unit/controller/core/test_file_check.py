@@ -140,7 +140,7 @@ def test_a_check_that_was_interrupted_is_done_and_nothing_is_copied_twice(
 def test_more_that_differs_than_can_be_remembered_ends_the_job(
     site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.core.restore.LOST_EXTENTS_MAX", 1)
+    monkeypatch.setattr("controller.core.restoring.LOST_EXTENTS_MAX", 1)
     site.disk.misdirected = {33: 34, 50: 36, 10: 11}
     job = site.submit("restore", backup=1, new="copy", paths=["?"], staging=True)
     site.run()
