@@ -17,13 +17,21 @@ from backplane.errors import NotFoundError
 from backplane.file_map.header import unpack_header
 from backplane.ids import BackupId, ItemId, JobId
 from controller.catalog.store import BackupRow, Catalog, ItemRow, JobRow, VolumeRow
-from controller.core import catalog_documents, documents, manual_views, quiet_waits
+from controller.core import (
+    catalog_documents,
+    documents,
+    library_documents,
+    manual_views,
+    pools,
+    quiet_waits,
+)
 from controller.core.changed_blocks import changed_between
 from controller.core.copies import families
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import in_force
 from controller.core.job import Job
+from controller.core.lanes import lane_jobs, with_tallies
 from controller.core.machine import Machine
 from controller.core.prune import retention_document
 from controller.operator_verbs import LIST_MAX
@@ -147,6 +155,16 @@ class OperatorInterface:
                 return catalog_documents.show_document(self._machine, self._catalog.size())
             case "catalog.check":
                 return catalog_documents.check_document(self._machine)
+            case "tape.status":
+                return library_documents.status_document(registry, self._machine.jobs)
+            case "drive.list":
+                jobs = self._machine.jobs
+                return {"drives": library_documents.drive_documents(registry, jobs)}
+            case "pool.list":
+                return {"pools": pools.pool_documents(registry, self._machine.backups)}
+            case "pool.show":
+                pool = registry.pool(arguments["name"])
+                return pools.pool_document(registry, pool, self._machine.backups)
             case _:
                 return None
 
@@ -228,7 +246,8 @@ class OperatorInterface:
 
     def _job_show(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
         row = self.require_job(arguments["job"])
-        items = self._books.items(row.job)
+        lanes = lane_jobs(row)
+        items = [item for number in (row.job, *lanes) for item in self._books.items(number)]
         names = self._names()
         view_unit = json.loads(row.plan).get("view_unit")
         if view_unit:
@@ -240,13 +259,16 @@ class OperatorInterface:
         return {
             **self._job_line(row, wall),
             "group": live.plan.get("group", []),
+            "lanes": list(lanes),
             "wait": quiet_waits.wait_document(live, now=self._machine.now),
             "view": documents.view_document(live.plan),
             "items": [documents.item_document(item) for item in page],
-            "items_total": len(items),
+            "items_total": sum(item.job == row.job for item in items),
             "next_item": following,
             "movers": sorted({mover for item in items for mover in item.movers}),
-            "ledger": documents.ledger_document(row, items, names=names),
+            "ledger": documents.ledger_document(
+                with_tallies(row, map(self.require_job, lanes)), items, names=names
+            ),
             "result": json.loads(row.result),
         }
 

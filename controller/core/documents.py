@@ -26,6 +26,7 @@ from backplane.ids import BackupId, NodeName
 from backplane.scsi.sense import Sense, SenseError
 from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
+from controller.core.allocation import place_of, state_of
 from controller.core.chain import chain_of, needed_tags, why_broken
 from controller.core.copies import Families, families, parts_of
 from controller.core.damage import damage_of
@@ -130,25 +131,29 @@ def _nbd_uris(registry: Registry, node: NodeName, export: str) -> list[str]:
 
 def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
     """Describe a cartridge: its status (what may be done with it) and its location (where it is)."""
-    node = registry.nodes.get(row.node)
-    state = node.cartridges.get(row.tag) if node is not None and node.is_online else None
-    location = "offline"
-    if node is not None and state is not None:
-        drive = next((d.drive for d in node.drives.values() if d.loaded == row.tag), "")
-        location = f"drive {drive}" if drive else "slot"
-    missing = node is not None and node.is_online and state is None
+    state = state_of(registry, row)
     return {
         "tag": row.tag,
         "cartridge": row.cartridge,
         "node": row.node,
-        "status": "missing" if missing else row.status,
+        "status": row.status,
         "detail": row.detail,
-        "location": location,
+        "location": place_of(row, state),
+        "vault": row.vault,
+        "pool": row.pool,
+        "hold": row.hold,
+        "retain_until": row.retain_until,
+        "first_written": row.first_written,
+        "last_written": row.last_written,
         "capacity_bytes": row.capacity_bytes,
         "used_bytes": state.used_bytes if state is not None else 0,
+        "stored_bytes": state.stored_bytes if state is not None else 0,
         "end": state.end if state is not None else row.end,
         "parts": row.sequence,
         "generation": state.generation if state is not None else 0,
+        "loads": state.loads if state is not None else 0,
+        "is_worm": state is not None and state.is_worm,
+        "is_write_protected": state is not None and state.is_write_protected,
     }
 
 
@@ -201,6 +206,7 @@ def backup_document(
         "parts": len(parts),
         "tags": list(dict.fromkeys(part.tag for part in parts)),
         "state": row.state,
+        "pool": row.pool,
         "consistency": row.consistency,
         "view_means": row.view_means,
         "level": row.level,

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from backplane.errors import BusyError, MediumError, NotFoundError, VolumeError
-from backplane.ids import NodeName, VolumeTag
-from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
+from backplane.ids import Designator, NodeName, VolumeTag
+from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad, UnitFence
 from controller.core.desk import Desk
 from controller.core.items import pause
 from controller.core.job import Job, place_of
+from controller.core.library_documents import MOUNTING, TRANSFERRING, UNMOUNTING
 from controller.core.media import Mounted
 from controller.core.procedure import Ask, Step
 
@@ -58,6 +59,8 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
     node, tag = NodeName(place["tape_node"]), VolumeTag(place["tag"])
     while True:
         drive, epoch = place["drive"], desk.next_epoch()
+        key = node, drive
+        desk.registry.drive_activity[key] = _mounting(desk, node, drive, tag)
         try:
             reply = yield Ask(
                 node=node,
@@ -73,7 +76,14 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
         assert isinstance(reply, NodeReply)
+        desk.registry.drive_activity[key] = TRANSFERRING
         return reply
+
+
+def _mounting(desk: Desk, node: NodeName, drive: str, tag: VolumeTag) -> str:
+    known = desk.registry.nodes.get(node)
+    there = known.drives.get(drive) if known is not None else None
+    return UNMOUNTING if there is not None and there.loaded not in ("", tag) else MOUNTING
 
 
 def _follow(desk: Desk, job: Job, node: NodeName, tag: VolumeTag, *, seat: str) -> None:
@@ -85,6 +95,18 @@ def _follow(desk: Desk, job: Job, node: NodeName, tag: VolumeTag, *, seat: str) 
     if drive is not None and desk.registry.nodes[node].drives[drive.name].loaded == tag:
         take(desk, job, Mounted(tag, node, drive), seat=seat)
         desk.save(job)
+
+
+def ask_fence_drive(desk: Desk, job: Job) -> Ask:
+    """Return the wish that nobody writes to the job's drive any more; a node that is away is not waited for."""
+    unit = Designator(bytes.fromhex(job.plan["drive_unit"]))
+    epoch = desk.next_epoch()
+    return Ask(
+        node=NodeName(job.plan["tape_node"]),
+        make=lambda request: UnitFence(request=request, designator=unit, epoch=epoch),
+        what="fence the drive",
+        gives_up=True,
+    )
 
 
 def read_digests(job: Job, *, start: int, end: int, seat: str = "") -> Step:

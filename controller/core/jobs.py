@@ -1,7 +1,7 @@
 """Which procedure a job of a kind runs, how it is cleaned up, and what operators may ask for.
 
-Kinds: `backup`, `restore`, `verify`, `rebuild` (of the catalog, from cartridges), and the two that move a volume to or
-from an operator's own machine, `import` and `export`.
+Kinds: `backup`, `restore`, `verify`, `rebuild` (of the catalog, from cartridges), `label` (of a cartridge), and the two
+that move a volume to or from an operator's own machine, `import` and `export`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, ItemRow
-from controller.core import documents, manual_views, placed, pools, prune, transfer, volumes
+from controller.core import (
+    documents,
+    library,
+    manual_views,
+    media_life,
+    placed,
+    pools,
+    prune,
+    transfer,
+    volumes,
+)
 from controller.core.backup import backup, clean_up_backup
-from controller.core.catalog_age import accept, require_current
 from controller.core.catalog_age import accept, require_current
 from controller.core.chain import FULL, LEVELS_ASKED
 from controller.core.desk import Desk
@@ -26,9 +35,10 @@ from controller.core.in_place import ELSEWHERE, clean_up_in_place, restore_in_pl
 from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
+from controller.core.labelling import clean_up_label, label, submit_label
+from controller.core.lanes import check_drives, clean_up_lane, write_lane
 from controller.core.pools import checked_pool
 from controller.core.procedure import Procedure, Step
-from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
 from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
 from controller.core.restore import (
     IN_PLACE,
@@ -59,8 +69,12 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
             return restore(desk, job, item=item)
         case "verify":
             return verify(desk, job, item=item)
+        case "lane":
+            return write_lane(desk, job, item=item)
         case "rebuild":
             return rebuild(desk, job)
+        case "label":
+            return label(desk, job, item=item)
         case "import":
             return transfer.await_import(desk, job)
         case "export":
@@ -81,10 +95,12 @@ def clean_up(desk: Desk, job: Job) -> Step:
                 yield from placed.clean_up_placed(desk, job)
             else:
                 yield from clean_up_restore(desk, job)
+        case "lane":
+            yield from clean_up_lane(desk, job)
         case "rebuild":
             clean_up_rebuild(desk, job)
-        case "rebuild":
-            clean_up_rebuild(desk, job)
+        case "label":
+            yield from clean_up_label(desk, job)
         case "import":
             yield from transfer.drop_import(desk, job)
         case "export":
@@ -98,8 +114,6 @@ def answer_call(desk: Desk, call: Call) -> None:
     verbs = {
         "job.submit": _submit,
         "job.cancel": _cancel,
-        "catalog.rebuild": _rebuild,
-        "catalog.accept": accept,
         "catalog.rebuild": _rebuild,
         "catalog.accept": accept,
         "restore.renew": placed.renew,
@@ -118,6 +132,17 @@ def answer_call(desk: Desk, call: Call) -> None:
         "volume.export_end": transfer.end_export,
         "volume.extents": transfer.volume_extents,
         "tape.add": volumes.add_cartridge,
+        "tape.scan": library.scan,
+        "tape.load": library.load,
+        "tape.unload": library.unload,
+        "tape.export": library.export,
+        "tape.import": library.import_,
+        "tape.protect": media_life.protect,
+        "tape.unprotect": media_life.unprotect,
+        "tape.set": media_life.set_cartridge,
+        "tape.vault": media_life.set_vault,
+        "drive.down": library.put_down,
+        "drive.up": library.put_up,
         "pool.create": pools.create_pool,
         "pool.set": pools.set_pool,
         "pool.delete": pools.delete_pool,
@@ -145,6 +170,8 @@ def _submit(desk: Desk, call: Call) -> None:
             job = _submit_restore(desk, call.arguments)
         case "verify":
             job = _submit_verify(desk, call.arguments)
+        case "label":
+            job = submit_label(desk, call.arguments)
         case _:
             raise UsageError(f"no kind of job is called {kind!r}")
     desk.answer(call.call, submitted_document(job.row))
@@ -179,6 +206,7 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
     ).plan()
     plan.update(means=arguments["view"], level=arguments["level"], **_choice(arguments))
     plan["pool"] = checked_pool(desk.registry, arguments["pool"])
+    plan["drives"] = check_drives(arguments["drives"])
     if arguments["no_wait_media"]:
         plan["no_wait_media"] = True
     jobs = [
@@ -354,13 +382,6 @@ def _submit_verify(desk: Desk, arguments: dict[str, Any]) -> Job:
             plan={},
         )
     )
-
-
-def _rebuild(desk: Desk, call: Call) -> None:
-    token = call.arguments["token"]
-    earlier = next((job for job in desk.jobs.values() if job.row.token == token), None)
-    job = earlier or submit_rebuild(desk, call.arguments)
-    desk.answer(call.call, submitted_document(job.row))
 
 
 def _rebuild(desk: Desk, call: Call) -> None:

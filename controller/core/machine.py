@@ -73,6 +73,7 @@ from controller.core.effects import (
 )
 from controller.core.inactivity import Inactivity
 from controller.core.job import ENDED, Job, JobState, places_of
+from controller.core.lanes import STRETCH_BYTES_MIN
 from controller.core.media import media_deadline
 from controller.core.planner import RECORD_BYTES
 from controller.core.pools import default_pool
@@ -97,11 +98,13 @@ class Machine:
         new_uuid: Callable[[], str],
         lease_s: float = LEASE_S,
         record_bytes: int = RECORD_BYTES,
+        stretch_bytes_min: int = STRETCH_BYTES_MIN,
         inactivity: Inactivity | None = None,
     ) -> None:
         self.store = snapshot.store
         self.new_uuid = new_uuid
         self.record_bytes = record_bytes
+        self.stretch_bytes_min = stretch_bytes_min
         self.now = 0.0
         self.wall = ""
         self.registry = Registry(inactivity=inactivity)
@@ -199,8 +202,6 @@ class Machine:
                     self.registry.cartridges[row.tag] = row
                 case PartRow():
                     self.registry.parts[row.backup, row.part] = row
-                case TakeStore():
-                    self.store = row.store
                 case TakeStore():
                     self.store = row.store
                 case PoolRow():
@@ -308,10 +309,6 @@ class Machine:
         """Let a job fail: its wish is withdrawn and the error raised there."""
         self._tasks.interrupt(job, error)
 
-    def interrupt(self, job: Job, error: BackupError) -> None:
-        """Let a job fail: its wish is withdrawn and the error raised there."""
-        self._tasks.interrupt(job, error)
-
     def give_reason(self, job: Job, reason: str) -> None:
         """Show why a job waits; empty when it goes on."""
         if not job.has_ended and job.row.reason != reason:
@@ -393,7 +390,7 @@ class Machine:
             node.is_online, node.since = True, self.wall
             self.record(row)
         self.registry.take_inventory(node, inventory)
-        self._arrivals.on_inventory(node)
+        self._arrivals.on_inventory(node, inventory)
         if is_new_boot:  # Otherwise it has our requests, and is at work on them.
             self._tasks.node_is_here(name)
 

@@ -207,6 +207,8 @@ class PartWriter(CartridgeWriter):
 
     def _full(self) -> str:
         """Return the status of a cartridge without room: one that is written only once is never written again."""
+        if self.cartridge.status == "quarantined":
+            return "quarantined"
         state = state_of(self.desk.registry, self.cartridge)
         return "worm" if state is not None and state.is_worm else "full"
 
@@ -362,7 +364,8 @@ class PartWriter(CartridgeWriter):
 
     def _show_progress(self) -> None:
         here = self.data.bytes_before(min(max(0, self.end - self.data_object), self.data.records))
-        self.job.update(done_bytes=self.data.stream_start + here)
+        begin = self.plan.get("lane_begin", 0)
+        self.job.update(done_bytes=self.data.stream_start + here - begin)
         self.desk.save(self.job)
 
     # --- commit ---

@@ -84,6 +84,8 @@ class Registry:
         self.cartridges: dict[VolumeTag, CartridgeRow] = {}
         self.parts: dict[tuple[int, int], PartRow] = {}
         self.pools: dict[str, PoolRow] = {}
+        self.pools_of_new: dict[VolumeTag, str] = {}
+        """Pools of cartridges that are being added, and have no row yet."""
         self.drives: dict[tuple[NodeName, str], DriveRow] = {}
         """What operators have said of drives."""
         self.drives_by_hand: dict[tuple[NodeName, str], str] = {}

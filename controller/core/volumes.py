@@ -351,19 +351,11 @@ def add_cartridge(desk: Desk, call: Call) -> None:
         raise UsageError("a cartridge has at least 64 MiB")
     if call.arguments["capacity_bytes"] > VOLUME_BYTES_MAX:
         raise UsageError("no cartridge is as large as that")
-    desk.spawn(_add(desk, call, node.row.name), call=call.call)
+    pool = desk.registry.pool(call.arguments["pool"]).pool if call.arguments["pool"] else ""
+    desk.spawn(_add(desk, call, node.row.name, pool=pool), call=call.call)
 
 
-def _add(desk: Desk, call: Call, node: NodeName) -> Procedure:
-    yield Ask(
-        node=node,
-        make=lambda request: TapeAdd(
-            request=request,
-            tag=VolumeTag(call.arguments["tag"]),
-            capacity_bytes=call.arguments["capacity_bytes"],
-        ),
-        what="add a cartridge",
-    )
+def _add(desk: Desk, call: Call, node: NodeName, *, pool: str) -> Procedure:
     tag = VolumeTag(call.arguments["tag"])
 
     def adopted() -> bool | NotYet:
@@ -371,7 +363,21 @@ def _add(desk: Desk, call: Call, node: NodeName) -> Procedure:
             True if tag in desk.registry.cartridges else NotYet("waiting: the library's inventory")
         )
 
-    yield Claim(attempt=adopted)
+    desk.registry.pools_of_new[tag] = pool
+    try:
+        yield Ask(
+            node=node,
+            make=lambda request: TapeAdd(
+                request=request,
+                tag=tag,
+                capacity_bytes=call.arguments["capacity_bytes"],
+                is_worm=call.arguments["worm"],
+            ),
+            what="add a cartridge",
+        )
+        yield Claim(attempt=adopted)
+    finally:
+        desk.registry.pools_of_new.pop(tag, None)
     desk.answer(
         call.call, documents.cartridge_document(desk.registry, desk.registry.cartridge(tag))
     )

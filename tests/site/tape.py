@@ -32,7 +32,6 @@ from backplane.wire.messages import (
     TapeErase,
     TapeLoad,
     TapeMetadata,
-    TapeMetadata,
     TapeMove,
     TapeRetain,
     TapeSample,
@@ -217,8 +216,6 @@ class TapeNode:
                 return NodeReply(**reply, digests=self._sample(message))
             case TapeMetadata():
                 return self._metadata(message, reply)
-            case TapeMetadata():
-                return self._metadata(message, reply)
             case TapeAdd():
                 if message.tag not in self.tapes:
                     self.put(Tape(message.tag))
@@ -315,23 +312,6 @@ class TapeNode:
             assert 0 < count <= len(record) - first
             digests += struct.pack(">I", crc32c(record[first : first + count]))
         return digests
-
-    def _metadata(self, message: TapeMetadata, reply: dict[str, Any]) -> NodeReply:
-        drive = self.drives[message.drive]
-        if not drive.loaded:
-            raise NotFoundError(f"drive {message.drive} is empty")
-        tape = self.tapes[drive.loaded]
-        found, at = b"", message.start
-        for record in tape.objects[at : at + 3]:
-            if at in tape.bad:
-                if found:
-                    break
-                raise MediumError(f"object {at} cannot be read")
-            if record is None or not record.startswith(b"SDVMETA"):
-                break
-            found += struct.pack(">I", len(record)) + record
-            at += 1
-        return NodeReply(**reply, records=found, next_object=at)
 
     def _metadata(self, message: TapeMetadata, reply: dict[str, Any]) -> NodeReply:
         drive = self.drives[message.drive]

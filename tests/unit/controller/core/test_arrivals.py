@@ -11,7 +11,7 @@ from backplane.ids import JobId, NodeName, ViewId
 from backplane.wire.messages import NodeInventory, ViewMember
 from controller.core import effects as core
 from tests.site.site import DATA, Site, backed_up, check_end, connected, restored
-from tests.site.tape import TapeNode
+from tests.site.tape import Tape, TapeNode
 
 
 def tell(site: Site, name: str, inventory: NodeInventory) -> None:
@@ -52,15 +52,154 @@ def test_what_is_known_of_a_cartridge_is_not_changed_by_an_inventory(site: Site)
     assert site.machine.registry.cartridges["LTO001L8"] == before  # type: ignore[index]
 
 
-def test_a_barcode_at_two_nodes_is_an_alarm_once_and_stays_where_it_was(site: Site) -> None:
-    other = TapeNode.with_drives(1, tags=("LTO001L8",))
+# --- never the wrong cartridge ---------------------------------------------------------------------
+
+
+def tell_of_another_node(site: Site, *tapes: Tape, name: str = "other") -> TapeNode:
+    """A second tape node comes, with cartridges."""
+    other = TapeNode(name=name, boot=b"o" * 16)
+    for tape in tapes:
+        other.put(tape)
     site.feed(
-        core.PeerReady(name=NodeName("other"), role="storage", boot_id=b"o" * 16, key=b"k" * 32)
+        core.PeerReady(name=NodeName(name), role="storage", boot_id=other.boot, key=b"k" * 32)
     )
+    tell(site, name, other.inventory())
+    return other
+
+
+def row_of(site: Site, tag: str = "LTO001L8") -> Any:
+    return site.machine.registry.cartridges[tag]  # type: ignore[index]
+
+
+def test_a_barcode_at_two_nodes_is_quarantined_with_one_alarm(site: Site) -> None:
+    backed_up(site)
+    other = tell_of_another_node(site, Tape("LTO001L8"))
     for _ in range(3):
         tell(site, "other", other.inventory())
-    assert site.alarms == ["barcode LTO001L8 is at tape and at other: not used"]
-    assert site.machine.registry.cartridges["LTO001L8"].node == "tape"  # type: ignore[index]
+        tell(site, "tape", site.tape.inventory())
+    assert row_of(site).status == "quarantined"
+    assert row_of(site).detail == "barcode LTO001L8 is at other and at tape"
+    (alarm,) = site.alarms
+    assert "barcode LTO001L8 is at other and at tape" in alarm
+    assert "ctl tape set-status" in alarm
+
+
+def test_nobody_writes_or_reads_a_cartridge_in_quarantine(site: Site) -> None:
+    backup = backed_up(site)
+    tell_of_another_node(site, Tape("LTO001L8"))
+    again = site.submit("backup", volume="vol")
+    restore = site.submit("restore", backup=backup, new="copy")
+    site.run(120)
+    assert site.machine.registry.parts_of(int(site.job(again).backup))[0].tag == "LTO002L8"
+    assert "waiting: cartridge LTO001L8 is quarantined: barcode" in site.job(restore).reason
+    tell(site, "other", TapeNode(name="other", boot=b"o" * 16).inventory())
+    site.call("tape.set", tag="LTO001L8", status="writable", node="", pool="")
+    site.run()
+    check_end(site, restore)
+
+
+def test_a_barcode_that_one_node_reports_twice_is_quarantined(site: Site) -> None:
+    inventory = site.tape.inventory()
+    first, *_ = inventory.cartridges
+    twice = replace(inventory, cartridges=(*inventory.cartridges, replace(first, end=5)))
+    tell(site, "tape", twice)
+    assert row_of(site).status == "quarantined"
+    assert row_of(site).detail == "barcode LTO001L8 is on 2 cartridges at tape"
+
+
+def test_one_label_under_two_barcodes_quarantines_both(site: Site) -> None:
+    backed_up(site)
+    site.tape.put(Tape("LTO009L8", objects=list(site.tapes["LTO001L8"].objects)))
+    site.connect("tape")
+    for tag in ("LTO001L8", "LTO009L8"):
+        assert row_of(site, tag).status == "quarantined"
+        assert row_of(site, tag).detail.startswith("LTO001L8 and LTO009L8 have one label")
+    assert len(site.alarms) == 1
+
+
+def test_a_cartridge_that_was_swapped_is_found_before_anybody_loads_it(site: Site) -> None:
+    backed_up(site)
+    other = connected()
+    other.ids = iter(range(10**6, 2 * 10**6))  # type: ignore[assignment]
+    backed_up(other)
+    site.tapes["LTO001L8"].objects = list(other.tapes["LTO001L8"].objects)
+    site.connect("tape")
+    assert row_of(site).status == "quarantined"
+    assert "is on another cartridge" in row_of(site).detail
+
+
+def test_a_cartridge_that_was_carried_to_another_library_is_at_home_there(site: Site) -> None:
+    backup = backed_up(site)
+    carried = site.tape.take_out("LTO001L8")
+    site.connect("tape")
+    tell_of_another_node(site, carried)
+    assert (row_of(site).node, row_of(site).status) == ("other", "writable")
+    assert site.alarms == []
+    assert backup
+
+
+def test_another_cartridge_in_its_place_is_not(site: Site) -> None:
+    backed_up(site)
+    site.tape.take_out("LTO001L8")
+    site.connect("tape")
+    tell_of_another_node(site, Tape("LTO001L8"))
+    assert (row_of(site).node, row_of(site).status) == ("tape", "quarantined")
+    assert "on another cartridge than it was at tape" in row_of(site).detail
+
+
+def test_while_its_home_is_away_nobody_can_say_and_a_person_is_told_once(site: Site) -> None:
+    backed_up(site)
+    carried = site.tapes["LTO001L8"]
+    site.disconnect("tape")
+    other = tell_of_another_node(site, carried)
+    tell(site, "other", other.inventory())
+    assert (row_of(site).node, row_of(site).status) == ("tape", "writable")
+    (alarm,) = site.alarms
+    assert "ctl tape set-status LTO001L8 writable --node other" in alarm
+    site.call("tape.set", tag="LTO001L8", status="writable", node="other", pool="")
+    assert row_of(site).node == "other"
+
+
+def test_a_cartridge_that_this_catalog_has_forgotten_names_the_recipe() -> None:
+    site = connected()
+    backed_up(site)
+    lost = connected(tags=())
+    lost.tape.put(site.tapes["LTO001L8"])
+    lost.connect("tape")
+    assert row_of(lost).status == "foreign"
+    assert "ctl catalog rebuild --from LTO001L8" in row_of(lost).detail
+
+
+def test_a_cartridge_of_another_catalog_says_so(site: Site) -> None:
+    more = replace(
+        site.tape.inventory().cartridges[0],
+        tag="LTO077L8",  # type: ignore[arg-type]
+        cartridge="c" * 32,  # type: ignore[arg-type]
+        status="full",
+        store="d" * 32,
+    )
+    inventory = site.tape.inventory()
+    tell(site, "tape", replace(inventory, cartridges=(*inventory.cartridges, more)))
+    assert row_of(site, "LTO077L8").status == "foreign"
+    assert row_of(site, "LTO077L8").detail == f"has data of another catalog ({'d' * 32})"
+
+
+def test_a_blank_cartridge_that_was_written_elsewhere_is_none_of_ours_to_write(site: Site) -> None:
+    site.tapes["LTO001L8"].objects = [b"somebody's"]
+    site.connect("tape")
+    assert row_of(site).status == "foreign"
+    assert [alarm for alarm in site.alarms if "was blank and is foreign now" in alarm]
+
+
+def test_a_node_that_does_not_keep_what_the_catalog_keeps_is_told_again(site: Site) -> None:
+    backed_up(site)
+    site.set_cartridge("LTO001L8", retain_until="2026-03-01T00:00:00Z", hold="lawsuit")
+    site.connect("tape")
+    site.settle()
+    assert site.tapes["LTO001L8"].retain_until == "2026-03-01T00:00:00Z"
+    assert site.tapes["LTO001L8"].is_held
+    tell(site, "tape", site.tape.inventory())
+    assert not site.wire
 
 
 def test_a_capacity_larger_than_the_catalog_can_keep_is_cut(site: Site) -> None:

@@ -284,7 +284,7 @@ def test_a_job_waits_for_a_cartridge_and_goes_on_when_one_is_added(site: Site) -
     job = site.submit("backup", volume="vol")
     site.run(3600)
     assert site.job(job).reason == "waiting: scratch cartridge for pool default"
-    site.begin_call("tape.add", tag="LTO009L8", capacity_bytes=10**9, node="", pool="")
+    site.begin_call("tape.add", tag="LTO009L8", capacity_bytes=10**9, node="", pool="", worm=False)
     site.run()
     check_end(site, job)
 

@@ -271,17 +271,20 @@ def test_a_cartridge_has_a_status_and_a_location(site: Site, job: Any) -> None:
     told = documents.cartridge_document(registry, row)
     assert (told["status"], told["location"], told["parts"]) == (
         "writable",
-        "drive drive-0",
+        "drive-0",
         1,
     )
     other = documents.cartridge_document(registry, registry.cartridge("LTO002L8"))
-    assert (other["status"], other["location"]) == ("blank", "slot")
+    assert (other["status"], other["location"]) == ("blank", "slot-1")
     site.disconnect("tape")
     told = documents.cartridge_document(registry, row)
     assert (told["status"], told["location"]) == ("writable", "offline")
     site.tape.tapes.pop("LTO001L8")
     site.connect("tape")
-    assert documents.cartridge_document(registry, row)["status"] == "missing"
+    told = documents.cartridge_document(registry, row)
+    assert (told["status"], told["location"]) == ("writable", "offline")
+    away = documents.cartridge_document(registry, replace(row, vault="cellar"))
+    assert away["location"] == "vault cellar"
 
 
 def test_a_backup_is_named_by_its_volume_and_time(site: Site, job: Any) -> None:

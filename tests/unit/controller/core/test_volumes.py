@@ -246,22 +246,24 @@ def test_a_node_that_has_a_deleted_volume_with_data_keeps_it(site: Site) -> None
 
 
 def test_a_cartridge_is_added_to_a_library_and_found_in_it(site: Site) -> None:
-    answer = site.call("tape.add", tag="LTO009L8", capacity_bytes=2**30, node="")
-    assert (answer["status"], answer["location"]) == ("blank", "slot")
+    answer = site.call(
+        "tape.add", tag="LTO009L8", capacity_bytes=2**30, node="", pool="", worm=False
+    )
+    assert (answer["status"], answer["location"]) == ("blank", "slot-2")
     with pytest.raises(RefusedError, match="a cartridge has the barcode LTO009L8"):
-        site.call("tape.add", tag="LTO009L8", capacity_bytes=2**30, node="")
+        site.call("tape.add", tag="LTO009L8", capacity_bytes=2**30, node="", pool="", worm=False)
 
 
 @pytest.mark.parametrize("tag", ["", "short", "lto009l8", "LTO-09L8", "LTO009L8X", "LTÖ009L8"])
 def test_barcodes_that_are_none(site: Site, tag: str) -> None:
     with pytest.raises(UsageError, match="is no barcode"):
-        site.call("tape.add", tag=tag, capacity_bytes=2**30, node="")
+        site.call("tape.add", tag=tag, capacity_bytes=2**30, node="", pool="", worm=False)
 
 
 @pytest.mark.parametrize("capacity", [0, 1000, 2**60])
 def test_a_cartridge_of_no_sensible_size_is_refused(site: Site, capacity: int) -> None:
     with pytest.raises(UsageError):
-        site.call("tape.add", tag="LTO009L8", capacity_bytes=capacity, node="")
+        site.call("tape.add", tag="LTO009L8", capacity_bytes=capacity, node="", pool="", worm=False)
 
 
 def test_a_request_to_create_names_everything_the_node_needs(site: Site) -> None:
@@ -274,3 +276,13 @@ def test_a_request_to_create_names_everything_the_node_needs(site: Site) -> None
         BLOCK,
         "online",
     )
+
+
+def test_a_cartridge_may_be_given_to_a_pool_when_it_is_added(site: Site) -> None:
+    site.call("pool.create", name="weekly", retain="0", allocation="continue", scratch=False)
+    add = {"capacity_bytes": 2**30, "node": "", "worm": False}
+    answer = site.call("tape.add", tag="LTO009L8", pool="weekly", **add)
+    assert answer["pool"] == "weekly"
+    with pytest.raises(NotFoundError, match="no pool is named 'monthly'"):
+        site.call("tape.add", tag="LTO010L8", pool="monthly", **add)
+    assert not site.machine.registry.pools_of_new

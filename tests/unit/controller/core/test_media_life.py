@@ -1,0 +1,145 @@
+"""What operators say of cartridges, and what they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backplane.errors import BackupError, BusyError, NotFoundError, RefusedError, UsageError
+from tests.site.site import DATA, Site, backed_up
+
+TAG = "LTO001L8"
+
+
+def row(site: Site, tag: str = TAG) -> Any:
+    return site.machine.registry.cartridges[tag]  # type: ignore[index]
+
+
+def change(site: Site, tag: str = TAG, **changes: Any) -> dict[str, Any]:
+    return site.call("tape.set", tag=tag, **({"status": "", "node": "", "pool": ""} | changes))
+
+
+def test_a_hold_is_the_catalogs_and_the_nodes(site: Site) -> None:
+    told = site.call("tape.protect", tag=TAG, reason="lawsuit 7")
+    assert told["hold"] == "lawsuit 7"
+    assert site.tapes[TAG].is_held
+    site.restart()
+    assert row(site).hold == "lawsuit 7"
+    assert site.call("tape.unprotect", tag=TAG)["hold"] == ""
+    assert not site.tapes[TAG].is_held
+
+
+def test_a_hold_of_what_is_away_reaches_the_node_when_it_comes_back(site: Site) -> None:
+    away = site.tape.take_out(TAG)
+    site.connect("tape")
+    assert site.call("tape.protect", tag=TAG, reason="lawsuit")["hold"] == "lawsuit"
+    with pytest.raises(NotFoundError, match="is in no library"):
+        site.call("tape.unprotect", tag=TAG)
+    assert row(site).hold == "lawsuit"
+    site.tape.put(away)
+    site.connect("tape")
+    site.settle()
+    assert away.is_held
+
+
+def test_a_hold_has_a_reason(site: Site) -> None:
+    for reason in ("", "  ", "x" * 201):
+        with pytest.raises(UsageError, match="a hold has a reason"):
+            site.call("tape.protect", tag=TAG, reason=reason)
+
+
+def test_a_cartridge_that_is_about_to_be_erased_cannot_be_held_any_more(site: Site) -> None:
+    backed_up(site)
+    site.set_cartridge(TAG, status="full")
+    site.set_cartridge("LTO002L8", status="retired")
+    site.call("backup.prune", backups=["1"])
+    job = site.submit("backup", volume="vol")
+    while not site.machine.jobs[job].plan.get("erase"):  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    with pytest.raises(RefusedError, match=f"job {job} is about to erase"):
+        site.call_now("tape.protect", tag=TAG, reason="too late")
+
+
+@pytest.mark.parametrize(
+    ("before", "status", "after"),
+    [
+        ("writable", "retired", "retired"),
+        ("quarantined", "writable", "writable"),
+        ("error", "full", "full"),
+        ("retired", "writable", "writable"),
+        ("foreign", "retired", "retired"),
+    ],
+)
+def test_an_operator_gives_a_status(site: Site, before: str, status: str, after: str) -> None:
+    backed_up(site)
+    site.set_cartridge(TAG, status=before)
+    assert change(site, status=status)["status"] == after
+    site.restart()
+    assert row(site).status == after
+
+
+@pytest.mark.parametrize(
+    ("before", "status", "error", "words"),
+    [
+        ("writable", "foreign", UsageError, "is no status to give"),
+        ("writable", "quarantined", UsageError, "is no status to give"),
+        ("writable", "blank", RefusedError, "is not known to be blank"),
+        ("foreign", "writable", RefusedError, "is foreign"),
+        ("worm", "writable", RefusedError, "is worm"),
+        ("cleaning", "blank", RefusedError, "is cleaning"),
+    ],
+)
+def test_what_is_not_true_is_not_given(
+    site: Site, before: str, status: str, error: type[BackupError], words: str
+) -> None:
+    backed_up(site)
+    site.set_cartridge(TAG, status=before)
+    with pytest.raises(error, match=words):
+        change(site, status=status)
+    assert row(site).status == before
+
+
+def test_a_blank_cartridge_is_blank_again_and_not_writable(site: Site) -> None:
+    change(site, status="retired")
+    with pytest.raises(RefusedError, match="has no label of ours"):
+        change(site, status="writable")
+    assert change(site, status="blank")["status"] == "blank"
+
+
+def test_only_a_cartridge_without_data_changes_its_pool(site: Site) -> None:
+    site.call("pool.create", name="weekly", retain="0", allocation="continue", scratch=False)
+    assert change(site, "LTO002L8", pool="weekly")["pool"] == "weekly"
+    assert change(site, "LTO002L8", pool="scratch")["pool"] == ""
+    with pytest.raises(NotFoundError, match="no pool is named"):
+        change(site, "LTO002L8", pool="monthly")
+    backed_up(site)
+    with pytest.raises(RefusedError, match="has data of pool default"):
+        change(site, pool="weekly")
+
+
+def test_a_home_has_to_have_the_very_cartridge(site: Site) -> None:
+    backed_up(site)
+    with pytest.raises(NotFoundError, match="no storage node is named"):
+        change(site, node="other")
+    site.tape.take_out(TAG)
+    site.connect("tape")
+    with pytest.raises(NotFoundError, match="tape has no cartridge LTO001L8"):
+        change(site, node="tape")
+
+
+def test_a_vault_has_a_plain_name(site: Site) -> None:
+    assert site.call("tape.vault", tag=TAG, vault="bank 3")["vault"] == "bank 3"
+    assert site.call("tape.vault", tag=TAG, vault="")["vault"] == ""
+    for name in ("x" * 65, "a\nb", "in (here"):
+        with pytest.raises(UsageError, match="a vault has a name"):
+            site.call("tape.vault", tag=TAG, vault=name)
+
+
+def test_what_a_job_works_with_is_left_alone(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    while "tag" not in site.machine.jobs[job].plan:  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    with pytest.raises(BusyError, match=f"used by job {job}"):
+        site.call_now("tape.set", tag=TAG, status="retired", node="", pool="")
