@@ -13,7 +13,10 @@ a file is known by its first cluster, an empty one by the place of its directory
 from __future__ import annotations
 
 import struct
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import (
@@ -55,6 +58,8 @@ DIRECTORY_BYTES_MAX: Final = 256 * 1024 * 1024
 BITMAP_BYTES_MAX: Final = 64 * 1024 * 1024
 """512 million clusters: 16 TiB of 32 KiB, 64 TiB of 128 KiB."""
 PIECE_BYTES: Final = 1024 * 1024
+TOGETHER_BYTES: Final = 64 * 1024
+"""Of a directory in many short runs, what is looked at together: many checksums take little longer than one."""
 LABEL_CHARACTERS_MAX: Final = 11
 
 _MAGIC: Final = b"EXFAT   "
@@ -67,6 +72,9 @@ _CLUSTER_SHIFT_MAX: Final = 25
 _UNCHECKED: Final = (106, 107, 112)
 _DIRTY: Final = 2
 _SINGLE: Final = struct.Struct("<BB18xIQ")
+
+_new_row: Final = partial(tuple.__new__, FileRow)
+_new_identity: Final = partial(tuple.__new__, Identity)
 
 
 class _Boot(NamedTuple):
@@ -282,6 +290,9 @@ class _Walk:
         self._problems = problems
         self._claimed = claimed
         self._pending: list[_Pending] = []
+        self._starts = array("Q")
+        self._places = array("Q")
+        """Of the directory that is read: where each run of its bytes begins, in it and on the volume."""
 
     def tree(self, root: Chain) -> Iterator[FileRow]:
         """Yield the rows of everything below the root."""
@@ -301,13 +312,11 @@ class _Walk:
         sets = Sets()
         names: set[bytes] = set()
         size = min(one.size, DIRECTORY_BYTES_MAX)
-        at = 0
-        for place, count in self._heap.pieces(one.runs, size, PIECE_BYTES):
-            for entry in sets.feed(self._source.read(place, count)):
+        for data in self._pieces(one.runs, size):
+            for entry in sets.feed(data):
                 row = self._row(one, entry, names)
                 if row is not None:
                     yield row
-            at += count
             if sets.has_ended:
                 break
         sets.end()
@@ -315,6 +324,26 @@ class _Walk:
             sets.defects.append("it has what only the root directory has")
         for defect in sets.defects:
             self._problems.add(f"directory {shown(one.path)}: {defect}")
+
+    def _pieces(self, runs: list[tuple[int, int]], size: int) -> Iterator[bytes]:
+        """Yield the bytes of a directory, those of short runs together, and note where they are."""
+        self._starts, self._places = array("Q"), array("Q")
+        start = count = 0
+        waiting: list[bytes] = []
+        for place, length in self._heap.pieces(runs, size, PIECE_BYTES):
+            try:
+                waiting.append(self._source.read(place, length))
+            except DamagedError:
+                yield b"".join(waiting)  # what came before is told
+                raise
+            self._starts.append(start)
+            self._places.append(place)
+            start += length
+            count += length
+            if count >= TOGETHER_BYTES:
+                yield b"".join(waiting)
+                waiting, count = [], 0
+        yield b"".join(waiting)
 
     def _row(self, one: _Pending, entry: Entry, names: set[bytes]) -> FileRow | None:
         """Return the row of an entry; a directory becomes pending."""
@@ -333,25 +362,13 @@ class _Walk:
             error = self._directory(path, entry, runs, error)
         else:
             kind, mode = FILE_KIND, FILE_MODE
-        return FileRow(
-            path,
-            kind,
-            entry.size,
-            mode,
-            -1,
-            -1,
-            entry.written_ns,
-            entry.accessed_ns,
-            NO_TIME,
-            entry.created_ns,
-            1,
-            Identity(0, runs[0][0] if runs else EMPTY_FILE + self._place(one, entry.at), 0),
-            0,
-            b"",
-            (),
-            self._heap.extents(runs, entry.size, entry.valid) if runs else (),
-            error,
-        )
+        identity = _new_identity((0, runs[0][0] if runs else EMPTY_FILE + self._place(entry.at), 0))
+        extents = self._heap.extents(runs, entry.size, entry.valid) if runs else ()
+        return _new_row((
+            path, kind, entry.size, mode, -1, -1,
+            entry.written_ns, entry.accessed_ns, NO_TIME, entry.created_ns,
+            1, identity, 0, b"", (), extents, error,
+        ))  # fmt: skip
 
     def _directory(self, path: bytes, entry: Entry, runs: list[tuple[int, int]], error: str) -> str:
         """Let a directory wait for its turn; return what is wrong with it."""
@@ -401,9 +418,7 @@ class _Walk:
                 return "some of its clusters are free in the bitmap"
         return ""
 
-    def _place(self, one: _Pending, inside: int) -> int:
-        for place, count in self._heap.pieces(one.runs, one.size, PIECE_BYTES):
-            if inside < count:
-                return place + inside
-            inside -= count
-        raise AssertionError("an entry outside of its directory")
+    def _place(self, at: int) -> int:
+        """Return which byte of the volume a byte of the directory is."""
+        index = bisect_right(self._starts, at) - 1
+        return self._places[index] + at - self._starts[index]

@@ -9,8 +9,9 @@ sets of the same length are taken together, one lane of a large number for each.
 from __future__ import annotations
 
 import struct
+from codecs import utf_16_le_decode
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from storage_node.mapping.fat_entries import safe_name
@@ -58,6 +59,9 @@ class Entry(NamedTuple):
     at: int
     """Its place, in bytes of the directory."""
     error: str = ""
+
+
+_new_entry: Final = partial(tuple.__new__, Entry)
 
 
 class Sets:
@@ -217,19 +221,13 @@ def _entry(place: int, raw: bytes, checksum: int) -> Entry:
     name, error = _name(raw, characters)
     if told != checksum:
         error = "the checksum of its directory entries is wrong"
-    return Entry(
-        name,
-        attributes,
-        flags,
-        first,
-        size,
-        valid,
+    return _new_entry((
+        name, attributes, flags, first, size, valid,
         zoned_ns(written, written_steps, written_zone),
         zoned_ns(accessed, 0, accessed_zone),
         zoned_ns(created, created_steps, created_zone),
-        place,
-        error,
-    )
+        place, error,
+    ))  # fmt: skip
 
 
 def _name(raw: bytes, characters: int) -> tuple[bytes, str]:
@@ -240,7 +238,7 @@ def _name(raw: bytes, characters: int) -> tuple[bytes, str]:
         if raw[at - 2] == NAME:
             units += raw[at : at + 30]
             parts += 1
-    name = units[: 2 * characters].decode("utf-16-le", "surrogatepass")
+    name, _ = utf_16_le_decode(units[: 2 * characters], "surrogatepass", True)
     encoded = name.encode("utf-8", "surrogatepass")
     if parts != -(-characters // _NAME_CHARACTERS):
         return safe_name(encoded), "its name has another length than it says"

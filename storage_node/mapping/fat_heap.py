@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from backplane.file_map.model import ExtentFlag, FileExtent
 from storage_node.mapping.fat_bits import FIRST_CLUSTER
+
+_new_extent: Final = partial(tuple.__new__, FileExtent)
 
 
 class Heap(NamedTuple):
@@ -40,7 +43,7 @@ class Heap(NamedTuple):
         data_end = valid if valid < size else self.clusters_of(size) * unit
         if len(runs) == 1 and data_end >= runs[0][1] * unit:
             first, count = runs[0]
-            return (FileExtent(0, self.byte_of(first), count * unit),)
+            return (_new_extent((0, self.byte_of(first), count * unit, 0, 0, 0, 0, "")),)
         extents = []
         at = 0
         for first, count in runs:
