@@ -80,6 +80,7 @@ def run(config: ControllerConfig, *, is_new: bool = False) -> None:
                     quiet_s=config.inactivity_s, sync_timeout_s=config.sync_timeout_s
                 ),
                 identity=identity,
+                stretch_bytes_min=config.stretch_bytes_min,
             )
             service.start()
             _logger.info("serving", extra={"address": endpoint.address, "store": catalog.store})

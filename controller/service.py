@@ -40,6 +40,7 @@ from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import Inactivity
 from controller.core.job_row import submitted_document
+from controller.core.lanes import STRETCH_BYTES_MIN
 from controller.core.machine import Machine
 from controller.operator_interface import OperatorInterface
 from controller.operator_verbs import parse_arguments
@@ -85,6 +86,7 @@ class ControllerService:
         heartbeat_s: float,
         inactivity: Inactivity | None = None,
         identity: CatalogIdentity | None = None,
+        stretch_bytes_min: int = STRETCH_BYTES_MIN,
     ) -> None:
         self._loop = loop
         self._identity = identity
@@ -98,6 +100,7 @@ class ControllerService:
             new_uuid=lambda: uuid.uuid4().hex,
             lease_s=lease_s,
             inactivity=inactivity,
+            stretch_bytes_min=stretch_bytes_min,
         )
         self._operators = OperatorInterface(
             self._machine, catalog, version=version, started=self._wall()

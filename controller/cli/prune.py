@@ -59,6 +59,7 @@ def rules(command: Any) -> Any:
 @click.pass_obj
 def prune(
     settings: Settings,
+    /,
     volume: tuple[str, ...],
     pool: str,
     dry_run: bool,

@@ -42,6 +42,7 @@ _wait = click.option(
         "ctl submit backup vol1 --level incremental",
         "ctl submit backup vol1 --path 'home/**' --exclude '*.iso'",
         "ctl submit backup vol1 --raw",
+        "ctl submit backup vol1 --pool weekly --drives 2",
     ]
 )
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
@@ -103,6 +104,20 @@ _wait = click.option(
     is_flag=True,
     help="Do not map blocks to files: for what cannot be mapped, such as an encrypted volume or a leg of a RAID.",
 )
+@click.option("--pool", default="", help="Pool of the cartridges.  [default: default]")
+@click.option(
+    "--drives",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Write to so many drives at once, a stretch of the volume to each; fewer if there is little to copy.",
+)
+@click.option(
+    "--no-wait-media",
+    is_flag=True,
+    help="Fail with exit code 7 if no cartridge is there, instead of asking for one and waiting.",
+)
 @_wait
 @click.pass_obj
 def backup(
@@ -116,6 +131,9 @@ def backup(
     paths: tuple[str, ...],
     excludes: tuple[str, ...],
     is_raw: bool,
+    pool: str,
+    drives: int,
+    no_wait_media: bool,
     wait: bool,
 ) -> int:
     """Back up each VOLUME to tape.
@@ -131,6 +149,12 @@ def backup(
         options |= {"paths": [*map(spelled, paths)], "excludes": [*map(spelled, excludes)]}
     if is_raw:
         options["raw"] = True
+    if pool:
+        options["pool"] = pool
+    if drives != 1:
+        options["drives"] = drives
+    if no_wait_media:
+        options["no_wait_media"] = True
     if quiet_s is not None:
         options["quiet_s"] = quiet_s
     if sync_timeout_s is not None:

@@ -10,24 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backplane.errors import VolumeError
-from backplane.ids import (
-    Designator,
-    NodeName,
-)
-from backplane.wire.messages import (
-    UnitFence,
-)
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
+from controller.core.drives import ask_fence_drive
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import drop_map
 from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
+from controller.core.lanes import copy_in_lanes, drop_lanes
 from controller.core.mapping import map_view
 from controller.core.part_source import ViewSource
 from controller.core.part_writer import PartWriter
-from controller.core.procedure import Ask, Claim, Extents, NotYet, Procedure, Step
+from controller.core.procedure import Claim, Extents, NotYet, Procedure, Step
 from controller.core.views import ask_release_view, narrow_view, obtain_views
 
 
@@ -45,7 +40,10 @@ def backup(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         runs = yield Extents(backup=job.row.backup)
     if job.state is JobState.COPYING:
         yield from narrow_view(desk, job, runs)
-        yield from _copy(desk, job, runs, item)
+        if job.plan.get("drives", 1) > 1:
+            yield from copy_in_lanes(desk, job)
+        else:
+            yield from _copy(desk, job, runs, item)
         desk.enter(job, JobState.COMMITTING)
     yield ask_release_view(volume.node, job.row.view, gives_up=False)
     row = desk.backups[job.row.backup]
@@ -61,6 +59,7 @@ def clean_up_backup(desk: Desk, job: Job) -> Step:
     A node that is away is not waited for: the drive is fenced by whoever loads it next, the view is released when its
     node is back.
     """
+    drop_lanes(desk, job)
     row = desk.backups.get(job.row.backup)
     if row is not None and row.state == "building":
         failed = replace(row, state="failed")
@@ -68,21 +67,10 @@ def clean_up_backup(desk: Desk, job: Job) -> Step:
         desk.record(failed)
     drop_map(desk, job)
     if job.plan.get("drive_unit"):
-        yield from tolerantly(desk, job, _ask_fence(desk, job))
+        yield from tolerantly(desk, job, ask_fence_drive(desk, job))
     if job.row.view:
         volume = desk.registry.volumes[job.row.volume]
         yield from tolerantly(desk, job, ask_release_view(volume.node, job.row.view))
-
-
-def _ask_fence(desk: Desk, job: Job) -> Ask:
-    unit = Designator(bytes.fromhex(job.plan["drive_unit"]))
-    epoch = desk.next_epoch()
-    return Ask(
-        node=NodeName(job.plan["tape_node"]),
-        make=lambda request: UnitFence(request=request, designator=unit, epoch=epoch),
-        what="fence the drive",
-        gives_up=True,
-    )
 
 
 def _claim(desk: Desk, job: Job) -> bool | NotYet:

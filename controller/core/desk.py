@@ -20,6 +20,7 @@ class Desk(Protocol):
     now: float
     wall: str
     record_bytes: int
+    stretch_bytes_min: int
     registry: Registry
     jobs: dict[JobId, Job]
     backups: dict[BackupId, BackupRow]

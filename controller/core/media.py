@@ -212,7 +212,8 @@ def orphan_part(
     if backup is None or (backup.backup_uuid, backup.state) != (found.backup_uuid, "failed"):
         return None
     before = [part for part in registry.parts_of(found.backup) if part.part < found.part]
-    is_next = [part.part for part in before] == list(range(1, found.part))
+    # Of several lanes any may have come to its end.
+    is_next = backup.lanes > 1 or [part.part for part in before] == list(range(1, found.part))
     if (found.backup, found.part) in registry.parts or not is_next:
         return None
     numbers = (found.header_object, found.data_object, found.trailer_object, found.records)

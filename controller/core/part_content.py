@@ -114,6 +114,8 @@ def header_objects(
         retain_until=retain_until(plan.get("retain_s", 0), plan["part_created"]),
         backup_created=row.created,
         samples=row.samples.hex(),
+        lane=plan.get("lane", 0),
+        lanes=row.lanes,
     )
     return [*encode_part_header(header), *file_map.objects(), Mark(is_synchronous=False)]
 
@@ -132,7 +134,7 @@ def part_trailer(
     """Return the trailer of a part of `records` records with the checksums that the drive has stored."""
     plan = job.plan
     stream_bytes = data.bytes_before(records)
-    is_last = data.stream_start + stream_bytes == row.stream_bytes
+    is_last = data.stream_start + stream_bytes == plan.get("lane_end", row.stream_bytes)
     trailer = PartTrailer(
         cartridge=cartridge.cartridge,
         sequence=cartridge.sequence + 1,
@@ -166,6 +168,8 @@ def part_trailer(
         selection=row.selection,
         pool=row.pool,
         retain_until=retain_until(plan.get("retain_s", 0), plan["trailer_created"]),
+        lane=plan.get("lane", 0),
+        lanes=row.lanes,
     )
     # The directory includes the part itself, so that the last trailer alone is enough.
     return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
@@ -220,4 +224,5 @@ def part_row(trailer: PartTrailer, *, tag: VolumeTag, end: int) -> PartRow:
         root=trailer.root,
         is_last=trailer.is_last,
         created=trailer.created,
+        lane=trailer.lane,
     )

@@ -1,7 +1,7 @@
 """Which backups are kept: rules over the times of backups, and what stands on what.  Pure.
 
     keep-last N                      the N newest
-    keep-hourly|daily|...|yearly N   the newest of each of the last N hours, days, ISO weeks, months, years with a backup
+    keep-hourly|daily|...|yearly N   the newest of each of the last N hours, days, ISO weeks ... with a backup
     keep-within D                    everything not older than D
 
 The rules are asked one by one and do not know of each other: a backup that several want is kept once and told with all

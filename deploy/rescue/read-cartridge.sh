@@ -4,10 +4,9 @@
 #   read-cartridge.sh list CARTRIDGE...                which committed parts of backups are on them
 #   read-cartridge.sh restore UUID IMAGE CARTRIDGE...  write the volume of the backup with this UUID to IMAGE
 #
-# CARTRIDGE is the folder of a virtual cartridge (it has a file called `data`), or a tape device that rewinds when it is
-# closed (/dev/st0).  A backup that is not full stands on its parent, whose UUID `list` shows: restore that into IMAGE
-# first, then the backup over it.  Checksums are not compared.  The layout is explained in the first record of every
-# cartridge, and in docs/tape-format.md.
+# CARTRIDGE is the folder of a virtual cartridge, or a tape device that rewinds when it is closed (/dev/st0).  A backup
+# that is not full stands on its parent, whose UUID `list` shows: restore that into IMAGE first, then the backup over it.
+# Checksums are not compared.  The layout is explained in the first record of every cartridge, and in docs/tape-format.md.
 set -u
 export LC_ALL=C
 
@@ -165,11 +164,10 @@ restore_part() {
             at=$((at + take)) lba=$((lba + take)) left=$((left - take))
         done
     done
-    exec 4<&-
 }
 
 restore() {
-    wanted=$1 image=$2 found=0 parts=0
+    wanted=$1 image=$2 found=0 parts=0 ends=0 lanes=1
     shift 2
     for cartridge; do
         open_cartridge "$cartridge"
@@ -177,13 +175,15 @@ restore() {
             [ "$(field backup_uuid "$json")" = "$wanted" ] || continue
             [ $found -gt 0 ] || prepare_image
             found=$((found + 1)) here=$object
-            [ "$(field is_last "$rest")" = false ] || parts=$(field part "$rest")
+            [ "$(field is_last "$rest")" = false ] || ends=$((ends + 1))
+            [ "$(field part "$rest")" -lt $parts ] || parts=$(field part "$rest")
+            case $rest in *'"lanes":'*) lanes=$(field lanes "$rest") ;; esac
             restore_part "$cartridge"
             while [ $object -lt "$here" ]; do next_object skip; done
         done
     done
     [ $found -gt 0 ] || die "no backup $wanted on these cartridges"
-    [ $found = $parts ] || die "$image is not complete: $found part(s) were there; are cartridges missing?"
+    [ $found.$ends = "$parts.$lanes" ] || die "$image is not complete: $found part(s) were there; are cartridges missing?"
     echo "$image: backup $wanted, $found part(s)"
 }
 

@@ -106,8 +106,11 @@ def chain_of(uuid: str, found: Mapping[str, Sequence[Found]]) -> list[str]:
     return chain[::-1]
 
 
-def missing_parts(parts: Sequence[Found]) -> list[int]:
-    """Return the numbers of parts that are not there; 0 stands for whatever follows the last one."""
+def missing_parts(parts: Sequence[Found], lanes: int = 1) -> list[int]:
+    """Return the numbers of parts that are not there; 0 stands for whatever follows the last one.
+
+    `lanes` is how many drives wrote the backup at once; each ended with a part that says so.
+    """
     numbers = {each.entry.part for each in parts}
     missing = sorted(set(range(1, max(numbers) + 1)) - numbers)
-    return missing if any(each.entry.is_last for each in parts) else [*missing, 0]
+    return missing if sum(each.entry.is_last for each in parts) >= lanes else [*missing, 0]

@@ -100,17 +100,14 @@ def list_backups(shelf: Sequence[Shelved]) -> list[str]:
 
 
 def _what_is_missing(shelf: Sequence[Shelved], parts: Sequence[Found]) -> Iterator[str]:
-    for number in missing_parts(parts):
+    last, lanes = parts[-1], 1
+    with suppress(MediumError, VolumeError):  # Whoever needs this trailer will say that it is damaged.
+        lanes = shelf[last.shelf].trailer(last).lanes
+    for number in missing_parts(parts, lanes):
         if number:
             yield f"part {number} is not on these cartridges"
-            continue
-        last = parts[-1]
-        with suppress(MediumError, VolumeError):
-            trailer = shelf[last.shelf].trailer(last)
-            if trailer.continued_on:
-                yield f"it goes on on cartridge {trailer.continued_on}, which is needed as well"
-                return
-        yield f"it goes on behind part {last.entry.part}, on another cartridge"
+        else:
+            yield f"it goes on behind part {last.entry.part}, on another cartridge"
 
 
 class Reassembly:

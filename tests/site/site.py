@@ -402,6 +402,7 @@ class Site:
             "keep_going": False,
             "pool": "",
             "no_wait_media": False,
+            "drives": 1,
             "tag": "",
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,
