@@ -6,8 +6,12 @@ import random
 
 import pytest
 
-from backplane.testing.exfat_image import entry_set, with_checksum
+from backplane.file_map.model import FileRow
+from backplane.testing.exfat_image import ExfatFile, ExfatImage, entry_set, with_checksum
+from storage_node.mapping.exfat import ExfatReader
 from storage_node.mapping.exfat_entries import Entry, Sets, set_checksum, set_checksums
+from storage_node.mapping.fat_rows import EMPTY_FILE
+from storage_node.mapping.reader import BytesSource, DamagedError
 
 
 def plain(name: str, number: int = 0) -> bytes:
@@ -137,3 +141,53 @@ def test_noise_crashes_nothing() -> None:
         data = b"".join(bytes([kind]) + chance.randbytes(31) for kind in kinds)
         found, _ = read(data, chance.choice((32, 64, 1280)))
         assert all(one.error for one in found)
+
+
+# --- a directory in many places --------------------------------------------------------------------
+
+EMPTY_FILES = [ExfatFile(f"dir/{number:02}", b"") for number in range(60)]
+
+
+class Torn(BytesSource):
+    """A source with a place that cannot be read."""
+
+    bad = -1
+
+    def read(self, offset: int, count: int) -> bytes:
+        if offset <= self.bad < offset + count:
+            raise DamagedError("a bad sector")
+        return super().read(offset, count)
+
+
+class Scattered(ExfatImage):
+    """An image whose directories lie in clusters that do not follow one another."""
+
+    def _take(self, size: int, *, scattered: bool) -> list[int]:
+        return super()._take(size, scattered=True)
+
+
+def scattered_image() -> bytes:
+    return Scattered(6 << 20, cluster_bytes=512).build(EMPTY_FILES)
+
+
+def test_an_empty_file_is_known_by_its_entry_wherever_its_directory_is() -> None:
+    data = scattered_image()
+    rows = {row.path: row for row in ExfatReader(BytesSource(data)).rows()}
+    assert rows.keys() == {b"", b"dir", *(file.path.encode() for file in EMPTY_FILES)}
+    for file in EMPTY_FILES:
+        at = rows[file.path.encode()].identity.inode - EMPTY_FILE
+        # An entry of type 85h; its name may lie behind the end of its cluster.
+        assert data[at] == 0x85
+        name = file.path[4:].encode("utf-16-le")
+        assert (at + 66) // 512 > at // 512 or data[at + 66 : at + 70] == name
+
+
+def test_what_lies_before_a_place_that_cannot_be_read_is_told() -> None:
+    source = Torn(scattered_image())
+    whole = list(ExfatReader(source).rows())
+    source.bad = whole[40].identity.inode - EMPTY_FILE
+    found: list[FileRow] = []
+    with pytest.raises(DamagedError, match="bad sector"):
+        found.extend(ExfatReader(source).rows())
+    assert 20 < len(found) < 41
+    assert found == whole[: len(found)]
