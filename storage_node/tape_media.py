@@ -55,8 +55,8 @@ VENDOR: Final = "SDV"
 def metadata_records(drive: Drive, start: int) -> tuple[bytes, int]:
     """Return metadata records from an object on, each as `>I` length and bytes, and the object behind the last one.
 
-    Ends at a filemark, at end of data, at a record that is no metadata, and when the answer is full.  Raises
-    `MediumError` for a damaged one, `NotFoundError` beyond end of data.
+    Ends at a filemark, at end of data, at a record that is no metadata, before a damaged one, and when the answer is
+    full.  Raises `MediumError` if the first one is damaged, `NotFoundError` beyond end of data.
     """
     buffer = memoryview(bytearray(METADATA_RECORD_BYTES_MAX))
     packed, number = bytearray(), start
@@ -66,6 +66,8 @@ def metadata_records(drive: Drive, start: int) -> tuple[bytes, int]:
         outcome = drive.read_record(buffer)
         sense = outcome.sense
         if sense is not None and sense.key is SenseKey.MEDIUM_ERROR:
+            if packed:
+                return bytes(packed), number  # Who asks for this one is told.
             raise MediumError(f"object {number} cannot be read: {sense.describe()}")
         is_longer = sense is not None and (sense.information or 0) < 0
         if outcome.data is None or is_longer:

@@ -322,6 +322,8 @@ class CartridgeScan:
 
     def _content(self, place: int) -> Step:
         """Return the header or trailer that begins at an object (`Content`), or `Unreadable`."""
+        if not 0 <= place < self._end:
+            return Unreadable(f"object {place} is behind end of data")
         records: list[MetadataRecord] = []
         size = 0
         while not records or len(records) < records[0].count:

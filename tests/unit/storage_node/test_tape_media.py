@@ -138,6 +138,22 @@ def test_damaged_metadata_are_a_medium_error(library: TapeLibrary, drive: Virtua
         metadata_records(drive.side_view(), 4)
 
 
+def test_what_stands_before_a_damaged_record_is_answered(
+    library: TapeLibrary, drive: VirtualDrive
+) -> None:
+    objects, trailer = part_objects([b"x" * 512] * 20, record_bytes_max=300)
+    write_parts(drive, objects)
+    drive.flush()
+    path = library.folder / TAG / "data"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"SDVMETA") + 70] ^= 1
+    path.write_bytes(content)
+    packed, damaged = metadata_records(drive.side_view(), trailer.trailer_object)
+    assert len(unpacked(packed)) == damaged - trailer.trailer_object > 1
+    with pytest.raises(MediumError, match=f"object {damaged}"):
+        metadata_records(drive.side_view(), damaged)
+
+
 # --- before an erase -----------------------------------------------------------------------------
 
 

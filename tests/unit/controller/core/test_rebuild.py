@@ -176,7 +176,9 @@ def test_what_has_no_label_of_ours_is_left_out(site: Site) -> None:
     site.set_cartridge("LTO002L8", status="foreign")
     job = rebuild(site, "LTO001L8", "LTO002L8")
     assert job.state == "partial"
-    assert "LTO002L8: cartridge LTO002L8 has no label of ours" in json.loads(job.result)["failed"][0]
+    assert (
+        "LTO002L8: cartridge LTO002L8 has no label of ours" in json.loads(job.result)["failed"][0]
+    )
     job = rebuild(site, "LTO002L8")
     assert (job.state, job.exit_code) == ("failed", ExitCode.FAILED)
 
