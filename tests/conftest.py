@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,11 @@ SETTLE_S = 2.0
 """How long a test's threads, children and descriptors may take to go after its end."""
 
 KINDS = ("memory", "processes")
+
+# Hundreds of files are imported by each worker and by each process that tests start: compiled once, also where the
+# environment says that nothing is to be written.  `.gitignore` and `make clean` know the folders.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile(
     "short",
@@ -47,6 +53,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kind", default=",".join(KINDS), help="where stories run: memory, processes, or both"
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which puts the groups into the names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests together that share a fixture of their module: apart, each worker would make it for itself.
+
+    Where the fixture has parameters, those of one parameter belong together.  Other groups are named by their tests.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
+            continue
+        found = item._fixtureinfo.name2fixturedefs
+        shared = sorted(name for name, each in found.items() if each[-1].scope == "module")
+        if shared:
+            places = item.callspec.indices if hasattr(item, "callspec") else {}
+            words = [item.path.stem, *(str(places[name]) for name in shared if name in places)]
+            item.add_marker(pytest.mark.xdist_group(" ".join(words)))
 
 
 @pytest.fixture

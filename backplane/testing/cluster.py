@@ -6,8 +6,8 @@
     cluster.kill("mover-1")            SIGKILL; `up()` starts again what is dead
     cluster.down()
 
-Leases and heartbeats are short, so that a test of what happens after them is short as well.  Failpoints are given per
-`up()`: they arm only the processes that this call starts.
+Leases, heartbeats and the write inactivity period are short, so that a test of what happens after them is short as
+well.  Failpoints are given per `up()`: they arm only the processes that this call starts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, Final
 CTL_TIMEOUT_S: Final = 90.0
 LEASE: Final = "3s"
 HEARTBEAT: Final = "0.4s"
+INACTIVITY: Final = "200ms"
 
 
 class LocalCluster:
@@ -45,6 +46,7 @@ class LocalCluster:
             "CTL_STATE": str(self.state),
             "CONTROLLER_LEASE": LEASE,
             "CONTROLLER_HEARTBEAT": HEARTBEAT,
+            "CONTROLLER_INACTIVITY_S": INACTIVITY,
             "SB_FAILPOINTS": failpoints,
             "NO_COLOR": "1",
         }

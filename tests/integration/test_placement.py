@@ -26,7 +26,12 @@ import pytest
 from backplane.testing.cluster import LocalCluster, is_running
 from backplane.units import MIB
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("placement")]
+pytestmark = pytest.mark.processes
+
+# Most of these tests wait for what a clock has to say.  So there are three chains of them, each with a cluster.
+FIRST = pytest.mark.xdist_group("placement 1")
+SECOND = pytest.mark.xdist_group("placement 2")
+THIRD = pytest.mark.xdist_group("placement 3")
 
 SIZES = {"ext4": "128MiB", "xfs": "320MiB", "btrfs": "160MiB"}
 """mkfs.xfs takes no less than 300 MiB."""
@@ -104,7 +109,7 @@ def may_mount(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """One cluster for all tests of this file; each has a volume of its own."""
+    """One cluster for all tests of a chain; each has a volume of its own."""
     with tempfile.TemporaryDirectory(prefix="sb-") as folder:
         made = LocalCluster(Path(folder), movers=2, capacity="8GiB")
         try:
@@ -200,7 +205,9 @@ class Workstation:
         for number in range(0, 30, 3):  # so that what is free is in pieces
             (self.root / f"other-{number}").unlink()
             del self.others[f"other-{number}"]
-        os.sync()
+        run(
+            "sync", "-f", self.root
+        )  # this file system, and not whatever else the machine has to write
 
     def _write(self, name: str, data: bytes, book: dict[str, str]) -> None:
         (self.root / name).write_bytes(data)
@@ -282,7 +289,7 @@ class Workstation:
         statistics = os.statvfs(self.root)
         free = statistics.f_bavail * statistics.f_frsize - 8 * MIB
         self._write("filler", random.Random(3).randbytes(MIB) * (free // MIB), self.others)
-        os.sync()
+        run("sync", "-f", self.root)
 
 
 @contextmanager
@@ -340,6 +347,7 @@ BOTH = pytest.mark.parametrize(
 # --- it works ------------------------------------------------------------------------------------
 
 
+@FIRST
 @BOTH
 def test_movers_write_beneath_a_mounted_file_system_while_others_use_it(
     workstation: Workstation,
@@ -359,6 +367,7 @@ def test_movers_write_beneath_a_mounted_file_system_while_others_use_it(
         assert job["result"]["way"] == "placed"
 
 
+@FIRST
 def test_files_go_to_another_volume_than_they_came_from(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -389,6 +398,7 @@ def test_files_go_to_another_volume_than_they_came_from(
 # --- it is refused -------------------------------------------------------------------------------
 
 
+@FIRST
 @pytest.mark.parametrize(
     ("workstation", "reason"),
     [
@@ -409,6 +419,7 @@ def test_where_nobody_may_write_beneath_files_are_written_through_the_mount(
         assert reason in told["lost/large"]["reason"]
 
 
+@SECOND
 def test_a_prepared_file_that_somebody_opens_is_given_up_when_nobody_writes_it_any_more(
     workstation: Workstation,
 ) -> None:
@@ -429,6 +440,7 @@ def test_a_prepared_file_that_somebody_opens_is_given_up_when_nobody_writes_it_a
 # --- whoever dies --------------------------------------------------------------------------------
 
 
+@SECOND
 def test_ctl_is_interrupted(workstation: Workstation) -> None:
     with workstation.ready(), slow_movers(workstation.cluster):
         process = workstation.start("/lost/large")
@@ -441,6 +453,7 @@ def test_ctl_is_interrupted(workstation: Workstation) -> None:
         workstation.use_all_space()
 
 
+@SECOND
 def test_ctl_is_killed(workstation: Workstation) -> None:
     """The job is cancelled because nobody renews it; until then, and longer, the file is held."""
     with workstation.ready(), slow_movers(workstation.cluster, sleep_s=3):
@@ -461,6 +474,7 @@ def test_ctl_is_killed(workstation: Workstation) -> None:
         workstation.use_all_space()
 
 
+@THIRD
 def test_the_holder_of_the_files_is_killed(workstation: Workstation) -> None:
     with workstation.ready(), slow_movers(workstation.cluster):
         process = workstation.start("/lost/large")
@@ -474,6 +488,7 @@ def test_the_holder_of_the_files_is_killed(workstation: Workstation) -> None:
         workstation.use_all_space()
 
 
+@FIRST
 @pytest.mark.parametrize("victim", ["mover", "controller"])
 def test_a_mover_or_the_controller_is_killed(workstation: Workstation, victim: str) -> None:
     """The job goes on: another mover takes the rest, or it is proved again what may be written."""
@@ -494,6 +509,7 @@ def test_a_mover_or_the_controller_is_killed(workstation: Workstation, victim: s
         workstation.use_all_space()
 
 
+@THIRD
 def test_the_workstation_dies_with_ctl_and_holder(workstation: Workstation) -> None:
     """A file is left that nobody has verified, under its temporary name; nothing else is different."""
     with workstation.ready(), slow_movers(workstation.cluster, sleep_s=3):
