@@ -33,6 +33,7 @@ WAYS: Final = {
     "in-place": "in place, onto the volume that they came from",
     "placed": "into prepared files of a mounted file system",
 }
+DONE: Final = frozenset({"completed", "partial"})
 MOVED_BY_CTL: Final = frozenset({"import", "export"})
 """Jobs whose data go between an operator's machine and the disk node: no mover keeps a ledger of them."""
 
@@ -78,7 +79,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
         *_level(result),
         *_map(result),
-        *_files(result),
+        *_files(result, is_done=detail["state"] in DONE),
         *_holes(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
@@ -94,6 +95,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
     return [
         *facts,
         *_view(detail),
+        *([("Pool", str(detail["pool"]))] if detail.get("pool") else []),
         ("Cartridge(s)", ", ".join(_cartridges(detail)) or "-"),
         ("Mover(s)", ", ".join(movers) or "-"),
         ("Work items", str(detail["items_total"])),
@@ -136,16 +138,20 @@ def _map(result: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _files(result: Document) -> list[tuple[str, str]]:
-    """Say which way files were restored, and how many."""
+def _files(result: Document, *, is_done: bool) -> list[tuple[str, str]]:
+    """Say which way files were restored, and how many; or were to be."""
     files = result.get("files")
     if not files:
         return []
-    told = f"{files['restored']} restored, {render.exact_size(files['bytes'])}"
-    return [
+    size = render.exact_size(files["bytes"])
+    told = f"{files['restored']} restored, {size}; {files['failed']} not restored"
+    facts = [
         ("Files go", WAYS.get(result.get("way", ""), "-")),
-        ("Files", f"{told}; {files['failed']} not restored"),
+        ("Files", told if is_done else f"{files['restored']} to be restored, {size}"),
     ]
+    if result.get("attention"):
+        facts.append(("Attention", str(result["attention"])))
+    return facts
 
 
 def _not_restored(listed: list[Document], failed: int) -> str:

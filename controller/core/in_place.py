@@ -145,6 +145,7 @@ def clean_up_in_place(desk: Desk, job: Job) -> Step:
         yield from tolerantly(desk, job, ask_unreserve(job, volume))
     if job.plan.get("is_writing"):
         desk.log(job, "error", MIXTURE)
+        job.result["attention"] = MIXTURE
 
 
 # --- the proof -----------------------------------------------------------------------------------

@@ -134,6 +134,17 @@ def test_files_that_did_not_come_back_are_listed_with_their_reasons(documents: A
     assert "more" not in text
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled", "copying"])
+def test_files_of_a_restore_that_has_not_ended_well_are_not_said_to_be_restored(
+    documents: Any, state: str
+) -> None:
+    files = {"restored": 5, "bytes": 4096, "failed": 2, "listed": []}
+    result = {"files": files, "way": "in-place", "attention": "files may be a mixture"}
+    text = job_report(documents["detail"] | {"state": state, "result": result})
+    assert "Files:               5 to be restored, 4,096 (4KiB)\n" in text
+    assert "Attention:           files may be a mixture\n" in text
+
+
 def test_more_files_than_fit_are_counted(documents: Any) -> None:
     detail = documents["detail"] | {"kind": "restore", "state": "partial"}
     listed = [{"path": f"{n}", "reason": "lost"} for n in range(FILES_SHOWN_MAX + 10)]
