@@ -57,6 +57,7 @@ class FileFolder:
         self.files = self.file_bytes = self.failed = self.attributes_lost = 0
         self.listed: list[dict[str, str]] = []
         self._read: Read = _nowhere
+        self._to_remove: Path | None = None if folder.exists() else folder
         self._root, self._mode = self._open(folder)
         self._temporary = _PARTIAL % secrets.token_hex(8).encode()
         self._is_root = os.geteuid() == 0
@@ -71,12 +72,15 @@ class FileFolder:
         return _open_empty(folder)
 
     def close(self) -> None:
-        """Close the folder; it gets the mode back that it had."""
+        """Close the folder; it gets the mode back that it had, or goes if it is new and nothing came into it."""
         self._forget_parent()
         try:
             os.fchmod(self._root, self._mode)
         finally:
             os.close(self._root)
+        if self._to_remove is not None:
+            with suppress(OSError):  # there is something in it
+                self._to_remove.rmdir()
 
     def read_from(self, read: Read) -> None:
         """Say where the bytes of the volume are to be had."""

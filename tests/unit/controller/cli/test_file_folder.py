@@ -490,3 +490,13 @@ def test_a_target_without_hard_links_gets_its_files_by_renaming(
     assert len(reasons) == 2, "the second name, and the second file of the first"
     assert (out / "f").read_bytes() == VOLUME[:5]
     assert leftovers(out) == []
+
+
+def test_a_new_folder_into_which_nothing_came_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("new", "old", "filled"):
+        folder = FileFolder(tmp_path / name)
+        if name == "filled":
+            folder.add(row("d", Kind.DIRECTORY))
+        folder.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filled", "old"]
