@@ -11,6 +11,7 @@ from that.  Numbers that would lead outside of the extent, or of a chunk of data
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Final
 
 from backplane.file_map.model import ExtentFlag, FileExtent
@@ -40,6 +41,8 @@ _SHARED: Final = int(ExtentFlag.SHARED)
 
 _HEAD: Final = struct.Struct("<8xQBBHB")
 _EXTENT: Final = struct.Struct("<8xQBBHBQQQQ")
+
+_new_extent: Final = partial(tuple.__new__, FileExtent)
 
 
 class InodeDefect(Exception):  # noqa: N818 - becomes the `error` of a row
@@ -87,7 +90,7 @@ class ExtentReader:
         if not compression:
             if offset + count > disk_bytes:
                 raise InodeDefect(f"the extent at byte {file_byte} goes beyond what is stored")
-            return FileExtent(file_byte, volume_byte + offset, count, flags)
+            return _new_extent((file_byte, volume_byte + offset, count, flags, 0, 0, 0, ""))
         if kind == PREALLOC or offset + count > raw_bytes:
             raise InodeDefect(f"the extent at byte {file_byte} goes beyond what is compressed")
         flags |= _COMPRESSED
@@ -116,7 +119,7 @@ def _inline(
         return FileExtent(0, volume_byte, raw_bytes, flags, stored_bytes, raw_bytes, 0, algorithm)
     if raw_bytes != stored_bytes:
         raise InodeDefect(f"an inline extent of {raw_bytes} bytes has {stored_bytes}")
-    return FileExtent(0, volume_byte, raw_bytes, flags) if raw_bytes else None
+    return _new_extent((0, volume_byte, raw_bytes, flags, 0, 0, 0, "")) if raw_bytes else None
 
 
 def _algorithm(compression: int, stored_bytes: int, raw_bytes: int) -> str:

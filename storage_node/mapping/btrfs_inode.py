@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from backplane.file_map.model import NO_TIME, FileExtent, FileRow, Identity, Kind
@@ -64,6 +65,9 @@ _SYMLINK: Final = int(Kind.SYMLINK)
 _OTHER: Final = int(Kind.OTHER)
 _DEVICES: Final = (int(Kind.CHARACTER), int(Kind.BLOCK))
 
+_new_row: Final = partial(tuple.__new__, FileRow)
+_new_identity: Final = partial(tuple.__new__, Identity)
+
 
 class Inode:
     """The items of one inode, as they come."""
@@ -118,13 +122,13 @@ class Inode:
     def add_extent(self, extent: FileExtent) -> None:
         if extent.file_byte < self.file_byte:
             raise InodeDefect(f"extents overlap at byte {extent.file_byte}")
-        if len(self.extents) >= EXTENTS_MAX:
-            raise InodeDefect(f"more than {EXTENTS_MAX} extents")
         self.file_byte = extent.file_byte + extent.byte_count
-        if isinstance(self.extents, list):
+        if not isinstance(self.extents, list):
+            self.extents = [extent]
+        elif len(self.extents) < EXTENTS_MAX:
             self.extents.append(extent)
         else:
-            self.extents = [extent]
+            raise InodeDefect(f"more than {EXTENTS_MAX} extents")
 
     def row(self, tree: int, path: bytes) -> FileRow:
         """Return the row of one of its paths."""
@@ -143,27 +147,23 @@ class Inode:
             error = error or f"a mode of {mode:o}"
         if kind == _SYMLINK and len(self.target) < size:
             error = error or f"a link of {size} bytes has a target of {len(self.target)}"
-        return FileRow(
-            path,
-            kind,
-            size,
-            mode & 0o7777,
-            uid,
-            gid,
+        target = self.target
+        return _new_row((
+            path, kind, size, mode & 0o7777, uid, gid,
             write_s * _NANOSECONDS + write_ns,
             access_s * _NANOSECONDS + access_ns,
             change_s * _NANOSECONDS + change_ns,
             # Older kernels kept no time of birth.
             birth_s * _NANOSECONDS + birth_ns if birth_s or birth_ns else NO_TIME,
             links,
-            Identity(tree, self.number, generation),
+            _new_identity((tree, self.number, generation)),
             (device >> 20 & 0xFFFFFFFF) << 32 | device & 0xFFFFF if kind in _DEVICES else 0,
             # The kernel takes a string: it ends before a zero byte, and mkfs.btrfs writes one.
-            self.target[:size].split(b"\0")[0],
+            target[:size].split(b"\0")[0] if target else b"",
             tuple(sorted(self.xattrs)) if self.xattrs else (),
             tuple(self.extents) if kind == _FILE else (),
             error,
-        )
+        ))  # fmt: skip
 
 
 def lost_row(tree: int, inode: int, path: bytes, kind: int, error: str) -> FileRow:
