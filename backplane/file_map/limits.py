@@ -81,16 +81,17 @@ def row_defect(row: FileRow) -> str:
             return f"no {name} is {fields[at]}"
     if not 0 <= min(row.identity) <= max(row.identity) <= SIZE_MAX:
         return "an identity that has more than 64 bits"
-    if not _are_times(fields[_TIMES]):
+    if not are_times(fields[_TIMES]):
         return "a time that has not 64 bits of seconds"
     if len(row.target) > TARGET_BYTES_MAX:
         return f"a link's target of {len(row.target)} bytes; {TARGET_BYTES_MAX} is the most"
     if not _is_text(row.error):
         return f"an error of {len(row.error)} characters; {TEXT_BYTES_MAX} bytes is the most"
-    return path_defect(row.path) or _xattrs_defect(row.xattrs) or _extents_defect(row.extents)
+    return path_defect(row.path) or xattrs_defect(row.xattrs) or _extents_defect(row.extents)
 
 
-def _are_times(times: Sequence[int]) -> bool:
+def are_times(times: Sequence[int]) -> bool:
+    """Tell whether all of these can be times of a row."""
     if NO_TIME in times:
         times = [time for time in times if time != NO_TIME]
     return not times or TIME_MIN <= min(times) <= max(times) <= TIME_MAX
@@ -100,7 +101,8 @@ def _is_text(text: str) -> bool:
     return not text or len(text.encode("utf-8", "surrogatepass")) <= TEXT_BYTES_MAX
 
 
-def _xattrs_defect(xattrs: tuple[tuple[bytes, bytes], ...]) -> str:
+def xattrs_defect(xattrs: tuple[tuple[bytes, bytes], ...]) -> str:
+    """Say why a row cannot have these attributes, or nothing."""
     if len(xattrs) > ROW_ENTRIES_MAX:
         return f"{len(xattrs)} extended attributes; {ROW_ENTRIES_MAX} is the most"
     for name, value in xattrs:
@@ -138,13 +140,13 @@ def are_plain(columns: Sequence[Sequence[Any]], extents: Sequence[FileExtent]) -
         return False
     if max(map(len, columns[13])) > TARGET_BYTES_MAX or not all(map(_is_text, set(columns[16]))):
         return False
-    if any(map(_xattrs_defect, set(columns[14]))):
+    if any(map(xattrs_defect, set(columns[14]))):
         return False
     if not _are_within(columns, _NUMBERS):
         return False
     if min(map(min, columns[11])) < 0 or max(map(max, columns[11])) > SIZE_MAX:
         return False
-    if not all(map(_are_times, columns[_TIMES])):
+    if not all(map(are_times, columns[_TIMES])):
         return False
     if not extents:
         return True

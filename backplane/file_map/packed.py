@@ -35,13 +35,16 @@ from backplane.file_map.page import (
     seal_page,
 )
 from backplane.file_map.paths import path_key
-from backplane.file_map.row_columns import RowColumns, columns_of
+from backplane.file_map.row_columns import Attributes, RowColumns, columns_of
 from backplane.file_map.row_reader import read_rows
 from backplane.file_map.row_writer import write_columns
 
 __all__ = [
+    "PART_WEIGHT",
+    "ROW_WEIGHT",
     "MapDamagedError",
     "Pager",
+    "attributes_weight",
     "join_rows",
     "join_runs",
     "pack_rows",
@@ -67,8 +70,8 @@ PIECES_MAX: Final = 4 * 1024
 PAGE_WEIGHT: Final = 400 * 1024
 """A page is closed before its rows weigh more.  Most pages have 1000 rows and less than a quarter of this."""
 
-_WEIGHT: Final = 64
-_PART_WEIGHT: Final = 32
+ROW_WEIGHT: Final = 64
+PART_WEIGHT: Final = 32
 """Roughly the bytes of a row without its parts, and of an extent or an attribute without its strings.
 
 They are what keeps a page within the limits of the reader: 400 KiB are not more than 12800 extents."""
@@ -185,12 +188,13 @@ def _sorted(rows: Iterable[FileRow]) -> Iterator[FileRow]:
 
 def row_weight(row: FileRow) -> int:
     """Return roughly the bytes of a row: what decides where a page ends."""
-    weight = _WEIGHT + len(row.path) + len(row.target) + len(row.error)
-    weight += _PART_WEIGHT * len(row.extents)
-    if row.xattrs:
-        weight += _PART_WEIGHT * len(row.xattrs)
-        weight += sum(len(name) + len(value) for name, value in row.xattrs)
-    return weight
+    weight = ROW_WEIGHT + len(row.path) + len(row.target) + len(row.error)
+    return weight + PART_WEIGHT * len(row.extents) + attributes_weight(row.xattrs)
+
+
+def attributes_weight(attributes: Attributes) -> int:
+    """Return what the attributes of a row add to that."""
+    return sum(PART_WEIGHT + len(name) + len(value) for name, value in attributes)
 
 
 def row_pieces(row: FileRow) -> list[tuple[FileRow, int]]:
@@ -206,7 +210,7 @@ def _attribute_parts(row: FileRow) -> Iterator[tuple[tuple[bytes, bytes], ...]]:
     part: list[tuple[bytes, bytes]] = []
     weight = 0
     for name, value in row.xattrs:
-        more = _PART_WEIGHT + len(name) + len(value)
+        more = PART_WEIGHT + len(name) + len(value)
         if part and weight + more > PIECE_XATTR_BYTES:
             yield tuple(part)
             part, weight = [], 0

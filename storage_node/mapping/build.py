@@ -11,7 +11,7 @@ compared with the claims, and once to be packed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter, ne
 from typing import Final
@@ -24,9 +24,9 @@ from backplane.file_map.header import (
     MapHeader,
     short_reasons,
 )
-from backplane.file_map.model import ByteRun, FileExtent, FileRow, FileSystem, Kind
-from backplane.file_map.packed import row_pages, run_pages
-from backplane.file_map.paths import path_key
+from backplane.file_map.model import ByteRun, FileSystem, Kind
+from backplane.file_map.packed import Pager, row_pieces, run_pages
+from backplane.file_map.row_columns import Numbers
 from storage_node.mapping.checks import Faults, RowChecks
 from storage_node.mapping.claims import (
     CLAIM_WEIGHT,
@@ -36,21 +36,28 @@ from storage_node.mapping.claims import (
     claims,
     contested,
     read_claims,
-    write_claims,
 )
 from storage_node.mapping.limits import CONTESTED_MAX, REASONS_MAX, ROWS_MAX, SORT_BYTES
 from storage_node.mapping.map_file import MapWriter
-from storage_node.mapping.row_codec import decode_rows, encode_rows
-from storage_node.mapping.spool import Sorter, Spool
+from storage_node.mapping.records import (
+    Part,
+    columns_of_parts,
+    heads_of,
+    key_of,
+    part_of,
+    part_of_row,
+    records_of,
+    row_of,
+)
+from storage_node.mapping.row_codec import decode_batch
+from storage_node.mapping.spool import Sorter, Spool, read_strings, write_strings
 from storage_node.mapping.stream import decode_facts, decode_runs
 
-ROW_WEIGHT: Final = 850
-EXTENT_WEIGHT: Final = 250
-"""What a row, and an extent of one, take in memory, roughly; strings and attributes come on top."""
+RECORD_WEIGHT: Final = 33 + 8 + 15
+"""What a record takes in memory besides its bytes: it is an object of Python, and has its place in a list."""
 
 LINKED: Final = struct.Struct(">QQQ")
 """Tree, inode and size of a file with several names."""
-LINKED_WEIGHT: Final = 33 + LINKED.size + 15
 
 
 class UnbelievableError(Exception):
@@ -68,15 +75,9 @@ class MapBuilder:
         self._spool = spool
         self._faults = Faults()
         self._checks = RowChecks(volume_bytes, self._faults)
-        self._rows = Sorter(
-            spool, key=_key, write=encode_rows, read=decode_rows, weight_max=sort_bytes
-        )
-        self._claims = Sorter(
-            spool, key=_itself, write=write_claims, read=read_claims, weight_max=sort_bytes // 2
-        )
-        self._linked = Sorter(
-            spool, key=_itself, write=b"".join, read=_read_linked, weight_max=sort_bytes // 8
-        )
+        self._rows = Sorter(spool, write=write_strings, read=read_strings, weight_max=sort_bytes)
+        self._claims = Sorter(spool, write=b"".join, read=read_claims, weight_max=sort_bytes // 2)
+        self._linked = Sorter(spool, write=b"".join, read=_read_linked, weight_max=sort_bytes // 8)
         self._runs: list[tuple[int, int]] = []
         self._runs_end = 0
         self._file_systems: tuple[FileSystem, ...] = ()
@@ -91,22 +92,24 @@ class MapBuilder:
 
     def add_rows(self, payload: bytes) -> None:
         """Take a batch of rows."""
-        rows = self._checks.checked(decode_rows(payload))
-        self.rows += len(rows)
+        batch = self._checks.checked(decode_batch(payload))
+        before = self.rows
+        self.rows += len(batch.paths)
         if self.rows > ROWS_MAX:
             raise UnbelievableError(f"more than {ROWS_MAX} rows")
-        records = claims(rows)
-        self._claims.add(records, weight=len(records) * CLAIM_WEIGHT)
-        linked = [
-            LINKED.pack(row.identity.tree, row.identity.inode, row.size)
-            for row in rows
-            if row.links > 1 and row.kind == Kind.FILE
-        ]
-        if linked:
-            self._linked.add(linked, weight=len(linked) * LINKED_WEIGHT)
-        # A row has few parts but its own, so the bytes that came stand for those of the strings.
-        weight = len(rows) * ROW_WEIGHT + len(records) * EXTENT_WEIGHT + len(payload) // 2
-        self._rows.add(rows, weight=weight)
+        places = claims(batch)
+        self._claims.add(places, weight=len(places) * CLAIM_WEIGHT)
+        if max(batch.links, default=0) > 1:
+            linked = [
+                LINKED.pack(tree, inode, size)
+                for kind, links, tree, inode, size in zip(
+                    *(batch.kinds, batch.links, batch.trees, batch.inodes, batch.sizes), strict=True
+                )
+                if links > 1 and kind == Kind.FILE
+            ]
+            self._linked.add(linked, weight=len(linked) * (RECORD_WEIGHT + LINKED.size))
+        records = records_of(batch, before)
+        self._rows.add(records, weight=sum(map(len, records)) + len(records) * RECORD_WEIGHT)
 
     def add_runs(self, payload: bytes) -> None:
         """Take allocated runs."""
@@ -146,7 +149,11 @@ class MapBuilder:
         found = self._compared()
         # Where what is allocated is not known for certain, a file outside of it proves nothing against the file.
         blamed = [found.claimed_twice, *([found.strays] if is_complete else [])]
-        for page in row_pages(self._rows_in_order(blamed)):
+        pager = Pager(columns_of_parts, _pieces)
+        for parts, weights in self._in_order(blamed):
+            for page in pager.add(parts, weights):
+                pages.add(page)
+        for page in pager.end():
             pages.add(page)
         row_count = pages.page_count
         for page in run_pages(self._allocated()):
@@ -182,43 +189,56 @@ class MapBuilder:
         for place in self._runs:
             yield from decode_runs(self._spool.read(place))
 
-    def _rows_in_order(self, blamed: list[Places]) -> Iterator[FileRow]:
-        """Yield every path once, in order, with an error where something does not fit."""
+    def _in_order(self, blamed: list[Places]) -> Iterator[tuple[list[Part], Numbers]]:
+        """Yield every path once, in order, with an error where something does not fit; and what each row weighs."""
         above = _Above({system.prefix.encode() for system in self._file_systems})
-        before: list[FileRow] = []
+        before: list[Part] = []
         for block in self._rows.blocks():
-            rows = self._each_path_once([*before, *block])
-            before = [rows.pop()]  # its double may come next
-            yield from self._finished(rows, above, blamed)
-        yield from self._finished(before, above, blamed)
+            parts = self._each_path_once([*before, *map(part_of, block)])
+            before = [parts.pop()]  # its double may come next
+            if parts:
+                yield self._finished(parts, above, blamed)
+        if before:
+            yield self._finished(before, above, blamed)
 
-    def _each_path_once(self, rows: list[FileRow]) -> list[FileRow]:
-        if all(map(ne, map(_PATH, rows), islice(map(_PATH, rows), 1, None))):
-            return rows
-        found = rows[:1]
-        for row in rows[1:]:
-            if row.path == found[-1].path:
+    def _each_path_once(self, parts: list[Part]) -> list[Part]:
+        if all(map(ne, map(_KEY, parts), islice(map(_KEY, parts), 1, None))):
+            return parts
+        found = parts[:1]
+        for part in parts[1:]:
+            if part[0] == found[-1][0]:
                 found[-1] = self._marked(found[-1], "its path occurs twice")
             else:
-                found.append(row)
+                found.append(part)
         return found
 
-    def _finished(self, rows: list[FileRow], above: _Above, blamed: list[Places]) -> list[FileRow]:
-        has = above.has
-        rows = [row if has(row) else self._marked(row, _ORPHAN) for row in rows]
+    def _finished(
+        self, parts: list[Part], above: _Above, blamed: list[Places]
+    ) -> tuple[list[Part], Numbers]:
+        heads = heads_of(parts)
+        wrong = [(at, _ORPHAN) for at in above.orphans(map(_KEY, parts), heads.kinds)]
         if any(blamed):
-            rows = [self._marked(row, _BLAMED) if _is_in(row, blamed) else row for row in rows]
-        self._row_count += len(rows)
-        sizes = [row.size for row in rows if row.kind == Kind.FILE and row.links <= 1]
+            wrong += [(at, _BLAMED) for at in _blamed(parts, blamed)]
+        for at, fault in wrong:
+            parts[at] = self._marked(parts[at], fault)
+        self._row_count += len(parts)
+        sizes = [
+            size
+            for kind, links, size in zip(heads.kinds, heads.links, heads.sizes, strict=True)
+            if kind == Kind.FILE and links <= 1
+        ]
         self._files += len(sizes)
         self._file_bytes += sum(sizes)
-        return rows
+        return parts, heads_of(parts).weights if wrong else heads.weights
 
-    def _marked(self, row: FileRow, fault: str) -> FileRow:
+    def _marked(self, part: Part, fault: str) -> Part:
+        row = row_of(part)
         if fault in row.error:
-            return row
+            return part
         self._faults.add(fault, row.path)
-        return row._replace(error=f"{row.error[:500]}; {fault}" if row.error else fault)
+        return part_of_row(
+            row._replace(error=f"{row.error[:500]}; {fault}" if row.error else fault)
+        )
 
     def _count_linked(self) -> None:
         before = b""
@@ -229,54 +249,71 @@ class MapBuilder:
                 self._file_bytes += LINKED.unpack(record)[2]
 
 
-_PATH: Final = itemgetter(0)
+_KEY: Final = itemgetter(0)
 _ORPHAN: Final = "its directory is not in the map"
 _BLAMED: Final = "its blocks belong to another file, or are not allocated"
 
 
-def _is_in(row: FileRow, blamed: list[Places]) -> bool:
-    return any(
-        places.meet(extent.volume_byte, extent.volume_byte + _length(extent))
-        for places in blamed
-        for extent in row.extents
-        if extent.volume_byte >= 0
-    )
+def _blamed(parts: list[Part], blamed: list[Places]) -> Iterator[int]:
+    """Yield the numbers of the rows that have a byte of these places."""
+    columns = columns_of_parts(parts)
+    _, begins, counts, _, stored, *_ = columns.extents
+    first = 0
+    for at, count in enumerate(columns.extents_of):
+        extents = range(first, first + count)
+        first += count
+        if any(
+            places.meet(begins[each], begins[each] + (stored[each] or counts[each]))
+            for places in blamed
+            for each in extents
+            if begins[each] >= 0
+        ):
+            yield at
 
 
-def _length(extent: FileExtent) -> int:
-    return extent.stored_bytes or extent.byte_count
+def _pieces(part: Part) -> list[tuple[Part, int]]:
+    return [(part_of_row(piece), weight) for piece, weight in row_pieces(row_of(part))]
 
 
 class _Above:
-    """The directories above the row that is looked at: rows come with `/` sorting lowest, so a stack is enough."""
+    """The directories above the row that is looked at: rows come with `/` sorting lowest, so a stack is enough.
+
+    All of it is done with keys, which are paths with another separator.
+    """
 
     def __init__(self, prefixes: set[bytes]) -> None:
-        self._prefixes = prefixes
+        self._prefixes = set(map(key_of, prefixes))
         self._open: list[bytes] = []
-        """Every one with a slash behind it."""
+        """Every one with a separator behind it."""
+        self._parent = b""
+        self._is_known = False
+        """Of the row before: its directory with a separator behind it, and whether that is in the map."""
 
-    def has(self, row: FileRow) -> bool:
-        """Say whether a row's directory came before it."""
-        path, kind, *_ = row
-        name_at = path.rfind(b"/") + 1
-        parent = path[:name_at]
+    def orphans(self, keys: Iterable[bytes], kinds: Iterable[int]) -> Iterator[int]:
+        """Yield the numbers of rows whose directory did not come before them."""
+        for at, (key, kind) in enumerate(zip(keys, kinds, strict=True)):
+            parent = key[: key.rfind(_SEPARATOR) + 1]
+            if parent != self._parent or not parent:
+                self._go_below(parent)
+                self._parent = parent
+                self._is_known = self._has(key, parent)
+            if not self._is_known:
+                yield at
+            if kind == Kind.DIRECTORY and key:
+                self._go_below(parent)
+                self._open.append(key + _SEPARATOR)
+
+    def _go_below(self, parent: bytes) -> None:
         while self._open and not parent.startswith(self._open[-1]):
             self._open.pop()
-        if name_at:
-            is_known = bool(self._open) and self._open[-1] == parent
-        else:
-            is_known = b"" in self._prefixes or path in self._prefixes
-        if kind == Kind.DIRECTORY and path:
-            self._open.append(path + b"/")
-        return is_known
+
+    def _has(self, key: bytes, parent: bytes) -> bool:
+        if parent:
+            return bool(self._open) and self._open[-1] == parent
+        return b"" in self._prefixes or key in self._prefixes
 
 
-def _key(row: FileRow) -> bytes:
-    return path_key(row.path)
-
-
-def _itself(record: bytes) -> bytes:
-    return record
+_SEPARATOR: Final = key_of(b"/")
 
 
 def _read_linked(data: bytes) -> list[bytes]:

@@ -10,13 +10,23 @@ Most batches are right.  So a batch is first asked as a whole, column by column,
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import reduce
-from itertools import chain, pairwise
-from operator import add, or_
-from typing import Any, Final
+from itertools import accumulate, compress, islice
+from operator import add, gt, le, not_, or_
+from typing import Final
 
-from backplane.file_map.limits import are_plain, row_defect
+from backplane.file_map.limits import (
+    KIND_MAX,
+    MODE_MAX,
+    OWNER_MAX,
+    OWNER_MIN,
+    TARGET_BYTES_MAX,
+    are_times,
+    row_defect,
+    xattrs_defect,
+)
 from backplane.file_map.model import (
     NAME_BYTES_MAX,
     NO_TIME,
@@ -25,7 +35,8 @@ from backplane.file_map.model import (
     FileRow,
     Kind,
 )
-from backplane.file_map.paths import path_defect
+from backplane.file_map.paths import has_defect, path_defect
+from backplane.file_map.row_columns import Attributes
 from storage_node.mapping.limits import (
     EXTENTS_PER_ROW_MAX,
     FAULTS_MAX,
@@ -35,11 +46,10 @@ from storage_node.mapping.limits import (
     XATTR_BYTES_PER_ROW_MAX,
     XATTRS_PER_ROW_MAX,
 )
+from storage_node.mapping.row_codec import Batch, decode_batch, encode_rows, is_compressed
 
 SIZE_MAX: Final = (1 << 63) - 1
 FLAGS_MAX: Final = int(reduce(or_, ExtentFlag))
-_PLAIN: Final = frozenset({0, int(ExtentFlag.UNWRITTEN), int(ExtentFlag.SHARED)})
-"""Flags of extents for which the questions to a whole batch are enough."""
 
 
 class Faults:
@@ -71,38 +81,70 @@ class RowChecks:
         self._volume_bytes = volume_bytes
         self._faults = faults
 
-    def checked(self, rows: list[FileRow]) -> list[FileRow]:
-        """Return what can be believed of rows."""
-        if not rows or self._are_plainly_right(FileRow._make(zip(*rows, strict=True))):
-            return rows
-        return [row for row in map(self._checked, rows) if row is not None]
+    def checked(self, batch: Batch) -> Batch:
+        """Return what can be believed of a batch."""
+        if not batch.paths or self._is_plainly_right(batch):
+            return batch
+        rows = [row for row in map(self._checked, batch.rows()) if row is not None]
+        return decode_batch(encode_rows(rows))
 
     # --- a batch -----------------------------------------------------------------------------------
 
-    def _are_plainly_right(self, field: FileRow) -> bool:
-        """Say whether nothing at all is remarkable; the fields of `field` are columns."""
-        columns: Any = field
-        extents = list(chain.from_iterable(columns.extents))
+    def _is_plainly_right(self, batch: Batch) -> bool:
+        """Say whether nothing at all is remarkable."""
         return (
-            are_plain(columns, extents)
-            and max(map(len, columns.path)) <= NAME_BYTES_MAX
-            and max(columns.size) <= SIZE_MAX
-            and max(map(len, columns.error)) <= TEXT_BYTES_MAX
-            and _are_small(columns.xattrs)
-            and all(_are_in_order(each) for each in columns.extents if len(each) > 1)
-            and self._are_plain(extents)
+            not has_defect(batch.paths)
+            and max(map(len, batch.paths)) <= NAME_BYTES_MAX
+            and max(batch.kinds) <= KIND_MAX
+            and max(batch.modes) <= MODE_MAX
+            and max(batch.sizes) <= SIZE_MAX
+            and min(batch.uids) >= OWNER_MIN
+            and max(batch.uids) <= OWNER_MAX
+            and min(batch.gids) >= OWNER_MIN
+            and max(batch.gids) <= OWNER_MAX
+            and all(map(_are_times, batch.times))
+            and max(map(len, batch.targets)) <= TARGET_BYTES_MAX
+            # A character has at least one byte.
+            and max(map(len, batch.errors)) <= TEXT_BYTES_MAX
+            and not any(map(_xattrs_fault, batch.sets))
+            and max(batch.extents_of) <= EXTENTS_PER_ROW_MAX
+            and (not batch.extents[0] or self._are_plain(batch))
         )
 
-    def _are_plain(self, extents: list[FileExtent]) -> bool:
-        if not extents:
-            return True
-        file_bytes, begins, counts, flags, *_ = zip(*extents, strict=True)
+    def _are_plain(self, batch: Batch) -> bool:
+        """Say the same of the extents, of which there are some."""
+        file_bytes, begins, counts, flags = batch.extents
+        ends = list(map(add, file_bytes, counts))
+        all_flags = reduce(or_, flags)
         return (
-            min(begins) >= 0
-            and not reduce(or_, begins) % SECTOR_BYTES
-            and max(map(add, begins, counts)) <= self._volume_bytes
-            and max(map(add, file_bytes, counts)) <= SIZE_MAX
-            and _PLAIN.issuperset(flags)
+            all_flags <= FLAGS_MAX
+            and min(counts) > 0
+            and max(ends) <= SIZE_MAX
+            and _are_in_order(file_bytes, ends, batch.extents_of)
+            and (min(begins) >= 0 or _have_places(begins, flags))
+            and not reduce(or_, compress(begins, map(_IS_ALIGNED.__getitem__, flags)), 0)
+            % SECTOR_BYTES
+            and self._are_inside(batch, is_compressed(all_flags))
+        )
+
+    def _are_inside(self, batch: Batch, has_units: bool) -> bool:
+        """Say whether what extents take is in the volume, and no compressed unit contradicts itself."""
+        begins, counts, flags = batch.extents[1:]
+        most = self._volume_bytes
+        if not has_units:
+            return bool(max(map(add, begins, counts)) <= most)
+        stored, raw, offsets, algorithms = batch.units
+        are_units = list(map(is_compressed, flags))
+        shown = map(add, offsets, compress(counts, are_units))
+        taken = map(add, compress(begins, are_units), stored)
+        plain = compress(map(add, begins, counts), map(not_, are_units))
+        return (
+            min(stored) > 0
+            and min(algorithms) > 0
+            and max(map(max, stored, raw)) <= RAW_BYTES_MAX
+            and all(map(le, shown, raw))
+            and max(taken) <= most
+            and max(plain, default=0) <= most
         )
 
     # --- a row -------------------------------------------------------------------------------------
@@ -156,25 +198,33 @@ class RowChecks:
         return ""
 
 
-_XATTRS_PLAIN: Final = 16
-_XATTR_BYTES_PLAIN: Final = 1024
-"""More attributes than these, or longer ones, are worth a closer look."""
-
 _ANYWHERE: Final = ExtentFlag.INLINE | ExtentFlag.UNWRITTEN | ExtentFlag.JOURNAL
+_IS_ALIGNED: Final = bytes(not flags & _ANYWHERE for flags in range(FLAGS_MAX + 1))
+"""By flags: whether such an extent begins at a sector."""
 
 
-def _are_small(xattrs: Sequence[tuple[tuple[bytes, bytes], ...]]) -> bool:
-    entries = list(chain.from_iterable(xattrs))
-    return not entries or (
-        max(map(len, xattrs)) <= _XATTRS_PLAIN
-        and max(len(name) + len(value) for name, value in entries) <= _XATTR_BYTES_PLAIN
-    )
+def _are_times(times: Sequence[int]) -> bool:
+    # Most columns are 64 bits of nanoseconds, and all of those are times.
+    return isinstance(times, array) or are_times(times)
 
 
-def _are_in_order(extents: Sequence[FileExtent]) -> bool:
-    return len(extents) <= EXTENTS_PER_ROW_MAX and all(
-        before.file_byte + before.byte_count <= after.file_byte
-        for before, after in pairwise(extents)
+def _are_in_order(
+    file_bytes: Sequence[int], ends: Sequence[int], extents_of: Sequence[int]
+) -> bool:
+    """Say whether every extent begins where the one before it in its file ends, or behind that."""
+    if max(extents_of) <= 1:
+        return True
+    is_lower = bytearray(map(gt, ends, islice(file_bytes, 1, None)))
+    is_lower.append(0)
+    for first in accumulate(extents_of):
+        is_lower[first - 1] = 0  # the next one is of another file
+    return not any(is_lower)
+
+
+def _have_places(begins: Sequence[int], flags: Sequence[int]) -> bool:
+    """Say whether nothing is without a place but what is unwritten and nothing else."""
+    return min(begins) == -1 and all(
+        each == ExtentFlag.UNWRITTEN for begin, each in zip(begins, flags, strict=True) if begin < 0
     )
 
 
@@ -190,11 +240,20 @@ def _row_fault(row: FileRow) -> str:
         return f"more than {EXTENTS_PER_ROW_MAX} extents"
     if len(row.error) > TEXT_BYTES_MAX:
         return f"an error of more than {TEXT_BYTES_MAX} characters"
-    if len(row.xattrs) > XATTRS_PER_ROW_MAX:
+    return _many_xattrs_fault(row.xattrs)
+
+
+def _many_xattrs_fault(xattrs: Attributes) -> str:
+    if len(xattrs) > XATTRS_PER_ROW_MAX:
         return f"more than {XATTRS_PER_ROW_MAX} extended attributes"
-    if sum(len(name) + len(value) for name, value in row.xattrs) > XATTR_BYTES_PER_ROW_MAX:
+    if sum(len(name) + len(value) for name, value in xattrs) > XATTR_BYTES_PER_ROW_MAX:
         return f"more than {XATTR_BYTES_PER_ROW_MAX} bytes of extended attributes"
     return ""
+
+
+def _xattrs_fault(xattrs: Attributes) -> str:
+    """Say what is wrong with a set of attributes, or nothing."""
+    return xattrs_defect(xattrs) or _many_xattrs_fault(xattrs)
 
 
 def _unit_fault(extent: FileExtent) -> str:

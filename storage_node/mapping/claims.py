@@ -14,24 +14,24 @@ What is inside metadata (inline contents, copies in a journal) only has to be al
 
 from __future__ import annotations
 
-import struct
+import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from operator import le
+from itertools import chain, compress, islice, repeat
+from operator import add, le
 from typing import Final, NamedTuple
 
-from backplane.file_map.model import ByteRun, ExtentFlag, FileRow
+from backplane.file_map.model import ByteRun, ExtentFlag
+from storage_node.mapping.checks import FLAGS_MAX
 from storage_node.mapping.limits import CONTESTED_MAX
+from storage_node.mapping.row_codec import Batch, is_compressed
 
-_CLAIM: Final = struct.Struct(">QQBQQ")
-"""First byte, byte behind the last, how, tree, inode."""
-CLAIM_BYTES: Final = _CLAIM.size
+_WORDS: Final = 5
+"""First byte, byte behind the last, how, tree, inode: of 8 bytes each, big-endian."""
+CLAIM_BYTES: Final = 8 * _WORDS
 CLAIM_WEIGHT: Final = 33 + CLAIM_BYTES + 15
 """A claim in memory: an object of Python, and its place in a list."""
-
-Claim = tuple[int, ...]
-"""The same as a tuple."""
 
 OWNED: Final = 0
 SHARED: Final = 1
@@ -44,35 +44,59 @@ class TooManyError(Exception):
     """So much is contested that nothing can be believed."""
 
 
-def claims(rows: Iterable[FileRow]) -> list[bytes]:
-    """Return the claims of rows."""
-    pack = _CLAIM.pack
-    found = []
-    for row in rows:
-        if not row.extents:
-            continue
-        tree, inode, _ = row.identity
-        for _, begin, count, flags, stored, *_ in row.extents:
-            if begin >= 0:
-                end = begin + (stored or count)
-                how = 0 if not flags else _how(flags)
-                found.append(pack(begin, end, how, tree, inode))
-    return found
+def claims(batch: Batch) -> list[bytes]:
+    """Return the claims of a batch that was checked."""
+    _, begins, counts, flags = batch.extents
+    if not begins:
+        return []
+    taken: Sequence[int] = counts
+    if batch.units[0]:
+        stored = iter(batch.units[0])
+        taken = array(
+            "Q",
+            [
+                next(stored) if is_compressed(each) else count
+                for each, count in zip(flags, counts, strict=True)
+            ],
+        )
+    records = array("q", bytes(CLAIM_BYTES * len(begins)))
+    records[0::_WORDS] = begins
+    records[1::_WORDS] = array("q", map(add, begins, taken))
+    records[2::_WORDS] = array("q", map(_HOW.__getitem__, flags))
+    records[3::_WORDS] = _of_extents(batch.trees, batch.extents_of)
+    records[4::_WORDS] = _of_extents(batch.inodes, batch.extents_of)
+    _swap(records)
+    found = read_claims(records.tobytes())
+    return found if min(begins) >= 0 else [each for each in found if each < _NOWHERE]
 
 
-def _how(flags: int) -> int:
-    if flags & _METADATA:
-        return INSIDE_METADATA
-    return SHARED if flags & ExtentFlag.SHARED else OWNED
+def _of_extents(numbers: array[int], extents_of: array[int]) -> array[int]:
+    """Return for each extent the number of its row, as signed ones."""
+    if max(extents_of) <= 1:
+        repeated = array("Q", compress(numbers, extents_of))
+    else:
+        repeated = array("Q", chain.from_iterable(map(repeat, numbers, extents_of)))
+    return array("q", repeated.tobytes())
 
 
-def write_claims(records: Iterable[bytes]) -> bytes:
-    """Return claims as one piece."""
-    return b"".join(records)
+def _swap(numbers: array[int]) -> None:
+    """Turn big-endian numbers into the machine's, or back."""
+    if sys.byteorder == "little":
+        numbers.byteswap()
+
+
+_HOW: Final = bytes(
+    INSIDE_METADATA if flags & _METADATA else SHARED if flags & ExtentFlag.SHARED else OWNED
+    for flags in range(FLAGS_MAX + 1)
+)
+"""By flags."""
+
+_NOWHERE: Final = b"\x80"
+"""What begins at no place sorts behind all that does: a place has 63 bits."""
 
 
 def read_claims(data: bytes) -> list[bytes]:
-    """Return the claims of a piece."""
+    """Return the claims of a piece of them."""
     return [data[at : at + CLAIM_BYTES] for at in range(0, len(data), CLAIM_BYTES)]
 
 
@@ -116,7 +140,9 @@ def contested(blocks: Iterable[Sequence[bytes]], allocated: Iterable[ByteRun]) -
     """Compare sorted claims with each other and with the ascending allocated runs."""
     comparison = _Comparison(allocated)
     for records in blocks:
-        comparison.add(list(_CLAIM.iter_unpack(b"".join(records))))
+        numbers = array("Q", b"".join(records))
+        _swap(numbers)
+        comparison.add(numbers)
     return comparison.found
 
 
@@ -129,27 +155,28 @@ class _Comparison:
         self._run_begin, self._run_end = next(self._runs, _NOTHING)
         self._everybody, self._owners = _Reach(), _Reach()
 
-    def add(self, claims: list[Claim]) -> None:
+    def add(self, claims: array[int]) -> None:
         """Take the next claims."""
-        begins, ends, *_ = zip(*claims, strict=True)
+        begins, ends = claims[0::_WORDS], claims[1::_WORDS]
         # In most volumes most claims follow each other, and nobody has to be asked who owns what.
         is_apart = self._everybody.end <= begins[0] and all(map(le, ends, islice(begins, 1, None)))
         if is_apart:
-            self._compare(claims[-1])  # what reaches farthest
+            self._compare(*claims[-_WORDS:])  # what reaches farthest
         else:
-            for claim in claims:
-                self._compare(claim)
+            numbers = iter(claims)
+            for claim in zip(*[numbers] * _WORDS, strict=True):
+                self._compare(*claim)
+        if begins[0] >= self._run_begin and max(ends) <= self._run_end:
+            return
         for begin, end in zip(begins, ends, strict=True):
             while self._run_end <= begin:
                 self._run_begin, self._run_end = next(self._runs, _NOTHING)
             if begin < self._run_begin or end > self._run_end:
                 self.found.strays.add(begin, end)
 
-    def _compare(self, claim: Claim) -> None:
-        begin, end, how, *_ = claim
+    def _compare(self, begin: int, end: int, how: int, *owner: int) -> None:
         if how == INSIDE_METADATA:
             return
-        owner = claim[3:]
         # Who shares may meet others who share; who owns may meet nobody.
         other = (self._owners if how == SHARED else self._everybody).end_of_others(owner)
         if begin < other:

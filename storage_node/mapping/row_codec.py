@@ -1,30 +1,34 @@
-"""Rows between the parser and the builder, and between the builder and the file where it puts sorted rows aside.
+"""Rows between the parser and the builder.
 
 A batch is written column by column, because `array` and slices go over a column in C:
 
     count of rows                                    4 bytes
     kind, mode, size, uid, gid, links, device, tree, inode, generation, 4 times
-    lengths of path, target, error; counts of attributes and extents
-    for all attributes   lengths of name and value
+    lengths of path, target, error; number of the set of attributes; count of extents
+    count of sets of attributes; how many each has; for all of them lengths of name and value
     for all extents      file_byte, volume_byte, byte_count, flags; with COMPRESSED what else there is
     paths, targets, errors, names and values of attributes
 
-Numbers are in the machine's own order: both sides run on it.  A column of times is 8 bytes wide, or 16 if one does not
-fit; a byte before it says which.  Nothing is compressed, because nothing is kept.
+Numbers are in the machine's own order: both sides run on it.  A set of attributes that many rows have comes once; 0 is
+the empty one, which does not come.  A column of times is 8 bytes wide, or 16 if one does not fit, or has nothing if
+none of them is known; a byte before it says which.  Nothing is compressed, because nothing is kept.
 
-The other side may be anybody.  What comes out of `decode_rows` are rows of the right types, as many as there is room
-for in the payload; whether they make sense is asked later (checks.py).
+The other side may be anybody.  What comes out of `decode_batch` are columns of the right types and of one length, as
+many as there is room for in the payload; whether they make sense is asked later (checks.py).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate, chain, pairwise, repeat
-from typing import Any, Final, TypeVar
+from operator import or_
+from typing import Any, Final, NamedTuple, TypeVar
 
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Identity
+from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Identity
+from backplane.file_map.row_columns import Attributes, Numbers, shared
+from storage_node.mapping.limits import FRAME_BYTES_MAX
 
 ALGORITHMS: Final = ("", "zlib", "lzo", "zstd", "lznt1")
 """By their number in a batch."""
@@ -33,6 +37,9 @@ _NUMBERS: Final = ("B", "H", "Q", "q", "q", "Q", "Q")
 """kind, mode, size, uid, gid, links, device."""
 _COMPRESSED: Final = int(ExtentFlag.COMPRESSED)
 _TIME_BYTES: Final = 16
+_ENTRY_BYTES: Final = 8
+"""Of an attribute, besides its name and its value."""
+_UNKNOWN: Final = b"\x00"
 _NARROW: Final = b"\x08"
 _WIDE: Final = b"\x10"
 
@@ -56,7 +63,8 @@ def encode_rows(rows: Sequence[FileRow]) -> bytes:
     field: Any = FileRow._make(_columns(rows, len(FileRow._fields)))
     numbers = (field.kind, field.mode, field.size, field.uid, field.gid, field.links, field.device)
     errors = [error.encode("utf-8", "surrogatepass") if error else b"" for error in field.error]
-    entries = list(chain.from_iterable(field.xattrs))
+    sets, set_of = shared(field.xattrs, ())
+    entries = list(chain.from_iterable(sets))
     extents = list(chain.from_iterable(field.extents))
     return b"".join(
         (
@@ -66,7 +74,10 @@ def encode_rows(rows: Sequence[FileRow]) -> bytes:
             *(_pack_times(t) for t in (field.mtime_ns, field.atime_ns, field.ctime_ns)),
             _pack_times(field.birth_ns),
             *(_lengths(column) for column in (field.path, field.target, errors)),
-            *(_lengths(column) for column in (field.xattrs, field.extents)),
+            _pack("I", set_of),
+            _lengths(field.extents),
+            _pack("I", (len(sets) - 1,)),
+            _lengths(sets[1:]),
             *(_lengths(column) for column in _columns(entries, 2)),
             *_extent_columns(extents),
             *chain(field.path, field.target, errors),
@@ -88,6 +99,8 @@ def _columns(tuples: Sequence[tuple[Any, ...]], width: int) -> Sequence[Sequence
 
 
 def _pack_times(times: Sequence[int]) -> bytes:
+    if times and times[0] == NO_TIME == max(times):
+        return _UNKNOWN
     try:
         return _NARROW + _pack("q", times)
     except OverflowError:
@@ -108,47 +121,131 @@ def _extent_columns(extents: Sequence[FileExtent]) -> Iterator[bytes]:
 # --- bytes -> rows -------------------------------------------------------------------------------
 
 
+class Batch(NamedTuple):
+    """Rows as columns, as they came."""
+
+    paths: list[bytes]
+    kinds: array[int]
+    modes: array[int]
+    sizes: array[int]
+    uids: array[int]
+    gids: array[int]
+    links: array[int]
+    devices: array[int]
+    trees: array[int]
+    inodes: array[int]
+    generations: array[int]
+    times: list[Numbers]
+    """Modified, accessed, changed, born."""
+    targets: list[bytes]
+    errors: list[bytes]
+    sets: list[Attributes]
+    """The different sets of attributes, the first empty; `set_of` says which of them each row has."""
+    set_of: array[int]
+    extents_of: array[int]
+    """How many extents each row has."""
+    extents: list[array[int]]
+    """file_byte, volume_byte, byte_count, flags of all extents."""
+    units: list[array[int]]
+    """stored_bytes, raw_bytes, raw_offset, and number of the algorithm of the compressed ones among them."""
+
+    def rows(self) -> list[FileRow]:
+        """Return the rows, one by one."""
+        columns = (
+            *(self.paths, self.kinds, self.sizes, self.modes, self.uids, self.gids),
+            *(*self.times, self.links),
+            map(_new_identity, zip(self.trees, self.inodes, self.generations, strict=True)),
+            *(self.devices, self.targets),
+            map(self.sets.__getitem__, self.set_of),
+            _groups(self._extents(), self.extents_of),
+            map(_text, self.errors),
+        )
+        return list(map(_new_row, zip(*columns, strict=True)))
+
+    def _extents(self) -> list[FileExtent]:
+        zeros = repeat(0)
+        extents = list(map(_new_extent, zip(*self.extents, zeros, zeros, zeros, repeat(""))))
+        places = (at for at, flags in enumerate(self.extents[3]) if flags & _COMPRESSED)
+        for place, *unit, number in zip(places, *self.units, strict=True):
+            extents[place] = _new_extent((*extents[place][:4], *unit, ALGORITHMS[number]))
+        return extents
+
+
 def decode_rows(payload: bytes) -> list[FileRow]:
     """Return the rows of a batch that anybody may have made, or raise `RowFormatError`."""
+    return decode_batch(payload).rows()
+
+
+def decode_batch(payload: bytes) -> Batch:
+    """Return the columns of a batch that anybody may have made, or raise `RowFormatError`."""
     take = _Taker(payload)
     (count,) = take.numbers("I", 1)
     kinds, modes, sizes, uids, gids, links, devices = (
         take.numbers(code, count) for code in _NUMBERS
     )
-    identities = [take.numbers("Q", count) for _ in range(3)]
+    trees, inodes, generations = (take.numbers("Q", count) for _ in range(3))
     times = [take.times(count) for _ in range(4)]
-    path_lengths, target_lengths, error_lengths, xattr_counts, extent_counts = (
+    path_lengths, target_lengths, error_lengths, set_of, extents_of = (
         take.numbers("I", count) for _ in range(5)
     )
-    entry_count, extent_count = sum(xattr_counts), sum(extent_counts)
-    name_lengths, value_lengths = (take.numbers("I", entry_count) for _ in range(2))
-    extents = _extents(take, extent_count)
+    (set_count,) = take.numbers("I", 1)
+    entries_of = take.numbers("I", set_count)
+    name_lengths, value_lengths = (take.numbers("I", sum(entries_of)) for _ in range(2))
+    extents = [take.numbers(code, sum(extents_of)) for code in "QqQH"]
+    units = _units(take, extents[3])
     paths, targets, errors = map(take.pieces, (path_lengths, target_lengths, error_lengths))
     entries = list(zip(take.pieces(name_lengths), take.pieces(value_lengths), strict=True))
     take.finish()
-    columns = (
-        *(paths, kinds, sizes, modes, uids, gids, *times, links),
-        map(_new_identity, zip(*identities, strict=True)),
-        *(devices, targets),
-        _groups(entries, xattr_counts),
-        _groups(extents, extent_counts),
-        map(_text, errors),
+    return Batch(
+        paths=paths,
+        kinds=kinds,
+        modes=modes,
+        sizes=sizes,
+        uids=uids,
+        gids=gids,
+        links=links,
+        devices=devices,
+        trees=trees,
+        inodes=inodes,
+        generations=generations,
+        times=times,
+        targets=targets,
+        errors=errors,
+        sets=_sets(entries, entries_of, set_of),
+        set_of=set_of,
+        extents_of=extents_of,
+        extents=extents,
+        units=units,
     )
-    return list(map(_new_row, zip(*columns, strict=True)))
 
 
-def _extents(take: _Taker, count: int) -> list[FileExtent]:
-    columns = [take.numbers(code, count) for code in "QqQH"]
-    packed = [place for place, flags in enumerate(columns[3]) if flags & _COMPRESSED]
-    units = [take.numbers("Q", len(packed)) for _ in range(3)]
-    numbers = take.numbers("B", len(packed))
-    if numbers and max(numbers) >= len(ALGORITHMS):
+def _units(take: _Taker, flags: array[int]) -> list[array[int]]:
+    count = sum(map(is_compressed, flags)) if reduce(or_, flags, 0) & _COMPRESSED else 0
+    units = [take.numbers("Q", count) for _ in range(3)]
+    algorithms = take.numbers("B", count)
+    if algorithms and max(algorithms) >= len(ALGORITHMS):
         raise RowFormatError("an algorithm that is not known")
-    zeros = repeat(0)
-    extents = list(map(_new_extent, zip(*columns, zeros, zeros, zeros, repeat(""))))
-    for place, *unit, number in zip(packed, *units, numbers, strict=True):
-        extents[place] = _new_extent((*extents[place][:4], *unit, ALGORITHMS[number]))
-    return extents
+    return [*units, algorithms]
+
+
+def is_compressed(flags: int) -> bool:
+    """Say whether there is a unit of an extent with these flags."""
+    return flags & _COMPRESSED != 0
+
+
+def _sets(
+    entries: list[tuple[bytes, bytes]], entries_of: array[int], set_of: array[int]
+) -> list[Attributes]:
+    """Return the sets of attributes; refuse more of them in the rows than could have come one by one."""
+    if not entries_of and not any(set_of):
+        return [()]
+    sets = [(), *_groups(entries, entries_of)]
+    if set_of and max(set_of) >= len(sets):
+        raise RowFormatError("a set of attributes that has not come")
+    sizes = [sum(_ENTRY_BYTES + len(name) + len(value) for name, value in each) for each in sets]
+    if sum(map(sizes.__getitem__, set_of)) > FRAME_BYTES_MAX:
+        raise RowFormatError(f"more than {FRAME_BYTES_MAX} bytes of attributes in a batch")
+    return sets
 
 
 class _Taker:
@@ -175,6 +272,8 @@ class _Taker:
     def times(self, count: int) -> Sequence[int]:
         """Return a column of times."""
         width = bytes(self.next(1))
+        if width == _UNKNOWN:
+            return (NO_TIME,) * count
         if width == _NARROW:
             return self.numbers("q", count)
         if width != _WIDE:
@@ -186,6 +285,8 @@ class _Taker:
     def pieces(self, lengths: Iterable[int]) -> list[bytes]:
         """Return byte strings of these lengths."""
         ends = list(accumulate(lengths, initial=0))
+        if not ends[-1]:
+            return [b""] * (len(ends) - 1)
         data = bytes(self.next(ends[-1]))
         return [data[begin:end] for begin, end in pairwise(ends)]
 

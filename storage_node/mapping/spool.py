@@ -10,9 +10,12 @@ nothing is left of it.
 from __future__ import annotations
 
 import os
+import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Generic, TypeVar
+from itertools import accumulate, pairwise
+from typing import Final
 
 from backplane.units import MIB
 from storage_node.mapping.limits import SPACE_RESERVE_BYTES
@@ -22,8 +25,6 @@ BLOCK_ELEMENTS: Final = 512
 
 ROOM_EVERY_BYTES: Final = 16 * MIB
 """How much is written before somebody looks again whether there is room."""
-
-T = TypeVar("T")
 
 
 class NoRoomError(Exception):
@@ -87,28 +88,27 @@ def require_room(descriptor: int, reserve_bytes: int = SPACE_RESERVE_BYTES) -> N
         raise NoRoomError(f"only {free_bytes} bytes are free; {reserve_bytes} are kept free")
 
 
-class Sorter(Generic[T]):
-    """Takes elements in any order and gives them back in order; equal ones in the order of their coming."""
+class Sorter:
+    """Takes byte strings in any order and gives them back in order."""
 
     def __init__(
         self,
         spool: Spool,
         *,
-        key: Callable[[T], Any],
-        write: Callable[[Sequence[T]], bytes],
-        read: Callable[[bytes], Sequence[T]],
+        write: Callable[[Sequence[bytes]], bytes],
+        read: Callable[[bytes], list[bytes]],
         weight_max: int,
     ) -> None:
+        """`write` and `read` say how some of them lie in the spool."""
         self._spool = spool
-        self._key = key
         self._write = write
         self._read = read
         self._weight_max = weight_max
-        self._elements: list[T] = []
+        self._elements: list[bytes] = []
         self._weight = 0
         self._runs: list[list[tuple[int, int]]] = []
 
-    def add(self, elements: Iterable[T], *, weight: int) -> None:
+    def add(self, elements: Iterable[bytes], *, weight: int) -> None:
         """Take some; `weight` is roughly the memory of them all."""
         self._elements += elements
         self._weight += weight
@@ -117,7 +117,7 @@ class Sorter(Generic[T]):
 
     def _put_aside(self) -> None:
         elements = self._elements
-        elements.sort(key=self._key)
+        elements.sort()
         self._runs.append(
             [
                 self._spool.write(self._write(elements[at : at + BLOCK_ELEMENTS]))
@@ -127,13 +127,13 @@ class Sorter(Generic[T]):
         self._elements = []
         self._weight = 0
 
-    def blocks(self) -> Iterator[Sequence[T]]:
+    def blocks(self) -> Iterator[list[bytes]]:
         """Yield everything, in order, once, in lists of some hundreds."""
         if self._runs and self._elements:
             self._put_aside()
         elements, self._elements = self._elements, []
         if not self._runs:
-            elements.sort(key=self._key)
+            elements.sort()
             # From behind, so that what was taken is free at once.
             elements.reverse()
             while elements:
@@ -142,41 +142,57 @@ class Sorter(Generic[T]):
             return
         yield from self._merged([_Run(places, self._block) for places in self._runs])
 
-    def _block(self, place: tuple[int, int]) -> Sequence[T]:
+    def _block(self, place: tuple[int, int]) -> list[bytes]:
         return self._read(self._spool.read(place))
 
-    def _merged(self, runs: list[_Run[T]]) -> Iterator[list[T]]:
+    def _merged(self, runs: list[_Run]) -> Iterator[list[bytes]]:
         """Take from all runs what is below the lowest end of a block: nothing lower can come any more.
 
         A sort of what is sorted in pieces is a merge, and this one is done in C.
         """
-        key = self._key
         while runs := [run for run in runs if run.fill()]:
-            bound = min(key(run.block[-1]) for run in runs)
-            ready: list[T] = []
+            bound = min(run.block[-1] for run in runs)
+            ready: list[bytes] = []
             for run in runs:
-                ready += run.take(bound, key)
-            ready.sort(key=key)
+                ready += run.take(bound)
+            ready.sort()
             yield ready
 
 
-class _Run(Generic[T]):
+class _Run:
     """A sorted run that is being read."""
 
     def __init__(
-        self, places: Iterable[tuple[int, int]], read: Callable[[tuple[int, int]], Sequence[T]]
+        self, places: Iterable[tuple[int, int]], read: Callable[[tuple[int, int]], list[bytes]]
     ) -> None:
         self._blocks = map(read, places)
-        self.block: Sequence[T] = ()
+        self.block: list[bytes] = []
 
     def fill(self) -> bool:
         """Have something in the block; say whether there is anything."""
         if not self.block:
-            self.block = next(self._blocks, ())
+            self.block = next(self._blocks, [])
         return bool(self.block)
 
-    def take(self, bound: Any, key: Callable[[T], Any]) -> Sequence[T]:
+    def take(self, bound: bytes) -> list[bytes]:
         """Return and forget what is not above the bound."""
-        count = bisect_right(self.block, bound, key=key)
+        count = bisect_right(self.block, bound)
         taken, self.block = self.block[:count], self.block[count:]
         return taken
+
+
+# --- how byte strings lie in the spool -------------------------------------------------------------
+
+
+def write_strings(strings: Sequence[bytes]) -> bytes:
+    """Return byte strings of any length as one piece: how many, how long each is, and then all of them."""
+    lengths = array("I", [len(strings)])
+    lengths.extend(map(len, strings))
+    return b"".join((lengths.tobytes(), *strings))
+
+
+def read_strings(data: bytes) -> list[bytes]:
+    """Return the byte strings of such a piece."""
+    begin = 4 * (1 + int.from_bytes(data[:4], sys.byteorder))
+    ends = accumulate(array("I", data[4:begin]), initial=begin)
+    return [data[first:behind] for first, behind in pairwise(ends)]

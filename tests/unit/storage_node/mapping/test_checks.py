@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backplane.file_map.model import NAME_BYTES_MAX, NO_TIME, ExtentFlag, FileExtent, FileRow, Kind
 from storage_node.mapping import checks
 from storage_node.mapping.checks import Faults, RowChecks
 from storage_node.mapping.limits import FAULTS_MAX, RAW_BYTES_MAX
+from storage_node.mapping.row_codec import ALGORITHMS, Batch, decode_batch, encode_rows
 from tests.site.mapping_parser import GOOD, row, synthetic
 
 VOLUME = 1 << 20
@@ -18,7 +22,12 @@ BLOCK = 4096
 
 def checked(*rows: FileRow) -> tuple[list[FileRow], list[str]]:
     faults = Faults()
-    return RowChecks(VOLUME, faults).checked(list(rows)), faults.reasons()
+    found = RowChecks(VOLUME, faults).checked(batch_of(rows))
+    return found.rows(), faults.reasons()
+
+
+def batch_of(rows: Sequence[FileRow]) -> Batch:
+    return decode_batch(encode_rows(rows))
 
 
 def with_extents(*extents: FileExtent, **changes: Any) -> FileRow:
@@ -61,9 +70,56 @@ def test_what_is_right_passes_as_it_is(rows: list[FileRow]) -> None:
 def test_most_batches_need_no_look_at_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A million rows are checked in seconds because of that."""
     monkeypatch.setattr(RowChecks, "_checked", lambda *_: pytest.fail("a row was looked at"))
-    rows = list(synthetic(200))
-    assert RowChecks(VOLUME, Faults()).checked(rows) is rows
-    assert RowChecks(VOLUME, Faults()).checked([]) == []
+    remarkable = ("a long path",)
+    plain = [rows for name, rows in RIGHT.items() if name not in remarkable]
+    for rows in (list(synthetic(200)), [], *plain):
+        batch = batch_of(rows)
+        assert RowChecks(VOLUME, Faults()).checked(batch) is batch
+
+
+EXTENTS = st.builds(
+    FileExtent,
+    file_byte=st.sampled_from([0, 1, BLOCK, 3 * BLOCK, (1 << 63) - 1, (1 << 64) - 1]),
+    volume_byte=st.sampled_from([-2, -1, 0, 77, BLOCK, VOLUME - 512, VOLUME, 1 << 62]),
+    byte_count=st.sampled_from([0, 1, 512, BLOCK, VOLUME, 1 << 63]),
+    flags=st.sampled_from([0, 1, 2, 4, 4, 5, 8, 16, 20, 32, 96, 3, 1 << 7, 1 << 15]),
+    stored_bytes=st.sampled_from([0, 512, BLOCK, VOLUME, RAW_BYTES_MAX + 1]),
+    raw_bytes=st.sampled_from([0, BLOCK, RAW_BYTES_MAX, RAW_BYTES_MAX + 1, 1 << 63]),
+    raw_offset=st.sampled_from([0, 1, 1 << 63]),
+    algorithm=st.sampled_from(ALGORITHMS),
+)
+ROWS = st.builds(
+    row,
+    st.sampled_from(["", "a", "a//b", "b/../c", "n" * (NAME_BYTES_MAX + 1)]),
+    kind=st.sampled_from([0, 1, 7, 8]),
+    size=st.sampled_from([0, (1 << 63) - 1, 1 << 63]),
+    mode=st.sampled_from([0, 0o7777, 0o10000]),
+    uid=st.sampled_from([-2, -1, 0, (1 << 32) - 1, 1 << 32]),
+    birth_ns=st.sampled_from([0, NO_TIME, 1 << 80, 1 << 100]),
+    extents=st.lists(EXTENTS, max_size=3).map(tuple),
+)
+
+
+@given(st.lists(st.one_of(ROWS, st.sampled_from(GOOD)), max_size=4))
+def test_a_batch_that_passes_as_a_whole_would_pass_row_by_row(rows: list[FileRow]) -> None:
+    batch = batch_of(rows)
+    if RowChecks(VOLUME, Faults()).checked(batch) is not batch:
+        return
+    faults = Faults()
+    checks = RowChecks(VOLUME, faults)
+    assert [checks._checked(each) for each in batch.rows()] == batch.rows()
+    assert faults.reasons() == []
+
+
+@pytest.mark.parametrize("extents", [2, 3])
+def test_only_extents_of_one_file_have_to_be_in_order(extents: int) -> None:
+    """The next file begins at its own beginning, wherever the one before it ends."""
+    places = [(at * BLOCK, BLOCK) for at in range(extents)]
+    rows = [row("a", *places), row("b"), row("c", *places), row("d"), row("e", (0, BLOCK))]
+    batch = batch_of(rows)
+    assert RowChecks(VOLUME, Faults()).checked(batch) is batch
+    upset = rows[2]._replace(extents=rows[2].extents[::-1])
+    assert checked(rows[0], rows[1], upset)[0] == rows[:3]
 
 
 WRONG_EXTENTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import pytest
@@ -17,8 +18,8 @@ from storage_node.mapping.claims import (
     claims,
     contested,
     read_claims,
-    write_claims,
 )
+from storage_node.mapping.row_codec import decode_batch, encode_rows
 from tests.site.mapping_parser import row
 
 SIZE = 40
@@ -30,10 +31,14 @@ def file(begin: int, count: int, *, inode: int, flags: int = 0) -> FileRow:
     return row("x", extents=(extent,), identity=Identity(0, inode, 0))
 
 
+def claims_of(rows: Iterable[FileRow]) -> list[bytes]:
+    return claims(decode_batch(encode_rows(list(rows))))
+
+
 def found(
     rows: Iterable[FileRow], runs: list[ByteRun], *, block: int = 3
 ) -> tuple[list[ByteRun], list[ByteRun]]:
-    records = sorted(claims(rows))
+    records = sorted(claims_of(rows))
     blocks = [records[at : at + block] for at in range(0, len(records), block)]
     result = contested(blocks, runs)
     return list(result.claimed_twice), list(result.strays)
@@ -129,13 +134,31 @@ def test_a_compressed_extent_claims_what_is_stored() -> None:
 
 def test_unwritten_space_without_a_place_claims_nothing() -> None:
     extent = FileExtent(0, -1, 100, int(ExtentFlag.UNWRITTEN))
-    assert claims([row("x", extents=(extent,))]) == []
+    assert claims_of([row("x", extents=(extent,))]) == []
+
+
+def test_a_claim_says_whose_it_is_however_many_extents_the_files_have() -> None:
+    compressed = FileExtent(8, 4096, 100, int(ExtentFlag.COMPRESSED), 512, 200, 0, "zlib")
+    nowhere = FileExtent(0, -1, 8, int(ExtentFlag.UNWRITTEN))
+    rows = [
+        row("a", extents=(nowhere, compressed), identity=Identity(5, 1, 0)),
+        row("b"),
+        row(
+            "c", extents=(FileExtent(0, 77, 3, int(ExtentFlag.INLINE)),), identity=Identity(6, 2, 0)
+        ),
+        row("d", (512, 9), identity=Identity(1 << 63, (1 << 64) - 1, 0)),
+    ]
+    assert [struct.unpack(">QQQQQ", each) for each in claims_of(rows)] == [
+        (4096, 4608, 0, 5, 1),
+        (77, 80, 2, 6, 2),
+        (512, 521, 0, 1 << 63, (1 << 64) - 1),
+    ]
 
 
 def test_claims_come_from_the_spool_as_they_went() -> None:
-    records = claims([file(3, 4, inode=5), file(1, 2, inode=6)])
+    records = claims_of([file(3, 4, inode=5), file(1, 2, inode=6)])
     assert {len(record) for record in records} == {CLAIM_BYTES}
-    assert read_claims(write_claims(records)) == records
+    assert read_claims(b"".join(records)) == records
 
 
 @given(

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Identity
+from backplane.file_map.row_columns import Attributes
+from storage_node.mapping import row_codec
 from storage_node.mapping.row_codec import (
     ALGORITHMS,
     RowFormatError,
+    decode_batch,
     decode_rows,
     encode_rows,
 )
@@ -60,6 +63,49 @@ def test_rows_have_their_own_types() -> None:
     assert type(found) is FileRow
     assert type(found.identity) is Identity
     assert type(found.extents[0]) is FileExtent
+
+
+LABEL = ((b"security.selinux", b"system_u:object_r:user_home_t:s0"),)
+
+
+def test_attributes_that_many_rows_have_come_once() -> None:
+    rows = [row(f"f{at}", xattrs=LABEL) for at in range(100)]
+    batch = encode_rows(rows)
+    assert batch.count(b"security.selinux") == 1
+    assert decode_rows(batch) == rows
+    assert decode_batch(batch).sets == [(), LABEL]
+
+
+@pytest.mark.parametrize("number", [2, (1 << 32) - 1])
+@pytest.mark.parametrize("sets", [[()], [(), LABEL]])
+def test_a_set_of_attributes_that_has_not_come_is_refused(
+    monkeypatch: pytest.MonkeyPatch, sets: list[Attributes], number: int
+) -> None:
+    monkeypatch.setattr(row_codec, "shared", lambda *_: (sets, [number]))
+    batch = encode_rows([row("f", xattrs=LABEL)])
+    with pytest.raises(RowFormatError, match="has not come"):
+        decode_rows(batch)
+
+
+def test_rows_cannot_have_more_attributes_together_than_could_have_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often a set is used: a stranger's 64 MiB are not to become gigabytes."""
+    monkeypatch.setattr(row_codec, "FRAME_BYTES_MAX", 1000)
+    few = ((b"n" * 92, b""),)
+    assert len(decode_rows(encode_rows([row("f", xattrs=few)] * 10))) == 10
+    with pytest.raises(RowFormatError, match="attributes"):
+        decode_rows(encode_rows([row("f", xattrs=few)] * 11))
+    with pytest.raises(RowFormatError, match="attributes"):
+        decode_rows(encode_rows([row("f", xattrs=((b"", b""),) * 20)] * 10))
+
+
+def test_times_that_no_row_has_take_nothing() -> None:
+    rows = [row("a", birth_ns=NO_TIME), row("b", birth_ns=NO_TIME)]
+    mixed = [rows[0], row("b", birth_ns=5)]
+    assert decode_rows(encode_rows(rows)) == rows
+    assert decode_rows(encode_rows(mixed)) == mixed
+    assert len(encode_rows(rows)) < len(encode_rows(mixed)) - 2 * 15
 
 
 def test_a_row_with_a_number_that_no_row_has_is_not_sent() -> None:
