@@ -22,12 +22,12 @@ since that trailer.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
-from uuid import UUID
 
 from backplane.errors import UsageError
 
@@ -41,6 +41,7 @@ _AVAILABLE: Final = struct.Struct(">I")
 _READ_ONLY: Final = 0x80
 _COHERENCY: Final = struct.Struct(">BQQQH4s37sB")
 _OWNER: Final = b"SDV\0"
+_UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class AttributeFormat(IntEnum):
@@ -122,10 +123,15 @@ class Coherency:
             self.object_number,
             len(_OWNER) + 37 + 1,
             _OWNER,
-            str(UUID(self.volume)).encode(),
+            _dashed(self.volume).encode("ascii"),
             1,
         )
         return Attribute(id=AttributeId.COHERENCY, format=AttributeFormat.BINARY, value=value)
+
+
+def _dashed(uuid: str) -> str:
+    """Return 32 hexadecimal digits as a UUID is written."""
+    return "-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:]))
 
 
 def decode_coherency(attribute: Attribute) -> Coherency | None:
@@ -135,9 +141,8 @@ def decode_coherency(attribute: Attribute) -> Coherency | None:
     size, reference, sequence, place, _, owner, volume, version = _COHERENCY.unpack(attribute.value)
     if (size, owner, version) != (8, _OWNER, 1):
         return None
-    try:
-        uuid = UUID(volume.rstrip(b"\0").decode("ascii")).hex
-    except ValueError:
+    uuid = volume.rstrip(b"\0").decode("latin-1").replace("-", "")
+    if not _UUID.fullmatch(uuid) or _dashed(uuid).encode("ascii") != volume.rstrip(b"\0"):
         return None
     return Coherency(
         change_reference=reference, sequence=sequence, object_number=place, volume=uuid
