@@ -61,6 +61,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "placed": _LIST,
         "onto": _LIST,
         "keep_going": Argument(bool, False),
+        "sample": _TEXT,
         "pool": _TEXT,
         "no_wait_media": Argument(bool, False),
         "drives": Argument(int, 1),

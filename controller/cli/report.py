@@ -261,6 +261,12 @@ def _holes(result: Document) -> list[tuple[str, str]]:
     """Say what of a volume is zeros because it could not be read, and what else there is to know."""
     facts = [("Warning", str(words)) for words in result.get("warnings", [])]
     facts += [("Not readable", str(words)) for words in result.get("unreadable", [])]
+    facts += [("Not verified", str(each["reason"])) for each in result.get("skipped", [])]
+    if sample := result.get("sample"):
+        share = (
+            f"{sample['records']:,} of {sample['of']:,} records ({sample['asked']} of each part)"
+        )
+        facts.append(("Sample", f"{share}, seed {sample['seed']}"))
     holes = result.get("holes")
     if not holes:
         return facts

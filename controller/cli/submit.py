@@ -300,17 +300,41 @@ def restore(
         return _finish(client, [job], settings=settings, wait=wait)
 
 
-@submit.command(examples=["ctl submit verify vol1/latest --wait"])
-@click.argument("backup", metavar="BACKUP")
+@submit.command(
+    examples=[
+        "ctl submit verify vol1/latest --wait",
+        "ctl submit verify --tape LTO001L8 --sample 200",
+        "ctl submit verify --pool weekly --sample 5%",
+    ]
+)
+@click.argument("backup", metavar="[BACKUP]", default="")
+@click.option("--tape", "tag", metavar="TAG", default="", help="Verify all that is on a cartridge.")
+@click.option(
+    "--pool", metavar="NAME", default="", help="Verify all that is on the cartridges of a pool."
+)
+@click.option(
+    "--sample",
+    metavar="N%|COUNT",
+    default="",
+    help="Read only so many records of each part, chosen by chance, and always its first and its last. "
+    "[default: every record]",
+)
 @_wait
 @click.pass_obj
-def verify(settings: Settings, backup: str, wait: bool) -> int:
-    """Read BACKUP from tape and check every record.
+def verify(settings: Settings, backup: str, tag: str, pool: str, sample: str, wait: bool) -> int:
+    """Read a backup, a cartridge or a pool from tape and check every record, or a sample.
 
-    Damage is listed by LBA and ends with exit code 8.
+    Damage is listed by LBA and by file, stays known with the backups, and ends with exit code 8.  A verification of
+    a pool passes over cartridges that are not in a library; then its exit code is 3.
     """
+    if sum(map(bool, (backup, tag, pool))) != 1:
+        raise UsageError(
+            "a verification needs one thing to read", hint="BACKUP, --tape TAG or --pool NAME"
+        )
+    what = {"backup": backup, "tag": tag, "pool": pool, "sample": sample}
     with connect(settings) as client:
-        return _finish(client, [run_verify(client, backup=backup)], settings=settings, wait=wait)
+        job = run_verify(client, **{name: value for name, value in what.items() if value})
+        return _finish(client, [job], settings=settings, wait=wait)
 
 
 def check_target(
@@ -370,9 +394,9 @@ def run_restore(
     return _submit(client, kind="restore", backup=backup, to=to, new=new, force=force, **files)
 
 
-def run_verify(client: Caller, *, backup: str) -> int:
+def run_verify(client: Caller, **what: str) -> int:
     """Submit a verification and return its job."""
-    return _submit(client, kind="verify", backup=backup)
+    return _submit(client, kind="verify", **what)
 
 
 def _submit(client: Caller, **arguments: object) -> int:

@@ -49,6 +49,7 @@ from controller.core.restore import (
 )
 from controller.core.restoring import going
 from controller.core.verify import verify
+from controller.core.verify_scope import submit_verify
 from controller.core.views import MEANS
 from controller.core.volumes import new_volume_row
 
@@ -169,7 +170,7 @@ def _submit(desk: Desk, call: Call) -> None:
         case "restore":
             job = _submit_restore(desk, call.arguments)
         case "verify":
-            job = _submit_verify(desk, call.arguments)
+            job = submit_verify(desk, call.arguments)
         case "label":
             job = submit_label(desk, call.arguments)
         case _:
@@ -361,25 +362,6 @@ def _submit_in_place(
             volume=volume,
             backup=row.backup,
             plan=plan | files | {"way": IN_PLACE} | going(arguments),
-        )
-    )
-
-
-def _submit_verify(desk: Desk, arguments: dict[str, Any]) -> Job:
-    row = desk.backups.get(BackupId(arguments["backup"]))
-    if row is None or row.state != "completed":
-        raise NotFoundError(
-            f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
-        )
-    return desk.begin_job(
-        job_row(
-            desk,
-            "verify",
-            arguments["token"],
-            subject=f"backup {row.backup}",
-            volume=desk.registry.volumes[row.volume],
-            backup=row.backup,
-            plan={},
         )
     )
 

@@ -41,6 +41,10 @@ class CartridgeLostError(VolumeError):
     """A cartridge that this job cannot read any part of."""
 
 
+class CartridgeAwayError(CartridgeLostError):
+    """A cartridge that is not there now, or that nobody may touch: nothing is known against what is on it."""
+
+
 class Content(Protocol):
     """What of a part is read: everything, a sample, or what a restore wants of it."""
 
@@ -115,7 +119,7 @@ class PartReader:
         may_wait = self._waits is None or self._waits(part)
         if (is_missing or is_quarantined) and not may_wait:
             why = row.status if is_quarantined else f"not in the library of {row.node}"
-            raise CartridgeLostError(f"cartridge {part.tag} is {why}")
+            raise CartridgeAwayError(f"cartridge {part.tag} is {why}")
         claims = tag_claims(self.desk.jobs)
         found = mount(registry, self.job.row.job, row, claims=claims, seat=self._seat)
         if isinstance(found, Mounted):
@@ -188,6 +192,8 @@ class PartReader:
         blocks = data.extents_of(record, record + 1)
         ordered = sorted(blocks)
         entry = {
+            "backup": part.backup,
+            "part": part.part,
             "tag": part.tag,
             "object": part.data_object + record,
             "record": record,

@@ -243,9 +243,10 @@ def cover(
     return tuple(found)
 
 
-def _list_bytes(
+def list_bytes(
     *, identifier: int, cscds: tuple[object, ...], segments: list[Segment], inline: bytes = b""
 ) -> bytes:
+    """Return a parameter list, byte for byte."""
     return ParameterList(
         list_identifier=identifier,
         cscds=cscds,  # type: ignore[arg-type]
@@ -276,7 +277,7 @@ def plan_data(
     ]
     data_bytes = sum(count for _, count in pieces)
     return PlannedList(
-        parameter_list=_list_bytes(
+        parameter_list=list_bytes(
             identifier=identifier,
             cscds=(block_cscd(disk, block_bytes=part.block_bytes), stream_cscd(tape)),
             segments=segments,
@@ -316,7 +317,7 @@ def plan_restore(
     extents = part.extents_of(first, end)
     data_bytes = sum(blocks for _, blocks in extents) * part.block_bytes
     return PlannedList(
-        parameter_list=_list_bytes(
+        parameter_list=list_bytes(
             identifier=identifier,
             cscds=(block_cscd(disk, block_bytes=part.block_bytes), stream_cscd(tape)),
             segments=segments,
@@ -388,44 +389,6 @@ def _end_run(segments: list[Segment]) -> None:
         segments[-1] = replace(last, cat=False)
 
 
-def plan_verify(
-    *,
-    first: int,
-    records: int,
-    record_bytes: int,
-    data_object: int,
-    tape: Designator,
-    identifier: int,
-) -> PlannedList:
-    """Plan the next list of a verify: locate, then read and discard (06h); nothing is written anywhere."""
-    assert records > 0
-    take = min(records, max(1, LIST_BYTES_MAX // record_bytes))
-    per_segment = max(1, SEGMENT_BYTES_MAX // record_bytes)
-    segments: list[Segment] = [
-        Locate(destination_cscd_descriptor_id=0, logical_object_identifier=data_object + first)
-    ]
-    done = 0
-    while done < take:
-        count = min(per_segment, take - done)
-        segments.append(
-            StreamToDiscard(
-                cat=False,
-                source_cscd_descriptor_id=0,
-                stream_device_transfer_length=record_bytes,
-                number_of_bytes=count * record_bytes,
-            )
-        )
-        done += count
-    return PlannedList(
-        parameter_list=_list_bytes(
-            identifier=identifier, cscds=(stream_cscd(tape),), segments=segments
-        ),
-        data_bytes=take * record_bytes,
-        records=take,
-        end=first + take,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A filemark of a metadata file.  `is_synchronous` makes it a commit point (W_IMMED = 0)."""
@@ -475,7 +438,7 @@ def plan_metadata(
         records += 1
     assert segments, "a metadata record is larger than the inline data of a list"
     return PlannedList(
-        parameter_list=_list_bytes(
+        parameter_list=list_bytes(
             identifier=identifier,
             cscds=(stream_cscd(tape),),
             segments=segments,

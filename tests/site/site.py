@@ -400,6 +400,7 @@ class Site:
             "placed": [],
             "onto": [],
             "keep_going": False,
+            "sample": "",
             "pool": "",
             "no_wait_media": False,
             "drives": 1,

@@ -13,7 +13,7 @@ import pytest
 
 from backplane.ids import Designator
 from controller.cli import decode
-from controller.core import job, planner
+from controller.core import job, planner, tape_lists
 from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns
 from mover_node.core import machine
@@ -107,8 +107,8 @@ def restore_example() -> str:
 
 def verify_example() -> str:
     return example(
-        planner.plan_verify(
-            first=0, records=3, record_bytes=1024 * 1024, data_object=5, tape=TAPE, identifier=9
+        tape_lists.plan_verify(
+            [(0, 3)], record_bytes=1024 * 1024, data_object=5, tape=TAPE, identifier=9
         )
     )
 

@@ -115,6 +115,13 @@ def test_holes_and_the_files_in_them_are_named(documents: Any) -> None:
     text = job_report(detail)
     assert "Holes:               20,480 (20KiB) are zeros: LBA 8-9, 8-9" in text
     assert "8-9 and 2 more" in text
+    detail["result"] = {
+        "sample": {"asked": "5%", "seed": "ab", "records": 1234, "of": 20000},
+        "skipped": [{"tag": "A", "reason": "cartridge A is not in the library of tape"}],
+    }
+    told = job_report(detail)
+    assert "Sample:              1,234 of 20,000 records (5% of each part), seed ab" in told
+    assert "Not verified:        cartridge A is not in the library of tape" in told
     assert "Warning:             backup 3 is known to be damaged: object 6" in text
     assert "Not readable:        cartridge LTO002L8 is not there" in text
     assert "  Damaged files of backup 3:\n    f00\n" in text

@@ -327,3 +327,29 @@ def test_a_mounted_folder_is_a_target_of_its_own(target: dict[str, Any], words: 
     with pytest.raises(UsageError, match=words):
         check_target(**facts)
     check_target(to="", new="", force=False, has_files=True, into=Path("/mnt"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        (["3"], {"backup": "3"}),
+        (["vol/latest", "--sample", "5%"], {"backup": "vol/latest", "sample": "5%"}),
+        (["--tape", "LTO001L8"], {"tag": "LTO001L8"}),
+        (["--pool", "weekly", "--sample", "200"], {"pool": "weekly", "sample": "200"}),
+    ],
+)
+def test_a_verification_is_of_what_was_named(
+    controller: Any, ctl: Any, asked: list[str], sent: dict[str, str]
+) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    assert ctl("submit", "verify", *asked)[0] == 0
+    arguments = controller.arguments("job.submit")
+    arguments.pop("token")
+    assert arguments == {"kind": "verify"} | sent
+
+
+@pytest.mark.parametrize("asked", [[], ["3", "--tape", "A"], ["--tape", "A", "--pool", "P"]])
+def test_a_verification_of_nothing_or_of_two_things_is_refused(ctl: Any, asked: list[str]) -> None:
+    code, _, err = ctl("submit", "verify", *asked)
+    assert code == 2
+    assert "BACKUP, --tape TAG or --pool NAME" in err

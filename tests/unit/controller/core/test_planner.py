@@ -27,7 +27,6 @@ from controller.core.planner import (
     plan_data,
     plan_metadata,
     plan_restore,
-    plan_verify,
 )
 
 DISK = designator_of("1" * 32)
@@ -169,16 +168,6 @@ def test_a_restore_list_counts_the_records_that_it_reads_not_those_that_it_passe
     assert (planned.records, planned.end) == (2, 11)
     assert planned.padded_bytes == 2 * RECORD - 2 * BLOCK
     assert [sparse.record_behind(0, count) for count in range(4)] == [0, 10, 20, 25]
-
-
-def test_a_verify_list_reads_whole_records_and_writes_nothing() -> None:
-    planned = plan_verify(
-        first=2, records=3, record_bytes=RECORD, data_object=20, tape=TAPE, identifier=1
-    )
-    found = decoded(planned.parameter_list)
-    assert len(found.cscds) == 1
-    assert [type(segment) for segment in found.segments] == [Locate, StreamToDiscard]
-    assert planned.data_bytes == 3 * RECORD
 
 
 def test_long_extents_are_cut_into_segments_whose_bytes_fit_32_bits(

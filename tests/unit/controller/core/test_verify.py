@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from backplane.errors import NotFoundError
 from backplane.ids import BackupId
-from backplane.wire.messages import TapeDigest
-from controller.core import chain, planner
+from backplane.wire.messages import TapeDigest, TapeLoad
 from controller.core import effects as core
+from controller.core import planner
+from controller.core.damage import bad_of, damage_of
 from controller.core.verify import damage_words
 from tests.site.mover import STALE, copy_aborted
-from tests.site.site import DATA, Site, backed_up, check_end, connected, content, ledger
+from tests.site.site import (
+    DATA,
+    ControllerDied,
+    Site,
+    backed_up,
+    check_end,
+    connected,
+    content,
+    first_record,
+    ledger,
+)
 
 TAG = "LTO001L8"
 
@@ -78,7 +90,7 @@ def test_digests_that_are_not_those_that_were_committed_are_a_mismatch(site: Sit
     check_end(site, job, "failed")
     row = site.job(job)
     assert row.exit_code == 8
-    assert "the digests of part 1 are not those that were committed" in row.reason
+    assert "the digests of part 1 of backup 1 are not those that were committed" in row.reason
 
 
 def test_a_cartridge_that_is_shorter_than_the_catalog_is_damage_and_the_other_is_still_read(
@@ -93,7 +105,7 @@ def test_a_cartridge_that_is_shorter_than_the_catalog_is_damage_and_the_other_is
     row = site.job(job)
     assert (row.state, row.exit_code, row.error_count) == ("failed", 8, 2)
     assert "shorter than the catalog" in row.reason
-    assert f"{first.records * 4} blocks of part 1 cannot be read" in row.reason
+    assert f"{first.records * 4} blocks of part 1 of backup 1 cannot be read" in row.reason
     assert f"{second.tag} object {second.data_object}" in row.reason
 
 
@@ -157,7 +169,7 @@ def test_a_long_backup_is_verified_by_many_lists(
 
 
 def test_much_damage_is_told_in_a_line() -> None:
-    entry = {"tag": TAG, "object": 6, "first_lba": 0, "last_lba": 3}
+    entry = {"backup": 1, "tag": TAG, "object": 6, "first_lba": 0, "last_lba": 3}
     told = damage_words({"damage": [entry] * 9, "damaged_records": 9})
     assert told.count("object 6") == 4
     assert told.endswith("and 5 records more")
@@ -207,4 +219,213 @@ def test_nothing_new_stands_on_a_backup_that_was_found_damaged(site: Site) -> No
         site.run()
         site.restart()
     assert levels == ["full", "incremental", "full"]
-    assert chain.damage_of(site.machine.backups[BackupId(1)]) == ""
+    assert damage_of(site.machine.backups[BackupId(1)]) == ""
+
+
+# --- which files, and what stays known ------------------------------------------------------------
+
+FILES = {"home/a": (10, 11), "home/b": (32, 33, 34, 35, 36), "z": (50,)}
+"""The records have 0 to 3, then 10 11 30 31, then 32 to 35, then 36 50 51."""
+
+
+def with_files(site: Site, *, name: str = "vol") -> int:
+    volume = site.make_volume(name, data=DATA)
+    volume.files.table = dict(FILES)
+    job = site.submit("backup", volume=name)
+    site.run()
+    check_end(site, job)
+    return int(site.job(job).backup)
+
+
+def result_of(site: Site, job: int) -> Any:
+    return json.loads(site.job(job).result)
+
+
+def known_bad(site: Site, backup: int) -> list[tuple[int, int]]:
+    return list(bad_of(site.machine.backups[BackupId(backup)]))
+
+
+def test_each_damaged_record_names_its_files_and_all_are_counted_once(site: Site) -> None:
+    first = first_record(site, with_files(site))
+    site.tapes[TAG].bad = {first, first + 2, first + 3}
+    job = verify(site, 1)
+    check_end(site, job, "failed")
+    files = [entry["files"] for entry in result_of(site, job)["damage"]]
+    assert files == [
+        {"count": 0, "listed": []},
+        {"count": 1, "listed": ["home/b"]},
+        {"count": 2, "listed": ["home/b", "z"]},
+    ]
+    [hit] = result_of(site, job)["hit"]
+    assert (hit["backup"], hit["count"], hit["listed"]) == (1, 2, ["home/b", "z"])
+    assert hit["has_more"]
+    assert site.job(job).reason.endswith("; 2 files are hit")
+
+
+def test_a_part_that_cannot_be_read_at_all_hits_its_files(site: Site) -> None:
+    with_files(site)
+    site.tapes[TAG].unreadable = "index damaged"
+    job = verify(site, 1)
+    check_end(site, job, "failed")
+    assert result_of(site, job)["hit"][0]["listed"] == ["home/a", "home/b", "z"]
+    assert known_bad(site, 1) == [(0, 4)]
+
+
+def test_what_is_known_to_be_bad_is_taken_back_by_who_reads_all_of_it(site: Site) -> None:
+    first = first_record(site, with_files(site))
+    site.tapes[TAG].bad = {first + 1, first + 2}
+    verify(site, 1)
+    assert known_bad(site, 1) == [(1, 3)]
+    site.tapes[TAG].bad = {first + 2}
+    verify(site, 1)
+    assert known_bad(site, 1) == [(2, 3)]
+    site.tapes[TAG].bad = set()
+    site.submit("verify", backup=1, sample="2")
+    site.run()
+    assert known_bad(site, 1) == [(2, 3)], "a sample has not read it"
+    assert f"object {first + 2}" in damage_of(site.machine.backups[BackupId(1)])
+    verify(site, 1)
+    assert known_bad(site, 1) == []
+    assert damage_of(site.machine.backups[BackupId(1)]) == ""
+
+
+# --- samples, cartridges, pools -------------------------------------------------------------------
+
+
+def test_a_sample_reads_the_ends_and_as_many_as_were_asked_for(site: Site) -> None:
+    backup = backed_up(site, content(*range(64)))
+    first = first_record(site, backup)
+    job = site.submit("verify", backup=backup, sample="4")
+    site.run()
+    check_end(site, job)
+    row, sample = site.job(job), result_of(site, job)["sample"]
+    assert (row.planned_bytes, row.done_bytes) == (4 * 2048, 4 * 2048)
+    assert (sample["asked"], sample["records"], sample["of"]) == ("4", 4, 16)
+    assert any(f"seed {sample['seed']}" in line for line in site.log(job))
+    site.tapes[TAG].bad = {first, first + 15}
+    job = site.submit("verify", backup=backup, sample="10%")
+    site.run()
+    check_end(site, job, "failed")
+    assert [entry["record"] for entry in result_of(site, job)["damage"]] == [0, 15]
+    assert known_bad(site, backup) == [(0, 1), (15, 16)]
+
+
+def two_volumes(site: Site) -> None:
+    """The first volume ends on a second cartridge, the other follows it there."""
+    site.tapes[TAG].capacity = 9
+    with_files(site, name="one")
+    with_files(site, name="two")
+    parts = [(p.backup, p.part, p.tag) for p in site.machine.registry.parts.values()]
+    assert parts == [(1, 1, TAG), (1, 2, "LTO002L8"), (2, 1, "LTO002L8")]
+
+
+def loads(site: Site) -> list[str]:
+    """Watch which cartridges are loaded."""
+    seen: list[str] = []
+    answer = site.tape.answer
+
+    def watched(message: object) -> object:
+        if isinstance(message, TapeLoad):
+            seen.append(message.tag)
+        return answer(message)
+
+    site.tape.answer = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_all_that_is_on_a_cartridge_is_verified_with_one_load(site: Site) -> None:
+    two_volumes(site)
+    seen = loads(site)
+    job = site.submit("verify", tag="LTO002L8")
+    site.run()
+    check_end(site, job)
+    assert seen == ["LTO002L8"]
+    first, second = site.machine.registry.parts[1, 2], site.machine.registry.parts[2, 1]
+    assert site.job(job).done_bytes == (first.records + second.records) * 2048
+    assert (site.job(job).subject, site.job(job).volume_name) == ("cartridge LTO002L8", "")
+
+
+def test_damage_on_a_cartridge_is_told_and_kept_by_backup(site: Site) -> None:
+    two_volumes(site)
+    first, second = site.machine.registry.parts[1, 2], site.machine.registry.parts[2, 1]
+    site.tapes["LTO002L8"].bad = {first.data_object, second.data_object + 2}
+    job = site.submit("verify", tag="LTO002L8")
+    site.run()
+    check_end(site, job, "failed")
+    assert [(e["backup"], e["part"]) for e in result_of(site, job)["damage"]] == [(1, 2), (2, 1)]
+    assert [hit["backup"] for hit in result_of(site, job)["hit"]] == [1, 2]
+    start = first.stream_start // 2048
+    assert known_bad(site, 1) == [(start, start + 1)]
+    assert known_bad(site, 2) == [(2, 3)]
+    words = damage_of(site.machine.backups[BackupId(2)])
+    assert words == f"LTO002L8 object {second.data_object + 2}: LBA 32 to 35"
+    site.tapes["LTO002L8"].bad = set()
+    site.submit("verify", tag="LTO002L8")
+    site.run()
+    assert damage_of(site.machine.backups[BackupId(2)]) == ""
+    assert known_bad(site, 1) == []
+
+
+def test_a_pool_is_verified_cartridge_by_cartridge_and_what_is_away_is_named(site: Site) -> None:
+    two_volumes(site)
+    for tag in (TAG, "LTO002L8"):
+        site.set_cartridge(tag, pool="default")
+    seen = loads(site)
+    job = site.submit("verify", pool="default")
+    site.run()
+    check_end(site, job)
+    assert seen == [TAG, "LTO002L8"]
+    del site.tapes["LTO002L8"]
+    site.connect("tape")
+    job = site.submit("verify", pool="default", sample="50%")
+    site.run()
+    check_end(site, job, "partial")
+    row = site.job(job)
+    assert (row.exit_code, row.reason) == (3, "not verified: LTO002L8")
+    [skipped] = result_of(site, job)["skipped"]
+    assert skipped["tag"] == "LTO002L8"
+    assert known_bad(site, 1) == known_bad(site, 2) == []
+
+
+def test_a_cartridge_that_is_missing_is_waited_for_if_it_was_named(site: Site) -> None:
+    two_volumes(site)
+    tape = site.tapes.pop("LTO002L8")
+    site.connect("tape")
+    job = site.submit("verify", tag="LTO002L8")
+    site.run(60)
+    assert "LTO002L8" in site.job(job).reason
+    site.tapes["LTO002L8"] = tape
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+
+
+def test_a_controller_that_dies_anywhere_in_a_verification_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2 * 2048)
+    for crash_at in range(200):
+        site = connected()
+        two_volumes(site)
+        second = site.machine.registry.parts[2, 1]
+        site.tapes["LTO002L8"].bad = {second.data_object + 2}
+        for tag in (TAG, "LTO002L8"):
+            site.set_cartridge(tag, pool="default")
+        job = site.submit("verify", pool="default")
+        site.crash_at = site.effects_seen + crash_at
+        is_through = True
+        try:
+            site.run()
+        except ControllerDied:
+            is_through = False
+            site.restart()
+            site.run()
+        check_end(site, job, "failed")
+        result = result_of(site, job)
+        assert [(e["backup"], e["record"]) for e in result["damage"]] == [(2, 2)]
+        assert result["hit"][0]["listed"] == ["home/b"]
+        assert known_bad(site, 2) == [(2, 3)]
+        assert site.job(job).done_bytes == site.job(job).planned_bytes
+        if is_through:
+            return
+    raise AssertionError("it never gets through")
