@@ -262,6 +262,7 @@ class OperatorInterface:
             "lanes": list(lanes),
             "wait": quiet_waits.wait_document(live, now=self._machine.now),
             "view": documents.view_document(live.plan),
+            "pool": live.plan.get("pool", ""),
             "items": [documents.item_document(item) for item in page],
             "items_total": sum(item.job == row.job for item in items),
             "next_item": following,

@@ -21,6 +21,7 @@ from controller.cli.backup import backup as backup_group
 from controller.cli.catalog import catalog as catalog_group
 from controller.cli.client import connect, exit_code_of, program_version
 from controller.cli.debug import debug as debug_group
+from controller.cli.drive import drive as drive_group
 from controller.cli.job import job as job_group
 from controller.cli.keys import keys as keys_group
 from controller.cli.local import local as local_group
@@ -30,6 +31,7 @@ from controller.cli.mover import mover_table
 from controller.cli.node import node as node_group
 from controller.cli.node import node_table
 from controller.cli.options import Group, Output, Settings, output_wanted
+from controller.cli.pool import pool as pool_group
 from controller.cli.render import Document, Screen
 from controller.cli.submit import submit as submit_group
 from controller.cli.tape import tape as tape_group
@@ -93,6 +95,8 @@ for _group in (
     volume_group,
     view_group,
     tape_group,
+    pool_group,
+    drive_group,
     node_group,
     mover_group,
     catalog_group,

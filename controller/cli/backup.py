@@ -160,6 +160,7 @@ def backup_table(document: Document) -> str:
         ("VOLUME SIZE", render.size_of("size_bytes")),
         ("DATA", lambda row: render.tape_size(row["stream_bytes"])),
         ("PARTS", render.text_of("parts")),
+        ("POOL", render.text_of("pool")),
         ("NEEDS", _needs),
     ]
     numbers = ("BACKUP", "VOLUME SIZE", "DATA", "PARTS")
@@ -197,6 +198,7 @@ def backup_page(document: Document) -> str:
             ("Given back", render.exact_size(document["zero_bytes"])),
             ("Consistency", str(document["consistency"])),
             ("Static view", str(document["view_means"])),
+            ("Pool", str(document["pool"])),
             ("Cartridges", ", ".join(document["tags"]) or "-"),
             *_map_lines(document),
         ]

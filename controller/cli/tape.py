@@ -1,28 +1,50 @@
-"""`ctl tape`: the cartridges of the library."""
+"""`ctl tape`: cartridges, and what is done with them by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from backplane.errors import BackupError, ExitCode
 from controller.cli import render
-from controller.cli.client import connect
+from controller.cli.client import Client, connect, new_token
+from controller.cli.drive import drive_table
+from controller.cli.follow import follow_jobs, worst
 from controller.cli.options import SIZE, Group, Settings
 from controller.cli.render import Document, Screen
 
 CAPACITY = "16GiB"
+STATUSES = ("blank", "writable", "full", "error", "retired")
 
 
 @click.group(cls=Group)
 def tape() -> None:
-    """Look at cartridges, add blank ones."""
+    """Look at cartridges, label them, keep them, bring them in and out.
+
+    What may be done with a cartridge is its status; where it is is its location. docs/media.md has both.
+    """
 
 
-@tape.command("list", examples=["ctl tape list"])
+# --- looking --------------------------------------------------------------------------------------
+
+
+@tape.command("list", examples=["ctl tape list", "ctl tape list --pool weekly --status full"])
+@click.option(
+    "--pool", default="", help="Only cartridges of this pool; `scratch` for those of none."
+)
+@click.option("--status", default="", help="Only cartridges of this status.")
 @click.pass_obj
-def list_(settings: Settings) -> None:
-    """List cartridges with their status and location."""
+def list_(settings: Settings, pool: str, status: str) -> None:
+    """List cartridges with their status, location, pool and retention."""
     with connect(settings) as client:
         document = client.call("tape.list")
+    rows = [
+        row
+        for row in document["cartridges"]
+        if pool in ("", row["pool"] or "scratch") and status in ("", row["status"])
+    ]
+    document = {"cartridges": rows}
     Screen(settings.output).show(
         document, table=lambda: cartridge_table(document), rows="cartridges"
     )
@@ -38,20 +60,264 @@ def show(settings: Settings, tag: str) -> None:
     Screen(settings.output).show(document, table=lambda: cartridge_page(document))
 
 
-@tape.command(examples=["ctl tape add LTO005L8 --capacity 12TB"])
+@tape.command(examples=["ctl tape status"])
+@click.pass_obj
+def status(settings: Settings) -> None:
+    """Show the drives, what is in them, and what jobs ask of operators."""
+    with connect(settings) as client:
+        document = client.call("tape.status")
+    Screen(settings.output).show(document, table=lambda: status_page(document))
+
+
+@tape.command(examples=["ctl tape inventory"])
+@click.option("--node", default="", help="Only the library of this tape node.")
+@click.pass_obj
+def inventory(settings: Settings, node: str) -> None:
+    """Show which element of which library holds what, as the nodes last said; `ctl tape scan` has them look again."""
+    with connect(settings) as client:
+        cartridges = client.call("tape.list")["cartridges"]
+        drives = client.call("drive.list")["drives"]
+    document = {"elements": elements(cartridges, drives, node=node)}
+    Screen(settings.output).show(document, table=lambda: element_table(document), rows="elements")
+
+
+@tape.command(examples=["ctl tape scan"])
+@click.option("--node", default="", help="Only the library of this tape node.")
+@click.pass_obj
+def scan(settings: Settings, node: str) -> None:
+    """Have libraries look through all their elements anew."""
+    with connect(settings) as client:
+        document = client.call("tape.scan", node=node)
+    Screen(settings.output).show(
+        document, table=lambda: f"scanned: {', '.join(document['nodes']) or 'no tape node is here'}"
+    )
+
+
+# --- new cartridges and labels --------------------------------------------------------------------
+
+
+@tape.command(
+    examples=["ctl tape add LTO005L8 --capacity 12TB", "ctl tape add LTO006L8 --pool weekly"]
+)
 @click.argument("tag")
 @click.option(
     "--capacity", type=SIZE, default=CAPACITY, show_default=True, help="Capacity of the cartridge."
 )
 @click.option("--node", default="", help="Tape node; needed only if there are several.")
+@click.option("--pool", default="", help="Pool that it belongs to from now on. [default: scratch]")
+@click.option("--worm", is_flag=True, help="Write once, read many: it is never erased.")
 @click.pass_obj
-def add(settings: Settings, tag: str, capacity: float, node: str) -> None:
+def add(settings: Settings, tag: str, capacity: float, node: str, pool: str, worm: bool) -> None:
     """Add a blank virtual cartridge with barcode TAG, such as LTO005L8, to the library."""
     with connect(settings) as client:
-        document = client.call("tape.add", tag=tag, capacity_bytes=int(capacity), node=node)
+        document = client.call(
+            "tape.add", tag=tag, capacity_bytes=int(capacity), node=node, pool=pool, worm=worm
+        )
+    _show_one(settings, document)
+
+
+_wait = click.option(
+    "--wait", is_flag=True, help="Watch the job until it ends; exit with the job's code."
+)
+_pool = click.option(
+    "--pool", default="", help="Pool that the label is for. [default: the cartridge's, or scratch]"
+)
+
+
+@tape.command(examples=["ctl tape label LTO005L8 --pool weekly --wait"])
+@click.argument("tag")
+@_pool
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also if it is foreign or in error. Never if a backup of ours, a retention or a hold is on it.",
+)
+@_wait
+@click.pass_obj
+def label(settings: Settings, tag: str, pool: str, force: bool, wait: bool) -> int:
+    """Write a label on the cartridge TAG, and erase what nobody wants any more.
+
+    A cartridge with data that somebody may want is refused, and why is said.
+    """
+    with connect(settings) as client:
+        job = run_label(client, tag=tag, pool=pool, force=force)
+        return _finish(client, [job], settings=settings, wait=wait)
+
+
+@tape.command("barcode-label", examples=["ctl tape barcode-label --pool weekly --wait"])
+@_pool
+@_wait
+@click.pass_obj
+def barcode_label(settings: Settings, pool: str, wait: bool) -> int:
+    """Write labels on all blank cartridges that are in a library, each by its barcode."""
+    with connect(settings) as client:
+        rows = client.call("tape.list")["cartridges"]
+        tags = [row["tag"] for row in rows if row["status"] == "blank" and _is_here(row)]
+        jobs, refused = [], list[int]()
+        for tag in tags:
+            try:
+                jobs.append(run_label(client, tag=tag, pool=pool, force=False))
+            except BackupError as error:
+                refused.append(int(error.exit_code))
+                Screen(settings.output).talk(f"ctl: {tag} is not labelled: {error}")
+        if not jobs:
+            Screen(settings.output).talk("no cartridge is blank" if not tags else "nothing is done")
+            return worst(refused) if refused else int(ExitCode.OK)
+        return worst([*refused, _finish(client, jobs, settings=settings, wait=wait)])
+
+
+def _is_here(row: Document) -> bool:
+    return not (row["location"] == "offline" or row["location"].startswith("vault "))
+
+
+# --- moving ---------------------------------------------------------------------------------------
+
+
+@tape.command(examples=["ctl tape load LTO001L8", "ctl tape load LTO001L8 --drive tape/drive-1"])
+@click.argument("tag")
+@click.option("--drive", default="", help="DRIVE or NODE/DRIVE. [default: a free one]")
+@click.pass_obj
+def load(settings: Settings, tag: str, drive: str) -> None:
+    """Put the cartridge TAG into a drive. A drive that a job has is refused."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.load", tag=tag, drive=drive))
+
+
+@tape.command(examples=["ctl tape unload LTO001L8", "ctl tape unload drive-0"])
+@click.argument("name", metavar="TAG|DRIVE")
+@click.pass_obj
+def unload(settings: Settings, name: str) -> None:
+    """Take a cartridge out of its drive and back into a slot. A drive that a job has is refused."""
+    with connect(settings) as client:
+        document = client.call("tape.unload", name=name)
+    if "tag" in document and "status" in document:
+        _show_one(settings, document)
+        return
+    Screen(settings.output).show(document, table=lambda: drive_table({"drives": [document]}))
+
+
+@tape.command("export", examples=["ctl tape export LTO001L8"])
+@click.argument("tag")
+@click.pass_obj
+def export(settings: Settings, tag: str) -> None:
+    """Bring the cartridge TAG to an import/export element, where it may be taken out."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.export", tag=tag))
+
+
+@tape.command("import", examples=["ctl tape import LTO001L8"])
+@click.argument("tag")
+@click.pass_obj
+def import_(settings: Settings, tag: str) -> None:
+    """Bring the cartridge TAG from an import/export element into a slot."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.import", tag=tag))
+
+
+@tape.command(examples=["ctl tape vault LTO001L8 bank-3", "ctl tape vault LTO001L8 ''"])
+@click.argument("tag")
+@click.argument("name")
+@click.pass_obj
+def vault(settings: Settings, tag: str, name: str) -> None:
+    """Say where the cartridge TAG is when no library has it: in vault NAME. An empty NAME takes that back."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.vault", tag=tag, vault=name))
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+@tape.command(examples=["ctl tape protect LTO001L8 --reason 'lawsuit 7'"])
+@click.argument("tag")
+@click.option("--reason", required=True, help="Why; everybody who asks will read it.")
+@click.pass_obj
+def protect(settings: Settings, tag: str, reason: str) -> None:
+    """Hold the cartridge TAG: nobody erases it, whatever its retention says, until it is let go."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.protect", tag=tag, reason=reason))
+
+
+@tape.command(examples=["ctl tape unprotect LTO001L8"])
+@click.argument("tag")
+@click.pass_obj
+def unprotect(settings: Settings, tag: str) -> None:
+    """Let the cartridge TAG go; it has to be in a library. Its retention goes on to its end."""
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.unprotect", tag=tag))
+
+
+@tape.command(examples=["ctl tape retire LTO001L8"])
+@click.argument("tag")
+@click.pass_obj
+def retire(settings: Settings, tag: str) -> None:
+    """Never write the cartridge TAG again; it is still read."""
+    _set(settings, tag, status="retired")
+
+
+@tape.command(
+    "set-status",
+    examples=[
+        "ctl tape set-status LTO001L8 writable",
+        "ctl tape set-status LTO001L8 writable --node tape2",
+    ],
+)
+@click.argument("tag")
+@click.argument("status", type=click.Choice(STATUSES))
+@click.option(
+    "--node", default="", help="The tape node that it was moved to and is at home at now."
+)
+@click.pass_obj
+def set_status(settings: Settings, tag: str, status: str, node: str) -> None:
+    """Say what the cartridge TAG is after all: the right one of two, good again, or full."""
+    _set(settings, tag, status=status, node=node)
+
+
+@tape.command("set-pool", examples=["ctl tape set-pool LTO005L8 weekly"])
+@click.argument("tag")
+@click.argument("pool")
+@click.pass_obj
+def set_pool(settings: Settings, tag: str, pool: str) -> None:
+    """Give the cartridge TAG, which has no data, to a pool, or to `scratch`."""
+    _set(settings, tag, pool=pool)
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def run_label(client: Client, *, tag: str, pool: str, force: bool) -> int:
+    """Submit a label job and return its number."""
+    answer = client.call(
+        "job.submit", token=new_token(), kind="label", tag=tag, pool=pool, force=force
+    )
+    return int(answer["job"])
+
+
+def _finish(client: Client, jobs: Sequence[int], *, settings: Settings, wait: bool) -> int:
+    screen = Screen(settings.output)
+    if wait:
+        return follow_jobs(client, jobs, screen=screen)
+    document = {"jobs": [{"job": job} for job in jobs]}
+    screen.show(document, table=lambda: "\n".join(f"job {job}" for job in jobs), rows="jobs")
+    return int(ExitCode.OK)
+
+
+def _set(settings: Settings, tag: str, **changes: str) -> None:
+    with connect(settings) as client:
+        _show_one(settings, client.call("tape.set", tag=tag, **changes))
+
+
+def _show_one(settings: Settings, document: Document) -> None:
     Screen(settings.output).show(
         document, table=lambda: cartridge_table({"cartridges": [document]})
     )
+
+
+# --- rendering ------------------------------------------------------------------------------------
+
+
+def retention(text: str) -> str:
+    """Show until when something is kept."""
+    return "for ever" if text.startswith("9999-") else render.local_time(text)
 
 
 def cartridge_table(document: Document) -> str:
@@ -60,6 +326,8 @@ def cartridge_table(document: Document) -> str:
         ("CARTRIDGE", render.text_of("tag")),
         ("STATUS", render.text_of("status")),
         ("LOCATION", render.text_of("location")),
+        ("POOL", lambda row: str(row["pool"] or "scratch")),
+        ("RETAIN", _kept),
         ("NODE", render.text_of("node")),
         ("USED", lambda row: render.tape_size(row["used_bytes"])),
         ("CAPACITY", lambda row: render.tape_size(row["capacity_bytes"])),
@@ -74,19 +342,35 @@ def cartridge_table(document: Document) -> str:
     )
 
 
+def _kept(row: Document) -> str:
+    return "held" if row["hold"] else retention(row["retain_until"])
+
+
 def cartridge_page(document: Document) -> str:
     """Render one cartridge with its parts."""
+    protections = [
+        words
+        for name, words in (("is_worm", "WORM"), ("is_write_protected", "write protected"))
+        if document[name]
+    ]
     facts = render.block(
         [
             ("Cartridge", str(document["tag"])),
             ("Status", str(document["status"])),
             ("Detail", str(document["detail"] or "-")),
-            ("Location", f"{document['location']} of {document['node']}"),
+            ("Location", _place(document)),
+            ("Pool", str(document["pool"] or "- (scratch)")),
+            ("Retained until", retention(document["retain_until"])),
+            ("Held", str(document["hold"] or "-")),
+            ("Protection", ", ".join(protections) or "-"),
+            ("First written", render.local_time(document["first_written"])),
+            ("Last written", render.local_time(document["last_written"])),
             ("Identifier", str(document["cartridge"] or "- (blank)")),
             ("Used", render.tape_size(document["used_bytes"])),
             ("Capacity", render.tape_size(document["capacity_bytes"])),
             ("End of data", f"object {document['end']}"),
             ("Generation", str(document["generation"])),
+            ("Loads", str(document["loads"])),
         ]
     )
     columns = [
@@ -102,3 +386,70 @@ def cartridge_page(document: Document) -> str:
     ]
     numbers = [title for title, _ in columns if title != "VOLUME"]
     return f"{facts}\n\n{render.table(columns, document['parts_detail'], right=numbers, empty='no parts')}"
+
+
+def _place(document: Document) -> str:
+    return (
+        f"{document['location']} of {document['node']}"
+        if _is_here(document)
+        else str(document["location"])
+    )
+
+
+def status_page(document: Document) -> str:
+    """Render drives, requests to operators, and how many cartridges have which status."""
+    counts = ", ".join(f"{count} {name}" for name, count in document["cartridges"].items())
+    asked = render.table(
+        [("JOB", render.text_of("job")), ("WAITS FOR", render.text_of("request"))],
+        document["requests"],
+        right=("JOB",),
+        empty="no job waits for an operator",
+    )
+    return f"{drive_table(document)}\n\n{asked}\n\ncartridges: {counts or 'none'}"
+
+
+def elements(
+    cartridges: Sequence[Document], drives: Sequence[Document], *, node: str = ""
+) -> list[Document]:
+    """Return what is in which element: drives, full or empty, then what else holds a cartridge."""
+    by_tag = {row["tag"]: row for row in cartridges}
+    found: list[Document] = [
+        {
+            "node": drive["node"],
+            "element": drive["drive"],
+            "tag": drive["tag"],
+            **_brief(by_tag.get(drive["tag"])),
+        }
+        for drive in drives
+    ]
+    inside = {(each["node"], each["element"]) for each in found}
+    for row in cartridges:
+        place = (row["node"], row["location"])
+        if _is_here(row) and place not in inside:
+            found.append(
+                {"node": row["node"], "element": row["location"], "tag": row["tag"], **_brief(row)}
+            )
+    found = [each for each in found if node in ("", each["node"])]
+    return sorted(found, key=lambda each: (each["node"], *_natural(each["element"])))
+
+
+def _brief(row: Document | None) -> Document:
+    return {name: row[name] if row is not None else "" for name in ("status", "pool", "detail")}
+
+
+def _natural(element: str) -> tuple[str, int]:
+    kind, _, number = element.partition("-")
+    return kind, int(number) if number.isdecimal() else -1
+
+
+def element_table(document: Document) -> str:
+    """Render what is in which element."""
+    columns = [
+        ("NODE", render.text_of("node")),
+        ("ELEMENT", render.text_of("element")),
+        ("CARTRIDGE", render.text_of("tag")),
+        ("STATUS", render.text_of("status")),
+        ("POOL", render.text_of("pool")),
+        ("DETAIL", render.text_of("detail")),
+    ]
+    return render.table(columns, document["elements"], empty="no library is here")

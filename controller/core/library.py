@@ -18,7 +18,7 @@ from controller.core.allocation import place_of, state_of
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.library_documents import drive_document, find_drive
-from controller.core.media import UNTOUCHED, tag_claims
+from controller.core.media import tag_claims
 from controller.core.procedure import Ask, Procedure, Step
 
 
@@ -26,7 +26,7 @@ def load(desk: Desk, call: Call) -> None:
     """Put a cartridge into a drive: the one that is named, or a free one."""
     row = require_here(desk, call.arguments["tag"])
     check_unused(desk, row)
-    if row.status in UNTOUCHED:
+    if row.status == "quarantined":
         raise RefusedError(f"cartridge {row.tag} is {row.status}: {row.detail}")
     inside = _drive_with(desk, row)
     if call.arguments["drive"]:

@@ -65,9 +65,24 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "volume.export_end",
         "volume.extents",
         "tape.add",
+        "tape.scan",
+        "tape.load",
+        "tape.unload",
+        "tape.export",
+        "tape.import",
+        "tape.protect",
+        "tape.unprotect",
+        "tape.set",
+        "tape.vault",
+        "drive.down",
+        "drive.up",
+        "pool.create",
+        "pool.set",
+        "pool.delete",
         "backup.prune",
         "backup.protect",
     }
+    full.call("pool.create", name="vol", retain="0", allocation="continue", scratch=True)
     there: dict[str, Any] = {"job": 1, "name": "vol", "tag": "LTO001L8"}
     there |= dict.fromkeys(("backup", "before", "after"), "1") | {"volumes": ["vol"]}
     for verb in VERBS:
@@ -364,3 +379,24 @@ def test_only_so_many_jobs_are_remembered(full: Site, monkeypatch: pytest.Monkey
         assert document is not None
         assert document["items_total"] > 0
     assert len(shown._books._ended) == 1
+
+
+# --- libraries -----------------------------------------------------------------------------------
+
+
+def test_drives_pools_and_requests_are_shown(full: Site) -> None:
+    (pool,) = read(full, "pool.list")["pools"]
+    assert pool == read(full, "pool.show", name="default")
+    assert (pool["name"], pool["retain"], pool["tags"]) == ("default", "0", ["LTO001L8"])
+    (drive,) = read(full, "drive.list")["drives"]
+    assert (drive["name"], drive["state"], drive["tag"]) == ("tape/drive-0", "Up", "LTO001L8")
+    told = read(full, "tape.status")
+    assert told == {
+        "drives": [drive],
+        "requests": [],
+        "cartridges": {"blank": 1, "writable": 1},
+    }
+
+
+def test_a_job_says_its_pool(full: Site) -> None:
+    assert read(full, "job.show", job=1)["pool"] == "default"

@@ -8,8 +8,8 @@ from backplane.testing.file_rows import ordinary_tree
 from backplane.testing.packed_map import PackedMap
 
 LIST = """\
-BACKUP  NAME                       LEVEL  STATE      CREATED              VOLUME SIZE            DATA  PARTS  NEEDS
-     3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  LTO001L8
+BACKUP  NAME                       LEVEL  STATE      CREATED              VOLUME SIZE            DATA  PARTS  POOL    NEEDS
+     3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  weekly  LTO001L8
 """
 
 PAGE = """\
@@ -29,6 +29,7 @@ PAGE = """\
   Given back:     0
   Consistency:    crash
   Static view:    hold
+  Pool:           weekly
   Cartridges:     LTO001L8
   Map of files:   none
 
