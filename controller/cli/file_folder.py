@@ -17,7 +17,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from typing import Final
 from backplane.errors import BackupError, MediumError, RefusedError
 from backplane.file_map.content import JBD2_MAGIC, pieces, refuse
 from backplane.file_map.decompress import decompress
-from backplane.file_map.model import NO_TIME, FileRow, Identity, Kind
+from backplane.file_map.model import NO_TIME, FileRow, FileSystem, Kind
 from controller.cli.file_rows import shown
+from controller.cli.hard_links import FileKey, HardLinks
 
 LISTED_MAX: Final = 1000
 DEPTH_MAX: Final = 1024
@@ -52,8 +53,11 @@ Read = Callable[[int, int], Generator[bytes, None, None]]
 class FileFolder:
     """A folder that is being filled.  Rows may come in any order; `finish` does what has to be last."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder if it is not there; raises `RefusedError` if it is not empty."""
+    def __init__(self, folder: Path, file_systems: Iterable[FileSystem] = ()) -> None:
+        """Make the folder if it is not there; raises `RefusedError` if it is not empty.
+
+        `file_systems` are those of the map.
+        """
         self.files = self.file_bytes = self.failed = self.attributes_lost = 0
         self.listed: list[dict[str, str]] = []
         self._read: Read = _nowhere
@@ -61,7 +65,8 @@ class FileFolder:
         self._root, self._mode = self._open(folder)
         self._temporary = _PARTIAL % secrets.token_hex(8).encode()
         self._is_root = os.geteuid() == 0
-        self._made: dict[Identity, bytes] = {}
+        self._hard_links = HardLinks(file_systems)
+        self._made: dict[FileKey, bytes] = {}
         self._links: list[tuple[FileRow, bytes]] = []
         self._symlinks: list[FileRow] = []
         self._folders: list[FileRow] = []
@@ -98,7 +103,7 @@ class FileFolder:
         elif row.kind == Kind.SYMLINK:
             self._symlinks.append(row)
         elif row.kind == Kind.FILE:
-            first = self._made.get(row.identity) if row.links > 1 else None
+            first = self._made.get(self._hard_links.key(row)) if row.links > 1 else None
             if first is None:
                 self._attempt(row, self._make_file)
             else:
@@ -197,7 +202,7 @@ class FileFolder:
         self.files += 1
         self.file_bytes += row.size
         if row.links > 1:
-            self._made[row.identity] = row.path
+            self._made[self._hard_links.key(row)] = row.path
 
     def _name(self, folder: int, name: bytes) -> None:
         """Give the temporary file its name, which must be free."""

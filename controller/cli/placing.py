@@ -28,13 +28,14 @@ from backplane.errors import (
     UnreachableError,
 )
 from backplane.file_map.content import pieces, refuse
-from backplane.file_map.model import ExtentFlag, FileRow, Identity, Kind
+from backplane.file_map.model import ExtentFlag, FileRow, Kind
 from backplane.file_map.pattern import spelled
 from backplane.file_map.selection import PATTERNS_MAX, Selection
 from backplane.runtime.clock import Clock, SystemClock
 from backplane.units import GIB, MIB
 from controller.cli.client import Client, new_token
 from controller.cli.follow import ENDED, fetch_job, status_line
+from controller.cli.hard_links import FileKey, HardLinks
 from controller.cli.placer import Placer, PlacerLostError, Refusal, temporary_name
 from controller.cli.populated_folder import PopulatedFolder
 from controller.cli.remote_map import RemoteMap
@@ -99,7 +100,7 @@ def run_place(
             f"backup {remote.backup} has nothing that matches {patterns}",
             hint=f"ctl backup files {remote.backup} lists what it has",
         )
-    with closing(PopulatedFolder(into)) as folder:
+    with closing(PopulatedFolder(into, remote.header.file_systems)) as folder:
         placement = Placement(
             client,
             remote,
@@ -174,8 +175,9 @@ class Placement:
         self._screen = screen
         self._clock = clock or SystemClock()
         self._large: list[FileRow] = []
-        self._seen: set[Identity] = set()
-        self._adopted: set[Identity] = set()
+        self._hard_links = HardLinks(remote.header.file_systems)
+        self._seen: set[FileKey] = set()
+        self._adopted: set[FileKey] = set()
         self._done: set[bytes] = set()
         self._trouble = ""
         """Why the job of this batch was stopped."""
@@ -199,8 +201,8 @@ class Placement:
         reason = refuse_placing(row)
         if reason:
             self._reasons[row.path] = reason
-        elif row.links == 1 or row.identity not in self._seen:
-            self._seen.add(row.identity)
+        elif row.links == 1 or self._hard_links.key(row) not in self._seen:
+            self._seen.add(self._hard_links.key(row))
             self._large.append(row)
 
     def _why_taken(self, row: FileRow) -> str:
@@ -343,7 +345,7 @@ class Placement:
             else:
                 self._done.add(row.path)
                 self._reasons.pop(row.path, None)
-                self._adopted.add(row.identity)
+                self._adopted.add(self._hard_links.key(row))
                 self._folder.adopt(row, attributes_lost=lost)
                 self.report.add(row.path, is_placed=True)
                 return
@@ -377,7 +379,7 @@ class Placement:
                 yield row
 
     def _has_content(self, row: FileRow) -> bool:
-        is_linked = row.links > 1 and row.identity in self._adopted
+        is_linked = row.links > 1 and self._hard_links.key(row) in self._adopted
         return row.kind == Kind.FILE and bool(row.extents) and not is_linked
 
     def _fill(self, selection: Selection, lost: dict[str, str]) -> None:

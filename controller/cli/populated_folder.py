@@ -6,21 +6,22 @@ Folders that were there keep their attributes; a name that is taken stays what i
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from backplane.errors import RefusedError
-from backplane.file_map.model import FileRow
+from backplane.file_map.model import FileRow, FileSystem
 from controller.cli.file_folder import FOLDER_FLAGS, FileFolder
 
 
 class PopulatedFolder(FileFolder):
     """A folder into which files are restored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file_systems: Iterable[FileSystem] = ()) -> None:
         """Open the folder; raises `RefusedError` if it is not there."""
         self._new: set[bytes] = set()
-        super().__init__(folder)
+        super().__init__(folder, file_systems)
 
     def _open(self, folder: Path) -> tuple[int, int]:
         try:
@@ -51,7 +52,7 @@ class PopulatedFolder(FileFolder):
         self.file_bytes += row.size
         self.attributes_lost += attributes_lost
         if row.links > 1:
-            self._made[row.identity] = row.path
+            self._made[self._hard_links.key(row)] = row.path
 
     def remove(self, path: bytes) -> None:
         """Remove a temporary file that nobody is left to remove."""

@@ -111,7 +111,7 @@ def run_restore_files(
         reason = next(iter(remote.header.reasons), "no reason is given")
         screen.talk(f"ctl: the map of backup {remote.backup} is incomplete: {reason}")
     # The folder first: it is refused now, and not after an hour, if it cannot be had.
-    with closing(FileFolder(out)) as folder:
+    with closing(FileFolder(out, remote.header.file_systems)) as folder:
         with staged(client, remote.backup, files, screen) as (job, name):
             lost = lost_of(fetch_job(client, job))
             with bytes_of(client, name) as read:

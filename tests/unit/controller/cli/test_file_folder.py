@@ -16,11 +16,20 @@ import pytest
 
 from backplane.errors import BackupError, MediumError, RefusedError
 from backplane.file_map.content import JBD2_MAGIC
-from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Identity, Kind
+from backplane.file_map.model import (
+    NO_TIME,
+    ExtentFlag,
+    FileExtent,
+    FileRow,
+    FileSystem,
+    Identity,
+    Kind,
+)
 from controller.cli import file_folder
 from controller.cli.file_folder import FileFolder
 
 VOLUME = bytes(range(1, 256)) * 1024
+PARTS = ("p1", "p2")
 IS_ROOT = os.geteuid() == 0
 ME, MY_GROUP = os.geteuid(), os.getegid()
 
@@ -172,6 +181,29 @@ def test_names_of_one_file_are_one_file_again(folder: FileFolder, out: Path) -> 
     assert fill(folder, one, one._replace(path=b"b/two"), one._replace(path=b"three")) == []
     assert len({path.stat().st_ino for path in (out / "a/one", out / "b/two", out / "three")}) == 1
     assert folder.files == 3
+
+
+def test_files_with_the_same_numbers_are_not_one_file(out: Path) -> None:
+    """Two partitions that were made alike; and a map that says so of files of one file system."""
+    systems = [FileSystem("ext4", prefix, "", "", 1024, 1 << 20, "clean", "") for prefix in PARTS]
+    folder = FileFolder(out, systems)
+    folder.read_from(read)
+    first = row("p1/a", extents=(plain(0, 10),), links=2)
+    empty = row("p1/none", links=2, identity=Identity(0, 8, 0))
+    other = (plain(100, 10),)
+    assert not fill(
+        folder,
+        *(first, first._replace(path=b"p1/b"), first._replace(path=b"p1/c", extents=other)),
+        *(first._replace(path=b"p2/a", extents=other), empty, empty._replace(path=b"p2/none")),
+    )
+    folder.close()
+    made = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    content = {name: path.read_bytes() for name, path in made.items()}
+    a, c = VOLUME[:10], VOLUME[100:110]
+    texts = {"p1/a": a, "p1/b": a, "p1/c": c, "p2/a": c, "p1/none": b"", "p2/none": b""}
+    assert content == texts
+    assert made["p1/a"].samefile(made["p1/b"])
+    assert not made["p1/none"].samefile(made["p2/none"])
 
 
 def test_links_of_a_file_that_could_not_be_made_are_tried_for_themselves(

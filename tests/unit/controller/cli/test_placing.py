@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +20,7 @@ from backplane.errors import (
     RefusedError,
     UnreachableError,
 )
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Identity, Kind
+from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, FileSystem, Identity, Kind
 from backplane.file_map.selection import Selection
 from backplane.testing.packed_map import MapCaller, PackedMap
 from backplane.units import MIB
@@ -49,6 +49,7 @@ def row(path: bytes, kind: Kind = Kind.FILE, size: int = 0, **fields: Any) -> Fi
     return FileRow(**(facts | fields))
 
 
+PARTS = ("p1", "p2")
 LINKED: dict[str, Any] = {"links": 2, "identity": Identity(0, 1, 0)}
 ROWS = [
     row(b"", Kind.DIRECTORY),
@@ -66,8 +67,10 @@ ROWS = [
 class Controller(MapCaller):
     """A controller with one backup, whose job ends as a test wants it."""
 
-    def __init__(self) -> None:
-        super().__init__(PackedMap(ROWS))
+    def __init__(
+        self, rows: Sequence[FileRow] = ROWS, systems: tuple[FileSystem, ...] = ()
+    ) -> None:
+        super().__init__(PackedMap(rows, file_systems=systems))
         self.states = ["copying", "completed"]
         self.result: dict[str, Any] = {"is_fenced": True}
         self.error: BackupError | None = None
@@ -270,6 +273,21 @@ def test_large_files_are_placed_others_written_and_links_made(bench: Bench) -> N
     ]
     assert (bench.document["placed"], bench.document["written"]) == (2, 2)
     assert bench.document["jobs"] == [7, 8]
+
+
+def test_files_of_two_partitions_with_the_same_numbers_are_two_files(bench: Bench) -> None:
+    first = row(b"p1/a", size=MIB, **LINKED)
+    empty = row(b"p1/none", links=2, identity=Identity(0, 2, 0))
+    rows = [first, empty, first._replace(path=b"p2/a"), empty._replace(path=b"p2/none")]
+    bench.controller = Controller(
+        [row(b"p1", Kind.DIRECTORY), *rows[:2], row(b"p2", Kind.DIRECTORY), *rows[2:]],
+        tuple(FileSystem("ext4", each, "", "", 4096, 1 << 30, "clean", "") for each in PARTS),
+    )
+    assert bench.run("**") == ExitCode.OK
+    assert bench.controller.submitted()["placed"] == ["p1/a", "p2/a"]
+    for name in ("a", "none"):
+        first_inode, second_inode = ((bench.into / p / name).stat().st_ino for p in PARTS)
+        assert first_inode != second_inode
 
 
 def test_blocks_are_exposed_before_the_job_and_verified_when_it_is_fenced(bench: Bench) -> None:

@@ -19,11 +19,12 @@ from backplane.errors import (
     NotFoundError,
     RefusedError,
 )
-from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, Identity, Kind
+from backplane.file_map.model import ExtentFlag, FileExtent, FileRow, FileSystem, Identity, Kind
 from backplane.runtime.keys import create_key_pair
 from backplane.testing.packed_map import MapCaller, PackedMap
 from backplane.wire.frames import Opcode
 from controller.cli import restore_files
+from controller.cli.file_folder import FileFolder
 from controller.cli.render import Screen
 from controller.cli.restore_files import VolumeReader, run_restore_files
 
@@ -205,6 +206,23 @@ def test_a_job_that_brings_nothing_ends_with_its_code_and_leaves_no_volume(
     assert caught.value.exit_code == (ExitCode.FAILED if code is None else code)
     assert controller.verbs()[-2:] == ["job.cancel", "volume.delete"]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_file_systems_of_the_map_tell_files_apart(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Folder(FileFolder):
+        def __init__(self, folder: Path, file_systems: Any = ()) -> None:
+            seen.extend(file_systems)
+            super().__init__(folder, file_systems)
+
+    monkeypatch.setattr(restore_files, "FileFolder", Folder)
+    systems = tuple(FileSystem("xfs", each, "", "", 512, 1, "clean", "") for each in ("p1", "p2"))
+    controller.maps["3"] = PackedMap(ROWS, file_systems=systems)
+    run(controller, tmp_path / "out", "etc")
+    assert tuple(seen) == systems
 
 
 def test_files_that_did_not_come_back_from_tape_are_listed_and_not_made(
