@@ -77,14 +77,15 @@ class _Choice:
     of the one that is taken are squeezed.
     """
 
-    __slots__ = ("_above", "_factor", "_form", "_least", "_numbers", "_start", "span")
+    __slots__ = ("_above", "_different", "_factor", "_form", "_least", "_numbers", "_start", "span")
 
     def __init__(self, form: int, start: int, numbers: Sequence[int]) -> None:
         self._form = form
         self._start = start
         self._numbers = numbers
-        self._least = min(numbers)
-        self.span = max(numbers) - self._least
+        self._different = set(numbers)  # mostly few, so that all else is quick
+        self._least = min(self._different)
+        self.span = max(self._different) - self._least
         """How far apart the extremes are."""
         self._above: Sequence[int] = ()
         self._factor = 0
@@ -103,7 +104,7 @@ class _Choice:
         if not self._factor:
             factor = math.gcd(*(number - self._least for number in self._numbers[:_SAMPLE]))
             if factor != 1:  # which mostly is found out soon
-                factor = math.gcd(*self.above)
+                factor = math.gcd(*map(sub, self._different, repeat(self._least)))
             self._factor = factor if 1 < factor <= FACTOR_MAX else 1
         return self._factor
 
@@ -119,7 +120,7 @@ class _Choice:
         """
         if not self.span:
             return 0 if VALUE_MIN <= self._least <= VALUE_MAX else math.inf
-        different = len(set(self._numbers))
+        different = len(self._different)
         if different >= bound:
             return different
         if self.most > _STORED_MAX or not VALUE_MIN <= self._least <= VALUE_MAX:

@@ -94,14 +94,19 @@ def _require_packable(rows: Sequence[FileRow]) -> None:
 
 def shared(values: Iterable[T], *first: T) -> tuple[list[T], list[int]]:
     """Return the different values in the order of their coming, and which of them each one is."""
-    number: dict[T, int] = {value: at for at, value in enumerate(first)}
-    places = [number.setdefault(value, len(number)) for value in values]
-    return list(number), places
+    listed = list(values)
+    different = list(dict.fromkeys(chain(first, listed)))
+    if len(different) == 1:
+        return different, [0] * len(listed)
+    number = {value: at for at, value in enumerate(different)}
+    return different, list(map(number.__getitem__, listed))
 
 
 def split_times(times: Numbers) -> tuple[Numbers, Numbers]:
     """Return the seconds and the nanoseconds of times."""
     if NO_TIME in times:
+        if min(times) == max(times):
+            return [0] * len(times), [-1] * len(times)
         pairs = [(0, -1) if time == NO_TIME else divmod(time, SECOND_NS) for time in times]
         return [seconds for seconds, _ in pairs], [rest for _, rest in pairs]
     return [time // SECOND_NS for time in times], [time % SECOND_NS for time in times]

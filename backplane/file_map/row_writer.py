@@ -104,14 +104,13 @@ def _common_padded(paths: Sequence[bytes], width: int) -> list[int]:
 
 def _time_columns(times: Sequence[tuple[Numbers, Numbers]]) -> Iterator[bytes]:
     modified, accessed, changed, born = times
-    for parts, neighbours in (
-        (modified, (None, None)),
-        (accessed, modified),
-        (changed, modified),
-        (born, changed),
-    ):
-        for column, neighbour in zip(parts, neighbours, strict=True):
-            yield write_column(column, neighbour)
+    yield from map(write_column, modified)
+    beside = list(map(write_column, accessed, modified))
+    yield from beside
+    yield from map(write_column, changed, modified)
+    # Who copies a tree makes files that were born when they were read, and changed when they were written.
+    is_same = changed == modified and born == accessed
+    yield from beside if is_same else map(write_column, born, changed)
 
 
 def _extent_columns(rows: RowColumns, algorithm_of: Numbers) -> list[bytes]:

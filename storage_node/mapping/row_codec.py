@@ -273,7 +273,7 @@ class _Taker:
         """Return a column of times."""
         width = bytes(self.next(1))
         if width == _UNKNOWN:
-            return (NO_TIME,) * count
+            return [NO_TIME] * count
         if width == _NARROW:
             return self.numbers("q", count)
         if width != _WIDE:

@@ -42,8 +42,11 @@ def test_a_defect_is_told() -> None:
 def test_what_is_shared_has_the_number_of_its_first_coming() -> None:
     assert shared("abcab") == (["a", "b", "c"], [0, 1, 2, 0, 1])
     assert shared("ab", "b") == (["b", "a"], [1, 0])
+    assert shared("aa") == (["a"], [0, 0])
+    assert shared((), "a") == (["a"], [])
 
 
 def test_times_are_split_into_seconds_and_a_rest_that_is_not_negative() -> None:
     assert split_times([5, -1, 3 * SECOND]) == ([0, -1, 3], [5, SECOND - 1, 0])
+    assert split_times([NO_TIME, NO_TIME]) == ([0, 0], [-1, -1])
     assert split_times([5, NO_TIME, -1]) == ([0, 0, -1], [5, -1, SECOND - 1])
