@@ -54,37 +54,31 @@ class Window:
         self._outer = array("q")
         self._inner = array("q")
         """Where each segment begins, in the root and in the window."""
-        self._size_bytes = 0
+        size_bytes = 0
         end = -1
         for first, count in segments:
             if not 0 <= first <= first + count <= source.size_bytes or not count:
                 raise DamagedError(f"{count} bytes at {first}: outside of {source.size_bytes}")
             if first != end:
-                self._append(first)
-            self._size_bytes += count
+                self._append(first, size_bytes)
+            size_bytes += count
             end = first + count
-        self._inner.append(self._size_bytes)
+        self._inner.append(size_bytes)
+        self.size_bytes: Final = size_bytes
+        """All bytes that can be read."""
+        self.shift: Final = self._outer[0] if len(self._outer) == 1 else None
+        """What to add to a byte of the window, if that is all; None with several segments, or none."""
 
-    def _append(self, first: int) -> None:
+    def _append(self, first: int, inner: int) -> None:
         if len(self._outer) >= SEGMENTS_MAX:
             raise UnsupportedError(f"more than {SEGMENTS_MAX} segments")
         self._outer.append(first)
-        self._inner.append(self._size_bytes)
+        self._inner.append(inner)
 
     @classmethod
     def whole(cls, source: Source) -> Window:
         """Return the window that shows everything."""
         return cls(source, [(0, source.size_bytes)] if source.size_bytes else [])
-
-    @property
-    def size_bytes(self) -> int:
-        """All bytes that can be read."""
-        return self._size_bytes
-
-    @property
-    def shift(self) -> int | None:
-        """What to add to a byte of the window, if that is all; None with several segments, or none."""
-        return self._outer[0] if len(self._outer) == 1 else None
 
     @property
     def is_ascending(self) -> bool:
@@ -107,8 +101,8 @@ class Window:
 
     def translate(self, offset: int, count: int) -> list[tuple[int, int]]:
         """Return where these bytes are: (byte of the volume, byte count), in order."""
-        if not 0 <= offset <= offset + count <= self._size_bytes:
-            raise DamagedError(f"{count} bytes at {offset}: outside of {self._size_bytes}")
+        if not 0 <= offset <= offset + count <= self.size_bytes:
+            raise DamagedError(f"{count} bytes at {offset}: outside of {self.size_bytes}")
         places = []
         index = bisect_right(self._inner, offset) - 1
         while count:

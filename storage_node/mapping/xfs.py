@@ -125,6 +125,9 @@ class XfsReader:
             return
         index = self._names.add_directory(number)
         is_inode, add = self._geometry.is_inode, self._names.add
+        shift = self._geometry.inodes_shift
+        block = -1
+        """Of inodes that have a place: neighbours in a directory are mostly neighbours on the volume."""
 
         def tell(text: str) -> None:
             self._broken.setdefault(number, text)
@@ -133,7 +136,9 @@ class XfsReader:
         for child, kind, name in directory_entries(
             self._blocks, inode, tell, is_any_owner=is_any_owner
         ):
-            if not is_inode(child):
+            if child >> shift != block and is_inode(child):
+                block = child >> shift
+            if child >> shift != block or not child:
                 tell(f"the entry {shown(name)!r} leads to inode {child}, which has no place")
             elif not add(child, kind, name, index):
                 tell("more names than can be kept")

@@ -25,6 +25,7 @@ _SLOT_BITS: Final = 6
 _SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
 _RECORD: Final = struct.Struct("<BBBI")
 _RECORD_BYTES: Final = _RECORD.size
+_NAME_BYTES_AT: Final = 2
 _pack: Final = _RECORD.pack
 _PATH_OVERHEAD_BYTES: Final = 150
 
@@ -140,8 +141,7 @@ class Names:
         records = self._records.get(inode >> _SLOT_BITS, b"")
         if self._naming[directory] < 0:
             slot = inode & _SLOT_MASK
-            places = (at for at, found, *_ in _walk(records) if found == slot)
-            self._naming[directory] = next(places, len(records))
+            self._naming[directory] = _first_place(records, slot)
         at = self._naming[directory]
         if at >= len(records):
             return None
@@ -152,13 +152,19 @@ class Names:
     def _unpack(self, key: int) -> dict[int, list[Name]]:
         left = self._left.get(key, -1)
         names: dict[int, list[Name]] = {}
-        for _, slot, name in _walk(self._records.get(key, b"")):
-            if not left >> slot & 1:
-                continue
-            if slot in names:
-                names[slot].append(name)
-            else:
-                names[slot] = [name]
+        data = bytes(self._records.get(key, b""))
+        unpack = _RECORD.unpack_from
+        at, count = 0, len(data)
+        while at < count:
+            slot, kind, name_bytes, directory = unpack(data, at)
+            at += _RECORD_BYTES
+            if left >> slot & 1:
+                name = _new_name((directory, kind, data[at : at + name_bytes]))
+                if slot in names:
+                    names[slot].append(name)
+                else:
+                    names[slot] = [name]
+            at += name_bytes
         return names
 
 
@@ -171,14 +177,9 @@ def shown(name: bytes) -> bytes:
     return name
 
 
-def _walk(records: bytes | bytearray) -> Iterator[tuple[int, int, Name]]:
-    """Yield (where it is, slot, name) of each record."""
+def _first_place(records: bytes | bytearray, slot: int) -> int:
+    """Return where the first record of a slot is; behind the last one if there is none."""
     at = 0
-    data = bytes(records)
-    unpack = _RECORD.unpack_from
-    while at < len(data):
-        slot, kind, name_bytes, directory = unpack(data, at)
-        name_at = at + _RECORD_BYTES
-        end = name_at + name_bytes
-        yield at, slot, _new_name((directory, kind, data[name_at:end]))
-        at = end
+    while at < len(records) and records[at] != slot:
+        at += _RECORD_BYTES + records[at + _NAME_BYTES_AT]
+    return at

@@ -32,6 +32,7 @@ from storage_node.mapping.xfs_space import SharedBlocks
 
 _CRC_AT: Final = 100
 _NO_MODE: Final = bytes(2)
+_NOWHERE: Final = "directories that cannot be reached from the root, or are too deep"
 _FILE: Final = Kind.FILE
 _DIRECTORY: Final = Kind.DIRECTORY
 _SYMLINK: Final = Kind.SYMLINK
@@ -64,6 +65,7 @@ class RowMaker:
         self._problems = blocks.problems
         self._names = names
         self._log = log
+        self._owners, self._doubts = log.owners, log.doubts
         self._shared = shared
         self._broken = broken
         self._root = blocks.geometry.root_inode
@@ -162,9 +164,11 @@ class RowMaker:
         rows: list[FileRow] = []
         for name in names:
             text = shown(name.name)
-            path = self._path(name.directory, text)
-            if path is None:
+            parent = self._names.path(name.directory)
+            if parent is None:
+                self._problems.add(_NOWHERE)
                 continue
+            path = parent + b"/" + text if parent else text
             error = content[4]
             if text != name.name or KIND_OF_TYPE.get(name.type, _OTHER) not in (kind, None):
                 error = error or _what_is_wrong_with(name)
@@ -184,7 +188,7 @@ class RowMaker:
         """Return a path, or tell that it leads nowhere."""
         parent = self._names.path(directory)
         if parent is None:
-            self._problems.add("directories that cannot be reached from the root, or are too deep")
+            self._problems.add(_NOWHERE)
             return None
         return parent + b"/" + text if parent else text
 
@@ -195,8 +199,8 @@ class RowMaker:
         device = 0
         xattrs: tuple[Attribute, ...] = ()
         kind, number = inode.kind, inode.number
-        is_any_owner = number in self._log.owners
-        error = self._log.doubts.get(number, "")
+        is_any_owner = number in self._owners
+        error = self._doubts.get(number, "")
         try:
             if kind == _FILE:
                 extents = self._extents(inode, is_any_owner=is_any_owner)
