@@ -255,7 +255,8 @@ class TapeControl:
         with self._lock:
             if message.tag in self._library.tags():
                 facts = self._facts.get(message.tag) or self._library.facts(message.tag)
-                if facts.capacity_bytes != message.capacity_bytes:
+                found = facts.capacity_bytes, facts.is_worm
+                if found != (message.capacity_bytes, message.is_worm):
                     raise RefusedError(f"there is a cartridge {message.tag} already")
             else:
                 facts = self._library.add(
@@ -505,7 +506,7 @@ def _cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> Cartri
         is_held=facts.is_held,
         is_worm=facts.is_worm,
         is_write_protected=facts.is_write_protected,
-        stored_bytes=facts.used_bytes,
+        record_bytes=facts.record_bytes,
         loads=facts.load_count,
     )
 

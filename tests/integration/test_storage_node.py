@@ -37,6 +37,7 @@ from backplane.runtime.keys import KeyPair, create_key_pair
 from backplane.scsi.designator import designator_of
 from backplane.scsi.sense import Sense
 from backplane.tape_format import VolumeHeader, encode_label
+from backplane.testing.tape_content import volume_header
 from backplane.transport.stream import Channel, Reply, open_unit
 from backplane.transport.zeromq import RouterEndpoint
 from backplane.wire import grants
@@ -674,22 +675,25 @@ def test_an_attempt_that_was_cut_off_is_overwritten_by_the_next_one(node: Node) 
     _, drive = loaded(controller, 5)
     old = controller.open(controller.grant(drive, Rights.APPEND, 6))
     with old:
-        for number in range(3):
+        for number, record in enumerate(encode_label(volume_header(tag="SDV001L8"))):
+            assert do(old, Opcode.WRITE_RECORD, address=number, data=record)[0].is_good
+        assert do(old, Opcode.WRITE_FILEMARKS, address=3, length=1)[0].is_good
+        for number in range(4, 7):
             reply, _ = do(old, Opcode.WRITE_RECORD, address=number, data=b"old" * 1000)
             assert reply.is_good
-        new = controller.open(controller.grant(drive, Rights.APPEND | Rights.READ, 7, position=1))
+        new = controller.open(controller.grant(drive, Rights.APPEND | Rights.READ, 7, position=5))
         with new:
-            assert triple(do(old, Opcode.WRITE_RECORD, address=3, data=b"old")[0]) == STALE
-            assert new.opened.position == 3
-            assert do(new, Opcode.LOCATE, address=1)[0].is_good
-            reply, _ = do(new, Opcode.WRITE_RECORD, address=1, data=b"new")
-            assert (reply.is_good, reply.header.address) == (True, 2)
+            assert triple(do(old, Opcode.WRITE_RECORD, address=7, data=b"old")[0]) == STALE
+            assert new.opened.position == 7
+            assert do(new, Opcode.LOCATE, address=5)[0].is_good
+            reply, _ = do(new, Opcode.WRITE_RECORD, address=5, data=b"new")
+            assert (reply.is_good, reply.header.address) == (True, 6)
             assert triple(do(old, Opcode.LOCATE, address=0)[0]) == STALE
-            reply, _ = do(new, Opcode.READ_RECORD, address=2, length=100)
+            reply, _ = do(new, Opcode.READ_RECORD, address=6, length=100)
             assert triple(reply) == (0x08, 0x00, 0x05)
             # Permission was for one place and one time.
-            assert do(new, Opcode.LOCATE, address=1)[0].is_good
-            assert triple(do(new, Opcode.WRITE_RECORD, address=1, data=b"x")[0])[0] == 0x07
+            assert do(new, Opcode.LOCATE, address=5)[0].is_good
+            assert triple(do(new, Opcode.WRITE_RECORD, address=5, data=b"x")[0])[0] == 0x07
 
 
 # --- the process ---------------------------------------------------------------------------------

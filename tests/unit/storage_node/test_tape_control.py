@@ -613,6 +613,8 @@ def test_the_node_keeps_what_a_trailer_retains(node: Node, tmp_path: Path) -> No
 def test_a_worm_cartridge_is_written_once(node: Node) -> None:
     node.tape.add(TapeAdd(request=1, tag=FIRST, capacity_bytes=1 << 24, is_worm=True))
     assert node.state().is_worm
+    with pytest.raises(RefusedError, match="already"):
+        node.add()
     node.label(epoch=5)
     with pytest.raises(RefusedError, match="WORM"):
         node.erase(epoch=6, is_forced=True)
