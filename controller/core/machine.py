@@ -33,21 +33,15 @@ from backplane.wire.messages import (
     WorkRevoked,
 )
 from controller.catalog.store import (
-    CartridgeRow,
     Change,
     CounterRow,
-    DriveRow,
     DropMap,
-    DropRow,
     EventRow,
     ItemRow,
     JobRow,
     NodeRow,
-    PartRow,
-    PoolRow,
     Snapshot,
     TakeStore,
-    VolumeRow,
 )
 from controller.core import documents, file_maps, groups, quiet_waits
 from controller.core import jobs as procedures
@@ -195,23 +189,9 @@ class Machine:
     def record(self, *rows: Change) -> None:
         """Make rows durable before anything that follows, and keep the registry true to them."""
         for row in rows:
-            match row:
-                case VolumeRow():
-                    self.registry.volumes[row.volume] = row
-                case CartridgeRow():
-                    self.registry.cartridges[row.tag] = row
-                case PartRow():
-                    self.registry.parts[row.backup, row.part] = row
-                case TakeStore():
-                    self.store = row.store
-                case PoolRow():
-                    self.registry.pools[row.pool] = row
-                case DriveRow():
-                    self.registry.drives[row.node, row.drive] = row
-                case DropRow(row=PoolRow(pool=pool)):
-                    self.registry.pools.pop(pool, None)
-                case _:
-                    pass
+            self.registry.remember(row)
+            if isinstance(row, TakeStore):
+                self.store = row.store
         self._effects.append(Record(rows=tuple(rows)))
 
     def save(self, job: Job, *rows: Change) -> None:

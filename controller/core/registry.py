@@ -22,7 +22,9 @@ from backplane.wire.messages import (
 )
 from controller.catalog.store import (
     CartridgeRow,
+    Change,
     DriveRow,
+    DropRow,
     NodeRow,
     PartRow,
     PoolRow,
@@ -115,6 +117,24 @@ class Registry:
                 f"no cartridge has the barcode {tag!r}", hint="ctl tape list shows them"
             )
         return row
+
+    def remember(self, change: Change) -> None:
+        """Keep true to a change of the catalog, if it is about what is kept here."""
+        match change:
+            case VolumeRow():
+                self.volumes[change.volume] = change
+            case CartridgeRow():
+                self.cartridges[change.tag] = change
+            case PartRow():
+                self.parts[change.backup, change.part] = change
+            case PoolRow():
+                self.pools[change.pool] = change
+            case DriveRow():
+                self.drives[change.node, change.drive] = change
+            case DropRow(row=PoolRow(pool=pool)):
+                self.pools.pop(pool, None)
+            case _:
+                pass
 
     def pool(self, name: str) -> PoolRow:
         """Return a pool; raises `NotFoundError`."""

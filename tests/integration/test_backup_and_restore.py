@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,19 @@ def test_a_full_cartridge_is_continued_on_the_next_and_without_one_the_job_says_
     assert restore["state"] == "completed", restore
     assert digest(cluster.volume_file("copy")) == digest(image)
 
-    again = cluster.wait_job(cluster.submit("backup", "vol"))
+    again = cluster.wait_job(cluster.submit("backup", "vol", "--no-wait-media"))
     while again["state"] == "completed":
-        again = cluster.wait_job(cluster.submit("backup", "vol"))
+        again = cluster.wait_job(cluster.submit("backup", "vol", "--no-wait-media"))
     assert (again["state"], again["exit_code"]) == ("failed", 7), again
-    assert "no cartridge is writable or blank" in again["reason"]
+    assert "media are needed: scratch cartridge for pool default" in again["reason"]
+    waiting = cluster.submit("backup", "vol")
+    until = time.monotonic() + 60
+    while not (asked := cluster.ctl("tape", "status")["requests"]):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert asked == [{"job": waiting, "request": "scratch cartridge for pool default"}]
     cluster.ctl("tape", "add", "LTO900L8", "--capacity", "1GiB")
-    assert cluster.wait_job(cluster.submit("backup", "vol"))["state"] == "completed"
+    assert cluster.wait_job(waiting)["state"] == "completed"
 
 
 def test_a_job_is_cancelled_and_leaves_nothing_behind(cluster: LocalCluster) -> None:

@@ -21,13 +21,14 @@ from controller.core import effects as core
 from tests.site import maps
 from tests.site.disk import BLOCK
 from tests.site.site import Chances, Site, backed_up, content, ledger, restored
+from tests.site.tape import Tape
 
 STEPS = 500
 CALLS_MAX = 14
 TAGS = ("LTO001L8", "LTO002L8", "LTO003L8", "LTO004L8")
 CAUSES = (
     "no progress in",
-    "no cartridge is writable",
+    "media are needed",
     "within a day",
     "is restore-failed",
     "is not empty",
@@ -133,7 +134,9 @@ class Story:
         )
         match chance.choice(kinds):
             case "backup":
-                site.submit("backup", volume=chance.choice("abc"), token=token)
+                no_wait = chance.random() < 0.5
+                name = chance.choice("abc")
+                site.submit("backup", volume=name, token=token, no_wait_media=no_wait)
             case "choose":
                 site.submit("backup", volume=chance.choice("abc"), paths=["keep"], token=token)
             case "raw":
@@ -233,6 +236,7 @@ class Story:
         site.disk.writers.clear()
         if site.disk.by_name("p").row.connections:
             site.disk.disconnect("p")
+        site.tape.put(Tape("LTO009L8"))  # Whoever waits for a cartridge gets one.
         for node in ("disk", "tape"):
             site.connect(node)
         for mover in list(site.movers):

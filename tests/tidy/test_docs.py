@@ -71,7 +71,10 @@ def root_command() -> click.Group:
     module = importlib.import_module("controller.cli")
     groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
     assert groups, "controller.cli has no click group"
-    return max(groups, key=lambda group: len(group.commands))
+    (root,) = [
+        group for group in groups if not any(group in other.commands.values() for other in groups)
+    ]
+    return root
 
 
 def commands(

@@ -24,7 +24,7 @@ CAUSES = {
     "no progress in": "",  # quarantined: five attempts under fire
     "seconds without writes": "",
     "s without writes within": "",
-    "no cartridge is writable": "",
+    "media are needed": "",
     "was released": "",  # a repeated view.create, whose first answer was "not quiet"
     "cannot be read": "read",
     "damage found": "read",
