@@ -20,9 +20,9 @@ from controller.core.effects import Call
 BEHIND: Final = "behind"
 CAUGHT_UP: Final = "caught-up"
 
-KINDS: Final = frozenset({"backup", "copy"})
+KINDS: Final = frozenset({"backup", "lane", "copy", "label"})
 """Jobs that write to tapes."""
-VERBS: Final = frozenset({"tape.label", "tape.barcode-label", "tape.erase", "backup.prune"})
+VERBS: Final = frozenset({"backup.prune"})
 
 RECIPE: Final = "ctl catalog rebuild --all reads the cartridges; ctl catalog accept says that nothing is missing"
 

@@ -422,8 +422,8 @@ def _commit(
     cartridge = cartridge_row(facts, shelf, before=before)
     changes += [cartridge] if cartridge != before else []
     numbers = {
-        "backup": max((part.backup for part in shelf.parts), default=0),
-        "job": max((part.job for part in shelf.parts), default=0),
+        "backup": max([found.highest[0], *(part.backup for part in shelf.parts)]),
+        "job": max([found.highest[1], *(part.job for part in shelf.parts)]),
     }
     for counter, number in numbers.items():
         if number > desk.counter(counter):

@@ -43,7 +43,7 @@ from backplane.tape_format import (
 from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply, TapeDigest, TapeMetadata
 from controller.core.procedure import Ask, Step
-from controller.core.rebuild_parts import FoundPart, found_part
+from controller.core.rebuild_parts import COUNTER_END, FoundPart, found_part
 
 NOTES_MAX: Final = 100
 """Of one cartridge."""
@@ -82,6 +82,8 @@ class Findings:
     """What is missing or damaged, in words."""
     is_clean: bool = True
     """Whether the last trailer says everything: then the cartridge may be appended to."""
+    highest: tuple[int, int] = (0, 0)
+    """The highest numbers of a backup and of a job in headers of parts that were never committed."""
     way: str = "trailers"
     """`trailers` if the last one named all, `headers` if parts were found without it."""
 
@@ -218,6 +220,9 @@ class CartridgeScan:
             behind = yield from self._without_trailer(header, count, data, mark, planned)
             if behind is not None:
                 return behind
+        if max(header.backup, header.job) < COUNTER_END:
+            backup, job = self.found.highest
+            self.found.highest = max(backup, header.backup), max(job, header.job)
         told = f"{name} (volume {header.volume.name}) was never committed and is left out"
         self.found.note(f"{told}: it begins at object {header.object}")
         return None

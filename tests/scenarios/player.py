@@ -32,6 +32,8 @@ Commands:
     warn TAG N                   the cartridge warns from object N on
     damage TAG N                 object N cannot be read any more
     cut TAG N                    the last N objects of a cartridge are gone
+    lose                         the catalog is lost: the controller comes back with an empty one
+    rebuild [TAG ...]            the catalog is read back from these cartridges, or all
     compare NAME NAME            say whether two volumes are the same
     show jobs | backups | quiet NAME | log JOB | ledger JOB | tape TAG | cartridges
 """
@@ -42,7 +44,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from backplane.errors import error_from_kind
+from backplane.errors import RefusedError, error_from_kind
 from backplane.scsi.copy_status import MOVER_PARAMETERS
 from backplane.scsi.parameter_list import decode_parameter_list
 from backplane.scsi.sense import Sense
@@ -51,6 +53,7 @@ from backplane.wire import messages
 from controller.core import documents
 from controller.core import effects as core
 from tests.site.disk import BLOCK
+from tests.site.rebuilding import lose_catalog
 from tests.site.site import Site, connected, content, ledger
 
 SEPARATOR = "----"
@@ -94,7 +97,10 @@ class Player:
         self.heard = [*heard, f"volume {name}: {len(chosen)} blocks are written"]
 
     def do_backup(self, name: str, level: str = "full") -> None:
-        self.site.submit("backup", volume=name, level=level)
+        try:
+            self.site.submit("backup", volume=name, level=level)
+        except RefusedError as error:
+            self.say(f"refused: {error}")
 
     def do_choose(self, name: str, *patterns: str) -> None:
         self.site.submit("backup", volume=name, paths=list(patterns))
@@ -193,6 +199,17 @@ class Player:
     def do_controller(self) -> None:
         self.say("the controller dies and comes back")
         self.site.restart()
+
+    def do_lose(self) -> None:
+        self.say("the controller comes back with an empty catalog")
+        lose_catalog(self.site)
+        self._jobs.clear()
+        self._look()
+
+    def do_rebuild(self, *tags: str) -> None:
+        token = f"rebuild-{self.site.call_number}"
+        asked = {"token": token, "tags": list(tags), "all": not tags, "adopt": False}
+        self.site.call_now("catalog.rebuild", **asked)
 
     def do_disk(self) -> None:
         self._restart("disk")
@@ -329,6 +346,8 @@ class Player:
                 return f"fence {self._unit(message.designator)} at {message.epoch}"
             case messages.TapeLoad():
                 return f"load {message.tag} into {message.drive}, fence at {message.epoch}"
+            case messages.TapeMetadata():
+                return f"read metadata from object {message.start} on"
             case messages.TapeDigest():
                 return f"checksums of objects {message.start} to {message.end - 1}"
             case messages.ViewCreate():

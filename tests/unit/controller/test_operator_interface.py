@@ -54,6 +54,8 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "view.release",
         "volume.mirror",
         "job.cancel",
+        "catalog.rebuild",
+        "catalog.accept",
         "restore.renew",
         "volume.create",
         "volume.attach",

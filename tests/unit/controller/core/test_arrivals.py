@@ -224,6 +224,7 @@ def test_an_old_copy_of_the_catalog_goes_on_behind_the_epochs_that_nodes_have_se
     site.restart()
     assert [alarm for alarm in site.alarms if "it is an old copy" in alarm]
     assert site.machine.counter("epoch") >= given - 1
+    site.call_now("catalog.accept")
     job = site.submit("backup", volume="vol")
     site.run()
     check_end(site, job)

@@ -54,6 +54,8 @@ def test_nothing_is_written_and_nothing_is_forgotten(stale: Site) -> None:
     assert "ctl catalog rebuild --all" in caught.value.hint
     assert "ctl catalog accept" in caught.value.hint
     with pytest.raises(RefusedError, match="older than the tapes"):
+        stale.submit("label", tag="LTO002L8")
+    with pytest.raises(RefusedError, match="older than the tapes"):
         stale.call_now("backup.prune", backups=[1], rules={}, is_dry=False)
     assert everything(stale) == before
 
