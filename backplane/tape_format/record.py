@@ -69,6 +69,10 @@ RECORD_VERSIONS: Final = {
 and backups of chosen files, 4 pools, retention, copies and lanes."""
 
 
+class UnknownVersionError(VolumeError):
+    """A metadata record, and a good one, of a version that is not known yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataRecord:
     """One decoded record: piece `number` of `count`."""
@@ -159,7 +163,7 @@ def decode_record(data: bytes | memoryview) -> MetadataRecord:
     if kind not in list(RecordType):
         raise VolumeError(f"metadata record of unknown type {kind}")
     if not 1 <= version <= RECORD_VERSIONS[RecordType(kind)]:
-        raise VolumeError(
+        raise UnknownVersionError(
             f"metadata record of version {version}",
             hint="written by another version of the program",
         )

@@ -25,6 +25,7 @@ from backplane.tape_format import (
     MetadataRecord,
     PartHeader,
     PartTrailer,
+    UnknownVersionError,
     Vol1,
     VolumeHeader,
     decode_metadata,
@@ -66,7 +67,8 @@ class TapeEnd:
     """How a cartridge of ours ends.
 
     `committed_end` is the object number behind the last commit (of a part, or of the label); `orphan_object` is the
-    same if anything follows it, else None.  `unreadable` are objects that could not be read on the way.
+    same if anything follows it, else None.  `unreadable` are objects on the way that could not be read, or that are of
+    a version which is not known yet.
     """
 
     trailer: PartTrailer | None
@@ -280,7 +282,7 @@ def _committed_trailer(
         trailer = decode_metadata(records)
         if not isinstance(trailer, PartTrailer) or not _agrees(reader, trailer):
             return None
-    except MediumError:
+    except (MediumError, UnknownVersionError):
         unreadable.append(first)
         return None
     except VolumeError:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from backplane.errors import VolumeError
-from backplane.tape_format import PartHeader, PartTrailer, encode_vol1
+from backplane.tape_format import (
+    PartHeader,
+    PartTrailer,
+    RecordType,
+    encode_part_trailer,
+    encode_vol1,
+)
+from backplane.tape_format import record as record_module
+from backplane.tape_format.record import RECORD_VERSIONS
 from backplane.testing.tape_content import (
     CARTRIDGE,
     RECORD_BYTES,
@@ -256,6 +264,21 @@ def test_a_trailer_that_became_unreadable_is_reported(drive: VirtualDrive) -> No
     assert found.trailer == first
     assert found.orphan_object == second.header_object
     assert found.unreadable == (second.trailer_object,)
+
+
+def test_a_trailer_of_a_later_version_is_reported_and_not_taken_for_an_orphan(
+    drive: VirtualDrive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, first, second = two_parts()
+    [now] = encode_part_trailer(second, record_bytes_max=1 << 18)
+    with monkeypatch.context() as later:
+        versions = RECORD_VERSIONS | {RecordType.PART_TRAILER: 99}
+        later.setattr(record_module, "RECORD_VERSIONS", versions)
+        [then] = encode_part_trailer(second, record_bytes_max=1 << 18)
+    write_objects(drive, [then if item == now else item for item in objects])
+    end = find_last_trailer(drive, HEADER)
+    assert end.trailer == first
+    assert end.unreadable == (second.trailer_object,)
 
 
 def test_a_header_that_became_unreadable_does_not_take_back_the_commit(drive: VirtualDrive) -> None:
