@@ -53,6 +53,7 @@ class StorageNodeConfig:
     drives: Annotated[int, Between(1, 64)] = 1
     slots: Annotated[int, Between(1, SLOTS_MAX)] = SLOTS
     io_slots: Annotated[int, Between(0, IO_SLOTS_MAX)] = IO_SLOTS
+    compression: bool = True
     connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
     nbd_listen: tuple[str, ...] = ()
     nbd_advertise: tuple[str, ...] = ()

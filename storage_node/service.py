@@ -182,7 +182,11 @@ class StorageNode:
     def _open_tape(self, stack: ExitStack, clock: Clock) -> TapeControl:
         config = self._config
         library = TapeLibrary(
-            config.library, drives=config.drives, slots=config.slots, io_slots=config.io_slots
+            config.library,
+            drives=config.drives,
+            slots=config.slots,
+            io_slots=config.io_slots,
+            is_compressing=config.compression,
         )
         stack.callback(library.close)
         return TapeControl(

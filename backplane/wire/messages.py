@@ -361,7 +361,8 @@ class CartridgeState:
     `cartridge` is the UUID in its volume header, empty when blank.  `status` is `blank`, `writable`, `full`,
     `foreign`, `cleaning` or `error`; `detail` says why.  `end` is the object number of end of data.  `element` is where
     it is: `slot-N`, `drive-N`, `io-N`.  `store` is the catalog that labelled it.  `retain_until` and `is_held` are what
-    the node itself refuses to erase for.  `stored_bytes` are what `used_bytes` take after compression.
+    the node itself refuses to erase for.  `used_bytes` is what is taken of
+    the capacity, `record_bytes` what the records on it have without compression.
     """
 
     tag: VolumeTag
@@ -378,7 +379,7 @@ class CartridgeState:
     is_held: bool = False
     is_worm: bool = False
     is_write_protected: bool = False
-    stored_bytes: int = 0
+    record_bytes: int = 0
     loads: int = 0
 
 

@@ -367,6 +367,7 @@ def cartridge_page(document: Document) -> str:
             ("Last written", render.local_time(document["last_written"])),
             ("Identifier", str(document["cartridge"] or "- (blank)")),
             ("Used", render.tape_size(document["used_bytes"])),
+            ("Compression", ratio(document)),
             ("Capacity", render.tape_size(document["capacity_bytes"])),
             ("End of data", f"object {document['end']}"),
             ("Generation", str(document["generation"])),
@@ -453,3 +454,9 @@ def element_table(document: Document) -> str:
         ("DETAIL", render.text_of("detail")),
     ]
     return render.table(columns, document["elements"], empty="no library is here")
+
+
+def ratio(document: Document) -> str:
+    """Say what compression makes of the records on a cartridge."""
+    used, records = document["used_bytes"], document["record_bytes"]
+    return f"{records / used:.2f}:1" if used and records > used else "none"

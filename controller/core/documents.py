@@ -147,7 +147,7 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
         "last_written": row.last_written,
         "capacity_bytes": row.capacity_bytes,
         "used_bytes": state.used_bytes if state is not None else 0,
-        "stored_bytes": state.stored_bytes if state is not None else 0,
+        "record_bytes": state.record_bytes if state is not None else 0,
         "end": state.end if state is not None else row.end,
         "parts": row.sequence,
         "generation": state.generation if state is not None else 0,

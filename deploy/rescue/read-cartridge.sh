@@ -74,7 +74,7 @@ next_object() {
         if [ -s "$record" ]; then kind=record; elif [ "$last" = mark ]; then kind=end; else kind=mark; fi
         return
     fi
-    # An entry of 32 bytes stands in front of each object: kind, format, compression, 0, length in 4 bytes, ...
+    # An entry of 32 bytes is in front of each object: kind, format, 3 bytes stored if it is compressed, 3 bytes length...
     dd bs=32 count=1 <&3 >"$work/entry" 2>/dev/null
     set -- "${1:-read}" $(bytes "$work/entry" 0 32)
     case $#.${2:-} in
@@ -82,14 +82,14 @@ next_object() {
     33.2) kind=mark && return ;;
     *) kind=end && return ;;
     esac
-    length=$(((($6 * 256 + $7) * 256 + $8) * 256 + $9))
+    length=$((($7 * 256 + $8) * 256 + $9)) stored=$((($4 * 256 + $5) * 256 + $6))
     [ $length -gt 0 ] || die "object $object has no length"
     if [ "$1" = skip ]; then
-        dd bs=$length skip=1 count=0 <&3 >/dev/null 2>&1
-    elif [ "$4" = 0 ]; then
+        dd bs=$((stored > 0 ? stored : length)) skip=1 count=0 <&3 >/dev/null 2>&1
+    elif [ $stored -eq 0 ]; then
         dd bs=$length count=1 <&3 >"$record" 2>/dev/null
     else
-        dd bs=$length count=1 <&3 2>/dev/null | zstd -dcq >"$record" || die "object $object: zstd is needed, or it is damaged"
+        dd bs=$stored count=1 <&3 2>/dev/null | zstd -dcq >"$record" || die "object $object: zstd is needed, or it is damaged"
     fi
 }
 

@@ -32,6 +32,10 @@ from typing import Final, NamedTuple
 from backplane.crc import crc32c
 
 FORMAT: Final = 1
+FORMAT_COMPRESSED: Final = 2
+"""Of an entry whose record is compressed (zstd); everything else has the other format."""
+
+_LENGTH_MASK: Final = (1 << 24) - 1
 INDEX_HEADER_BYTES: Final = 4096
 """One page: header at 0, durable marks at 1024 and 2048, so that a torn write meets one of the three at most."""
 
@@ -69,6 +73,13 @@ class Entry(NamedTuple):
     crc32c: int
     file_number: int
     generation: int
+    stored: int = 0
+    """Bytes that a compressed record takes; 0 if it is stored as it is."""
+
+    @property
+    def medium_bytes(self) -> int:
+        """What its bytes take in the data file."""
+        return self.stored or self.length
 
     @property
     def data_offset(self) -> int:
@@ -78,7 +89,7 @@ class Entry(NamedTuple):
     @property
     def end_offset(self) -> int:
         """Where the next object begins in the data file."""
-        return self.offset + ENTRY_BYTES + self.length
+        return self.offset + ENTRY_BYTES + self.medium_bytes
 
     @property
     def is_filemark(self) -> bool:
@@ -97,12 +108,16 @@ class DurableMark:
 
 
 class Continuation(NamedTuple):
-    """What the next entry has to continue: object number, offset, filemarks before it, generation at least."""
+    """What the next entry has to continue: object number, offset, filemarks before it, generation at least.
+
+    `record_bytes` are those of the records before it, as they were written.
+    """
 
     object_number: int
     data_bytes: int
     filemarks: int
     generation: int
+    record_bytes: int = 0
 
 
 def seed_of(serial: bytes) -> int:
@@ -125,9 +140,9 @@ def encode_entry(entry: Entry, *, object_number: int, seed: int) -> bytes:
     """Return the 32 bytes of an entry."""
     body = _ENTRY.pack(
         entry.kind,
-        FORMAT,
-        0,
-        entry.length,
+        FORMAT_COMPRESSED if entry.stored else FORMAT,
+        entry.stored >> 8,
+        (entry.stored & 0xFF) << 24 | entry.length,
         entry.offset,
         entry.crc32c,
         entry.file_number,
@@ -141,12 +156,13 @@ def decode_entry(data: bytes | memoryview, *, object_number: int, seed: int) -> 
     """Decode 32 bytes; None if they are not the entry of this object on this cartridge."""
     if len(data) != ENTRY_BYTES:
         return None
-    kind, form, _, length, offset, crc, number, generation, own = _ENTRY.unpack(data)
+    kind, form, high, low, offset, crc, number, generation, own = _ENTRY.unpack(data)
     if crc32c(data[:28], start=_start(seed, object_number)) != own:
         return None
-    if form != FORMAT or kind not in _KINDS:
+    stored = high << 8 | low >> 24
+    if form != (FORMAT_COMPRESSED if stored else FORMAT) or kind not in _KINDS:
         return None
-    return Entry(ObjectKind(kind), length, offset, crc, number, generation)
+    return Entry(ObjectKind(kind), low & _LENGTH_MASK, offset, crc, number, generation, stored)
 
 
 def take_good(
@@ -160,21 +176,27 @@ def take_good(
     offset, marks, generation = objects.data_bytes, objects.filemarks, objects.generation
     found: list[int] = []
     number = first
-    for kind, form, _, length, at, _, own_file, own_generation, own_crc in _ENTRY.iter_unpack(
+    record_bytes = objects.record_bytes
+    for kind, form, high, low, at, _, own_file, own_generation, own_crc in _ENTRY.iter_unpack(
         block
     ):
         start = (number - first) * ENTRY_BYTES
         crc = crc32c(block[start : start + 28], start=_start(seed, number))
-        if crc != own_crc or form != FORMAT or at != offset or own_file != marks:
+        stored = high << 8 | low >> 24
+        if crc != own_crc or at != offset or own_file != marks:
+            break
+        if form != (FORMAT_COMPRESSED if stored else FORMAT):
             break
         if own_generation < generation or kind not in _KINDS:
             break
         if kind == _FILEMARK:
             found.append(number)
             marks += 1
-        offset, generation = at + ENTRY_BYTES + length, own_generation
+        length = low & _LENGTH_MASK
+        offset, generation = at + ENTRY_BYTES + (stored or length), own_generation
+        record_bytes += length
         number += 1
-    return Continuation(number, offset, marks, generation), found
+    return Continuation(number, offset, marks, generation, record_bytes), found
 
 
 def encode_mark(mark: DurableMark, *, seed: int) -> bytes:

@@ -84,6 +84,7 @@ class Cartridge:
         self._index = index
         self._seed = seed_of(info.seed_bytes)
         self._used = found.data_bytes
+        self._record_bytes = found.record_bytes
         self._generation = found.generation
         self._flushed = found.objects
         self._flushed_bytes = found.data_bytes
@@ -194,6 +195,11 @@ class Cartridge:
         return self._used
 
     @property
+    def record_bytes(self) -> int:
+        """Bytes of all records as they were written, before compression."""
+        return self._record_bytes
+
+    @property
     def unflushed_bytes(self) -> int:
         """Charged bytes that are not yet on the medium."""
         return self._used - self._flushed_bytes
@@ -250,12 +256,12 @@ class Cartridge:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def append_record(self, data: Buffer, *, crc32c: int) -> None:
-        """Add a record at end of data.
+    def append_record(self, data: Buffer, *, crc32c: int, length: int = 0) -> None:
+        """Add a record at end of data; `length` is what it has without compression, 0 if it has none.
 
         After an error nothing of it is on the tape; after any but `NO_SPACE` the cartridge has failed.
         """
-        self._append(ObjectKind.RECORD, data, crc32c)
+        self._append(ObjectKind.RECORD, data, crc32c, length)
 
     def append_filemark(self) -> None:
         """Add a filemark at end of data."""
@@ -263,9 +269,17 @@ class Cartridge:
         self._append(ObjectKind.FILEMARK, b"", EMPTY)
         self.filemarks.append(number)
 
-    def _append(self, kind: ObjectKind, data: Buffer, crc: int) -> None:
+    def _append(self, kind: ObjectKind, data: Buffer, crc: int, length: int = 0) -> None:
         self._prepare()
-        entry = Entry(kind, len(data), self._used, crc, len(self.filemarks), self._generation)
+        entry = Entry(
+            kind,
+            length or len(data),
+            self._used,
+            crc,
+            len(self.filemarks),
+            self._generation,
+            len(data) if length else 0,
+        )
         raw = encode_entry(entry, object_number=self.object_count, seed=self._seed)
         try:
             self._data.write((raw, data) if data else (raw,), self._used)
@@ -277,11 +291,14 @@ class Cartridge:
             raise
         self._pending += raw
         self._used = entry.end_offset
+        self._record_bytes += entry.length
 
     def truncate(self, number: int) -> None:
         """Make `number` end of data, durably: what was behind it is gone."""
         assert self.recovered.is_appendable
         self._prepare()
+        gone = (self.entry(each) for each in range(number, self.object_count))
+        self._record_bytes -= sum(entry.length for entry in gone if entry is not None)
         if number >= self._flushed:
             self._truncate_pending(number)
             return

@@ -62,11 +62,12 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveMode:
-    """Mode parameters.  `block_length` 0 means variable; the rest as in the mode pages 10h."""
+    """Mode parameters.  `block_length` 0 means variable; the rest as in the mode pages 10h and 0Fh (compression)."""
 
     block_length: int = 0
     is_buffered: bool = True
     is_append_only: bool = True
+    is_compressing: bool = False
 
 
 class Drive(Protocol):

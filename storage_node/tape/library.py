@@ -47,7 +47,7 @@ from storage_node.tape.cartridge_info import (
     new_cartridge_info,
 )
 from storage_node.tape.changer import CARTRIDGES_MAX, Changer, VirtualChanger
-from storage_node.tape.drive import Outcome
+from storage_node.tape.drive import DriveMode, Outcome
 from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile, DriveCounters
 from storage_node.tape.recovery import RecoveryReport
 from storage_node.tape.virtual_drive import VirtualDrive
@@ -85,6 +85,7 @@ class CartridgeFacts:
     volume: str = ""
     capacity_bytes: int = 0
     used_bytes: int = 0
+    record_bytes: int = 0
     end: int = 0
     generation: int = 0
     is_write_protected: bool = False
@@ -100,7 +101,13 @@ class TapeLibrary:
     """A folder of cartridges, a changer and some drives.  Raises `BusyError` if another process uses the folder."""
 
     def __init__(
-        self, folder: Path, *, drives: int = 1, slots: int = SLOTS, io_slots: int = IO_SLOTS
+        self,
+        folder: Path,
+        *,
+        drives: int = 1,
+        slots: int = SLOTS,
+        io_slots: int = IO_SLOTS,
+        is_compressing: bool = False,
     ) -> None:
         assert drives >= 1
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +128,8 @@ class TapeLibrary:
             raise
         self.changer: Changer = self._virtual
         self.drives = tuple(VirtualDrive() for _ in range(drives))
+        for made in self.drives:
+            made.set_mode(DriveMode(is_compressing=is_compressing))
 
     def close(self) -> None:
         """Unload all drives and let the folder go."""
@@ -400,6 +409,7 @@ def _facts_in(drive: VirtualDrive, tag: str) -> CartridgeFacts:
         volume=volume,
         capacity_bytes=info.capacity_bytes,
         used_bytes=cartridge.used_bytes,
+        record_bytes=cartridge.record_bytes,
         end=cartridge.object_count,
         generation=cartridge.generation,
         is_write_protected=info.is_write_protected,

@@ -38,6 +38,7 @@ from storage_node.core.tape_index import (
     take_good,
 )
 from storage_node.tape.medium import Medium
+from storage_node.tape.record_compression import decompress_record
 
 LOST_RUNS_MAX: Final = 1000
 """Runs of lost objects that a report names; a cartridge with more has an index of noise, and ends there."""
@@ -80,6 +81,7 @@ class Recovered:
 
     objects: int = 0
     data_bytes: int = 0
+    record_bytes: int = 0
     generation: int = 1
     filemarks: list[int] = field(default_factory=list)
     mark: DurableMark | None = None
@@ -160,14 +162,18 @@ class _Scan:
             block = memoryview(bytearray(wanted * ENTRY_BYTES))
             done = _read(self._index, block, entry_offset(found.objects)) // ENTRY_BYTES
             before = Continuation(
-                found.objects, found.data_bytes, len(found.filemarks), found.generation
+                found.objects,
+                found.data_bytes,
+                len(found.filemarks),
+                found.generation,
+                found.record_bytes,
             )
             after, filemarks = take_good(
                 block[: done * ENTRY_BYTES], first=found.objects, seed=self._seed, objects=before
             )
             found.filemarks.extend(filemarks)
             found.objects, found.data_bytes = after.object_number, after.data_bytes
-            found.generation = after.generation
+            found.generation, found.record_bytes = after.generation, after.record_bytes
             if after.object_number < before.object_number + wanted:
                 return
 
@@ -225,6 +231,12 @@ class _Scan:
             return False
         if entry.end_offset > self._data_size:
             return False
+        if entry.stored:
+            stored = memoryview(bytearray(entry.stored))
+            if _read(self._data, stored, entry.data_offset) != entry.stored:
+                return False
+            record = decompress_record(stored, entry.length)
+            return record is not None and crc32c(record) == entry.crc32c
         crc, at = EMPTY, entry.data_offset
         buffer = memoryview(bytearray(min(_CHECK_BYTES, entry.length)))
         while at < entry.end_offset:
@@ -241,6 +253,7 @@ class _Scan:
             found.filemarks.append(number)
         found.objects = number + 1
         found.data_bytes = entry.end_offset
+        found.record_bytes += entry.length
         found.generation = entry.generation
 
     def _mend(self, number: int, entry: Entry) -> None:

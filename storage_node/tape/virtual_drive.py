@@ -27,6 +27,7 @@ from storage_node.core.tape_position import (
 from storage_node.tape.cartridge import NO_SPACE, Cartridge
 from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, Outcome
 from storage_node.tape.head import TapeHead
+from storage_node.tape.record_compression import compress_record, decompress_record
 
 
 class VirtualDrive(TapeHead):
@@ -162,17 +163,22 @@ class VirtualDrive(TapeHead):
         before = cartridge.charge_before(self._position)
         if before > self._marks_good_until:
             self._look_at_space(cartridge)
-        room = self._marks.room(before, ENTRY_BYTES + (0 if data is None else len(data)))
+        body, length = data, 0
+        if data is not None and self._mode.is_compressing:
+            compressed = compress_record(data)
+            if compressed is not None:
+                body, length = memoryview(compressed), len(data)
+        room = self._marks.room(before, ENTRY_BYTES + (0 if body is None else len(body)))
         if room is Room.NONE:
             return room
         failed = self._make_end_of_data(cartridge)
         if failed is not None:
             return failed
         try:
-            if data is None:
+            if body is None:
                 cartridge.append_filemark()
             else:
-                cartridge.append_record(data, crc32c=crc)
+                cartridge.append_record(body, crc32c=crc, length=length)
         except OSError as error:
             if error.errno in NO_SPACE and cartridge.failure is None:
                 # The file system is full before the tape is: this is the physical end now.
@@ -227,7 +233,9 @@ class VirtualDrive(TapeHead):
         if crc is None:
             return self._check(tape_sense.READ_ERROR, information=len(buffer))
         if not length.is_incorrect:
-            return self._good(data=data, crc=crc, file=cartridge.file_range(entry))
+            # What is compressed cannot be sent from the file.
+            file = None if entry.stored else cartridge.file_range(entry)
+            return self._good(data=data, crc=crc, file=file)
         return self._check(
             tape_sense.INCORRECT_LENGTH,
             information=length.information,
@@ -299,6 +307,8 @@ class VirtualDrive(TapeHead):
 
         What is not wanted is read, too: only the whole record can be checked, and unchecked bytes are not delivered.
         """
+        if entry.stored:
+            return self._fetch_compressed(cartridge, entry, data)
         rest_bytes = entry.length - len(data)
         if len(self._scratch) < rest_bytes:
             self._scratch = bytearray(rest_bytes)
@@ -311,6 +321,21 @@ class VirtualDrive(TapeHead):
         crc = _crc32c(data)
         whole = crc32c(rest, start=crc) if rest_bytes else crc
         return crc if whole == entry.crc32c else None
+
+    def _fetch_compressed(self, cartridge: Cartridge, entry: Entry, data: memoryview) -> int | None:
+        if len(self._scratch) < entry.stored:
+            self._scratch = bytearray(entry.stored)
+        stored = memoryview(self._scratch)[: entry.stored]
+        try:
+            if cartridge.read(entry, [stored]) != entry.stored:
+                return None
+        except OSError:
+            return None
+        record = decompress_record(stored, entry.length)
+        if record is None or crc32c(record) != entry.crc32c:
+            return None
+        data[:] = record[: len(data)]
+        return entry.crc32c if len(data) == entry.length else _crc32c(data)
 
     # --- motion ----------------------------------------------------------------------------------
 

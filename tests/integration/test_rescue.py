@@ -46,9 +46,11 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return made
 
 
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[TapeLibrary]:
-    with TapeLibrary(tmp_path / "library") as made:
+@pytest.fixture(params=[False, True], ids=["plain", "compressed"])
+def library(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TapeLibrary]:
+    if request.param and not shutil.which("zstd"):
+        pytest.skip("no zstd here")
+    with TapeLibrary(tmp_path / "library", is_compressing=request.param) as made:
         yield made
 
 
@@ -56,6 +58,8 @@ def library(tmp_path: Path) -> Iterator[TapeLibrary]:
 def written(library: TapeLibrary) -> tuple[bytes, list[Path]]:
     """A full backup on two cartridges; before it another backup, and a part that was interrupted."""
     image = image_with(FIRST, SECOND, seed=1)
+    # One record that a drive compresses.
+    image = image[: 10 * BLOCK] + b"the same, again " * (20 * BLOCK // 16) + image[30 * BLOCK :]
     one, two = Writer(library, "TAPE01L8", "1" * 32), Writer(library, "TAPE02L8", "2" * 32)
     one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),))
     one.part(FULL, image_with(FIRST, seed=3), FIRST, is_cut=True)

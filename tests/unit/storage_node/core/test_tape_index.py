@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backplane.crc import crc32c
 from storage_node.core.tape_index import (
@@ -92,7 +94,7 @@ START = Continuation(10, 1000, 2, 5)
 
 def test_a_block_of_good_entries_is_taken_whole() -> None:
     found = take_good(memoryview(block()), first=10, seed=SEED, objects=START)
-    assert found == (Continuation(14, 1236, 4, 6), [11, 12])
+    assert found == (Continuation(14, 1236, 4, 6, 108), [11, 12])
 
 
 @pytest.mark.parametrize("bad", range(4))
@@ -111,3 +113,27 @@ def test_a_block_is_taken_up_to_the_first_bad_entry(bad: int) -> None:
 def test_an_entry_that_does_not_continue_its_neighbour_is_not_taken(start: Continuation) -> None:
     after, marks = take_good(memoryview(block()), first=10, seed=SEED, objects=start)
     assert (after, marks) == (start, [])
+
+
+@given(stored=st.integers(1, 0xFFFFFF), length=st.integers(0, 0xFFFFFF))
+def test_a_compressed_record_has_two_lengths(stored: int, length: int) -> None:
+    entry = Entry(ObjectKind.RECORD, length, 700, 5, 2, 3, stored)
+    raw = encode_entry(entry, object_number=9, seed=SEED)
+    assert (raw[1], int.from_bytes(raw[2:5], "big"), int.from_bytes(raw[5:8], "big")) == (
+        2,
+        stored,
+        length,
+    )
+    assert decode_entry(raw, object_number=9, seed=SEED) == entry
+    assert entry.end_offset == 732 + stored
+    plain = entry._replace(stored=0)
+    assert encode_entry(plain, object_number=9, seed=SEED)[1:5] == b"\x01\0\0\0"
+
+
+def test_a_format_that_contradicts_the_lengths_is_no_entry() -> None:
+    entry = Entry(ObjectKind.RECORD, 100, 700, 5, 2, 3, 50)
+    raw = bytearray(encode_entry(entry, object_number=9, seed=SEED))
+    for form in (0, 1, 3):
+        raw[1] = form
+        raw[28:32] = crc32c(bytes(raw[:28]), start=SEED ^ 9).to_bytes(4, "big")
+        assert decode_entry(bytes(raw), object_number=9, seed=SEED) is None

@@ -14,7 +14,7 @@ from backplane.testing.contracts.tape_drive import TapeDriveContract
 from backplane.testing.tape_bench import TapeBench, check, content, good
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import new_cartridge_info
-from storage_node.tape.drive import Drive
+from storage_node.tape.drive import Drive, DriveMode
 from storage_node.tape.medium import Buffer, FileMedium
 from storage_node.tape.virtual_drive import VirtualDrive
 
@@ -275,3 +275,135 @@ def flip(path: Path, offset: int, mask: int = 0x10) -> None:
         value = stream.read(1)[0]
         stream.seek(offset)
         stream.write(bytes([value ^ mask]))
+
+
+# --- compression in the drive --------------------------------------------------------------------
+
+ROW = b"a row of a table, and another one; " * 4000
+NOISE = os.urandom(100_000)
+
+
+class TestCompressingDrive(TapeDriveContract):
+    """Compression changes nothing that a host can see."""
+
+    @pytest.fixture(autouse=True)
+    def _keep(self, drives: Drives) -> None:
+        self.drives = drives
+
+    def new_drive(self, folder: Path, **options: Any) -> Drive:
+        drive = self.drives.new(create(folder, **options))
+        # The bench's records are short and repeat themselves: the limit keeps their charge as the contract wants it.
+        drive.set_mode(DriveMode(is_compressing=options["capacity_bytes"] > 10_000))
+        return drive
+
+
+def compressing(tmp_path: Path, drives: Drives) -> TapeBench:
+    drive = drives.new(create(tmp_path / "A", capacity_bytes=1 << 20))
+    drive.set_mode(DriveMode(is_compressing=True))
+    return TapeBench(drive)
+
+
+def test_records_that_gain_take_less_of_the_capacity(tmp_path: Path, drives: Drives) -> None:
+    bench = compressing(tmp_path, drives)
+    for number in range(40):
+        good(bench.put(ROW), position=number + 1)
+    cartridge = bench.drive.cartridge
+    assert cartridge.record_bytes == 40 * len(ROW) > cartridge.info.capacity_bytes
+    assert cartridge.used_bytes < cartridge.record_bytes // 20
+    bench.drive.rewind()
+    for number in range(40):
+        outcome = bench.get(len(ROW))
+        good(outcome, position=number + 1, data=ROW)
+        assert outcome.file is None, "what lies in the file is something else"
+
+
+def test_records_that_do_not_gain_are_stored_as_they_are(tmp_path: Path, drives: Drives) -> None:
+    bench = compressing(tmp_path, drives)
+    good(bench.put(NOISE), position=1)
+    cartridge = bench.drive.cartridge
+    assert (cartridge.used_bytes, cartridge.record_bytes) == (len(NOISE) + 32, len(NOISE))
+    bench.drive.rewind()
+    outcome = bench.get(len(NOISE))
+    good(outcome, position=1, data=NOISE)
+    assert outcome.file is not None
+
+
+def test_parts_of_compressed_records_are_read_and_checked(tmp_path: Path, drives: Drives) -> None:
+    bench = compressing(tmp_path, drives)
+    bench.put(ROW)
+    bench.drive.rewind()
+    first = ROW[:100]
+    check(
+        bench.get(100), (0, 0, 0), position=1, information=100 - len(ROW), data=first, flags="ILI"
+    )
+    bench.drive.rewind()
+    good(bench.get(100, suppress_length=True), position=1, data=first)
+
+
+def test_every_damaged_byte_of_a_compressed_record_is_a_read_error(
+    tmp_path: Path, drives: Drives
+) -> None:
+    bench = compressing(tmp_path, drives)
+    bench.put(ROW)
+    bench.drive.flush()
+    path = tmp_path / "A" / "data"
+    raw = path.read_bytes()
+    for at in range(32, len(raw)):
+        damaged = bytearray(raw)
+        damaged[at] ^= 0x55
+        path.write_bytes(damaged)
+        bench.drive.rewind()
+        outcome = bench.get(len(ROW))
+        assert outcome.triple == READ_ERROR or bytes(outcome.data) == ROW, at
+    path.write_bytes(raw)
+    bench.drive.rewind()
+    good(bench.get(len(ROW)), position=1, data=ROW)
+
+
+def test_compressed_records_survive_a_crash_and_are_counted_again(
+    tmp_path: Path, drives: Drives
+) -> None:
+    bench = compressing(tmp_path, drives)
+    bench.put(ROW)
+    bench.put(NOISE)
+    bench.drive.write_filemarks(1)
+    bench.put(ROW)
+    cartridge = bench.drive.cartridge
+    index = (tmp_path / "A" / "index").read_bytes()
+    # Everything is in the files, and the durable mark is that of before the last record.
+    cartridge.flush()
+    path = tmp_path / "A" / "index"
+    flushed = path.read_bytes()
+    path.write_bytes(index[:4096] + flushed[4096:])
+    cartridge.abandon()
+    bench.drive._cartridge = None
+    again = drives.new(tmp_path / "A")
+    assert again.cartridge is not None
+    assert again.cartridge.object_count == 4
+    assert again.cartridge.record_bytes == 2 * len(ROW) + len(NOISE)
+    bench = TapeBench(again)
+    bench.drive.locate(3)
+    good(bench.get(len(ROW)), position=4, data=ROW)
+    bench.drive.locate(1)
+    bench.set_mode(is_append_only=False)
+    good(bench.put(b"new"), position=2)
+    assert again.cartridge.record_bytes == len(ROW) + 3
+
+
+def test_a_torn_compressed_record_at_the_end_is_cut_off(tmp_path: Path, drives: Drives) -> None:
+    bench = compressing(tmp_path, drives)
+    bench.put(ROW)
+    bench.drive.flush()
+    bench.put(ROW)
+    cartridge = bench.drive.cartridge
+    mark = (tmp_path / "A" / "index").read_bytes()[:4096]
+    cartridge.flush()
+    path = tmp_path / "A" / "index"
+    path.write_bytes(mark + path.read_bytes()[4096:])
+    data = tmp_path / "A" / "data"
+    data.write_bytes(data.read_bytes()[:-1])
+    cartridge.abandon()
+    bench.drive._cartridge = None
+    again = drives.new(tmp_path / "A")
+    assert again.cartridge is not None
+    assert (again.cartridge.object_count, again.cartridge.record_bytes) == (1, len(ROW))
