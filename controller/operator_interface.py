@@ -26,7 +26,7 @@ from controller.core import (
     quiet_waits,
 )
 from controller.core.changed_blocks import changed_between
-from controller.core.copies import families
+from controller.core.copies import families, origin
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import in_force
@@ -199,7 +199,8 @@ class OperatorInterface:
                 f"no backup is called {name!r}",
                 hint="a number, VOLUME/latest or VOLUME/TIME; ctl backup list",
             )
-        return max(rows, key=lambda row: row.backup)
+        # A second copy has the name of its original, which is meant as long as it is there.
+        return max(rows, key=lambda row: (origin(row), not row.copy_of, row.backup))
 
     # --- documents that need the catalog ---------------------------------------------------------
 

@@ -8,7 +8,7 @@ took effect, and `reopen` is what a new process finds after a crash: everything 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -21,6 +21,7 @@ from controller.catalog.store import (
     BackupRow,
     CartridgeRow,
     Change,
+    CopyMap,
     CounterRow,
     DriveRow,
     DropMap,
@@ -219,6 +220,9 @@ class MemoryCatalog:
             if isinstance(row, DropMap):
                 self._stage_drop(row.backup, staged)
                 continue
+            if isinstance(row, CopyMap):
+                self._stage_copy(row, staged)
+                continue
             if isinstance(row, TakeStore):
                 continue
             if isinstance(row, DropRow):
@@ -228,7 +232,7 @@ class MemoryCatalog:
             _check_values(row)
             staged.setdefault(type(row), {})[_KEY_OF[type(row)](row)] = row
         for row in rows:
-            if not isinstance(row, DropMap | DropRow | TakeStore):
+            if not isinstance(row, DropMap | CopyMap | DropRow | TakeStore):
                 self._check_owner(row, staged)
         for kind, changed in staged.items():
             self._tables[kind].update(changed)
@@ -245,6 +249,18 @@ class MemoryCatalog:
         for key in [*self._tables[MapPageRow], *pages]:
             if key[0] == backup:
                 pages[key] = None
+
+    def _stage_copy(self, row: CopyMap, staged: dict[type, dict[Any, Row | None]]) -> None:
+        self._stage_drop(row.backup, staged)
+        headers, pages = staged[MapHeaderRow], staged[MapPageRow]
+        header = (self._tables[MapHeaderRow] | headers).get(row.source)
+        if header is not None:
+            copied = replace(header, backup=row.backup)
+            self._check_owner(copied, staged)
+            headers[row.backup] = copied
+        for page in list((self._tables[MapPageRow] | pages).values()):
+            if page is not None and page.backup == row.source:
+                pages[row.backup, page.page] = replace(page, backup=row.backup)
 
     def _check_owner(self, row: Row, staged: dict[type, dict[Any, Row | None]]) -> None:
         link = _OWNERS.get(type(row))

@@ -30,6 +30,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    literal,
     select,
     update,
 )
@@ -59,6 +60,7 @@ from controller.catalog.store import (
     BackupRow,
     CartridgeRow,
     Change,
+    CopyMap,
     CounterRow,
     DriveRow,
     DropMap,
@@ -166,6 +168,9 @@ class SqlCatalog:
             for kind, run in groupby(rows, key=type):
                 if kind is DropMap:
                     _drop_maps(connection, run)
+                    continue
+                if kind is CopyMap:
+                    _copy_maps(connection, run)
                     continue
                 if kind is TakeStore:
                     taken = _take_store(connection, run)
@@ -413,6 +418,20 @@ def _drop_maps(connection: Connection, drops: Iterable[Change]) -> None:
     backups = [each.backup for each in drops if isinstance(each, DropMap)]
     for table in (MAP_HEADERS, MAP_PAGES):
         connection.execute(delete(table).where(table.c.backup.in_(backups)))
+
+
+def _copy_maps(connection: Connection, copies: Iterable[Change]) -> None:
+    for each in copies:
+        assert isinstance(each, CopyMap)
+        _drop_maps(connection, [DropMap(backup=each.backup)])
+        for table in (MAP_HEADERS, MAP_PAGES):
+            names = [column.name for column in table.columns]
+            columns = [
+                literal(each.backup).label("backup") if name == "backup" else table.c[name]
+                for name in names
+            ]
+            found = select(*columns).where(table.c.backup == each.source)
+            connection.execute(insert(table).from_select(names, found))
 
 
 def _drop_rows(connection: Connection, drops: Iterable[Change]) -> None:

@@ -312,6 +312,17 @@ class DropMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyMap:
+    """Not a row: give `backup` the map of another one, as far as it came before in the commit; what it had is gone."""
+
+    backup: BackupId
+    source: BackupId
+
+    def __post_init__(self) -> None:
+        assert self.backup != self.source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DropRow:
     """Not a row: take away the row with the key of this one.  Only of kinds that no other row names by number."""
 
@@ -364,7 +375,7 @@ Row: TypeAlias = (
     | ScheduleRow
 )
 
-Change: TypeAlias = Row | DropMap | DropRow | TakeStore
+Change: TypeAlias = Row | DropMap | CopyMap | DropRow | TakeStore
 """What a commit is made of."""
 
 KEYS: Final[dict[type, tuple[str, ...]]] = {

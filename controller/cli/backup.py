@@ -173,9 +173,19 @@ def _needs(document: Document) -> str:
 
 
 def _level(document: Document) -> str:
-    if not document["parent"]:
-        return str(document["level"])
-    return f"{document['level']} on {document['parent']}"
+    parent, original = document["parent"], document.get("copy_of")
+    text = f"{document['level']} on {parent}" if parent else str(document["level"])
+    return f"{text}, copy of {original}" if original else text
+
+
+def _copies(document: Document) -> list[tuple[str, str]]:
+    """Name the second copies of a backup, and what its last verification found."""
+    facts = []
+    if document.get("copies"):
+        facts.append(("Copies", ", ".join(str(number) for number in document["copies"])))
+    if document.get("damage"):
+        facts.append(("Damage", str(document["damage"])))
+    return facts
 
 
 def backup_page(document: Document) -> str:
@@ -200,6 +210,7 @@ def backup_page(document: Document) -> str:
             ("Static view", str(document["view_means"])),
             ("Pool", str(document["pool"])),
             ("Cartridges", ", ".join(document["tags"]) or "-"),
+            *_copies(document),
             *_map_lines(document),
         ]
     )

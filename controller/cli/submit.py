@@ -1,4 +1,4 @@
-"""`ctl submit`: start a backup, a restore or a verification."""
+"""`ctl submit`: start a backup, a restore, a verification or a second copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS: Final = ("full", "differential", "incremental", "auto")
 
 @click.group(cls=Group)
 def submit() -> None:
-    """Start a backup, a restore or a verification.
+    """Start a backup, a restore, a verification or a second copy.
 
     Without --wait the job's number is printed and the job goes on by itself.
     """
@@ -334,6 +334,36 @@ def verify(settings: Settings, backup: str, tag: str, pool: str, sample: str, wa
     what = {"backup": backup, "tag": tag, "pool": pool, "sample": sample}
     with connect(settings) as client:
         job = run_verify(client, **{name: value for name, value in what.items() if value})
+        return _finish(client, [job], settings=settings, wait=wait)
+
+
+@submit.command(
+    examples=[
+        "ctl submit copy vol1/latest --pool offsite --wait",
+        "ctl submit copy 12 --pool offsite --no-wait-media",
+    ]
+)
+@click.argument("backup", metavar="BACKUP")
+@click.option("--pool", metavar="NAME", default="", help="Pool of the copy. [default: default]")
+@click.option(
+    "--no-wait-media",
+    "no_wait_media",
+    is_flag=True,
+    help="Fail if there is no cartridge to write on, instead of waiting for one.",
+)
+@_wait
+@click.pass_obj
+def copy(settings: Settings, backup: str, pool: str, no_wait_media: bool, wait: bool) -> int:
+    """Make a second copy of BACKUP: from tape to tape, by movers, on other cartridges.
+
+    The copy is a backup of its own, with the same time and level.  Whatever cannot be read of one is read of the
+    other, without being asked for.  Two drives are needed at once.
+    """
+    options: dict[str, object] = {"pool": pool} if pool else {}
+    if no_wait_media:
+        options["no_wait_media"] = True
+    with connect(settings) as client:
+        job = _submit(client, kind="copy", backup=backup, **options)
         return _finish(client, [job], settings=settings, wait=wait)
 
 

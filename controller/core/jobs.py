@@ -48,6 +48,7 @@ from controller.core.restore import (
     restore,
 )
 from controller.core.restoring import going
+from controller.core.second_copy import clean_up_copy, copy_backup, submit_copy
 from controller.core.verify import verify
 from controller.core.verify_scope import submit_verify
 from controller.core.views import MEANS
@@ -70,6 +71,8 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
             return restore(desk, job, item=item)
         case "verify":
             return verify(desk, job, item=item)
+        case "copy":
+            return copy_backup(desk, job, item=item)
         case "lane":
             return write_lane(desk, job, item=item)
         case "rebuild":
@@ -102,6 +105,8 @@ def clean_up(desk: Desk, job: Job) -> Step:
             clean_up_rebuild(desk, job)
         case "label":
             yield from clean_up_label(desk, job)
+        case "copy":
+            yield from clean_up_copy(desk, job)
         case "import":
             yield from transfer.drop_import(desk, job)
         case "export":
@@ -171,6 +176,8 @@ def _submit(desk: Desk, call: Call) -> None:
             job = _submit_restore(desk, call.arguments)
         case "verify":
             job = submit_verify(desk, call.arguments)
+        case "copy":
+            job = submit_copy(desk, call.arguments)
         case "label":
             job = submit_label(desk, call.arguments)
         case _:

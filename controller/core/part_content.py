@@ -64,6 +64,12 @@ def parent_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
     return "" if row.level == FULL else backups[row.parent].backup_uuid
 
 
+def original_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
+    """Return the UUID of the backup of which this one is a copy, empty for an original."""
+    original = backups.get(row.copy_of)
+    return original.backup_uuid if original is not None else ""
+
+
 def zero_extents(data: PartData, *, part: int) -> tuple[tuple[int, int], ...]:
     """Return what the backup declares zero: it stands in the first part, for all of them."""
     zeros = data.runs.zeros
@@ -114,6 +120,7 @@ def header_objects(
         retain_until=retain_until(plan.get("retain_s", 0), plan["part_created"]),
         backup_created=row.created,
         samples=row.samples.hex(),
+        copy_of_uuid=original_uuid(desk.backups, row),
         lane=plan.get("lane", 0),
         lanes=row.lanes,
     )
@@ -168,6 +175,7 @@ def part_trailer(
         selection=row.selection,
         pool=row.pool,
         retain_until=retain_until(plan.get("retain_s", 0), plan["trailer_created"]),
+        copy_of_uuid=original_uuid(desk.backups, row),
         lane=plan.get("lane", 0),
         lanes=row.lanes,
     )
@@ -203,6 +211,7 @@ def directory_entry(
         created=part.created,
         level=row.level,
         parent_uuid=parent_uuid(backups, row),
+        copy_of_uuid=original_uuid(backups, row),
     )
 
 

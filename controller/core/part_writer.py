@@ -102,7 +102,8 @@ class PartWriter(CartridgeWriter):
             stream_start=start,
             stream_bytes=(row.stream_bytes if stream_end is None else stream_end) - start,
         )
-        self.tally = Tally(self.plan, source.counted(self.data))
+        self._counted = source.counted(self.data)
+        self.tally = Tally(self.plan, self._counted)
         self._header: list[PlannedObject] | None = None
         self._map = NO_MAP
         self._trailer: PartTrailer | None = None
@@ -119,6 +120,13 @@ class PartWriter(CartridgeWriter):
     def is_whole(self) -> bool:
         """Whether the part has, or is going to have, all that it was to have."""
         return self.records == self.data.records
+
+    @property
+    def written(self) -> int:
+        """Data records of this part that are on the tape."""
+        if not LABEL_OBJECTS <= self.plan.get("header_object", 0) <= self.end:
+            return 0
+        return min(max(0, self.end - self.data_object), self.data.records)
 
     @property
     def header(self) -> list[PlannedObject]:
@@ -332,7 +340,7 @@ class PartWriter(CartridgeWriter):
     def _data_item_failed(self, ended: ItemRow, first: int) -> Step:
         told = forwarded_of(ended)
         yield from self.settle()
-        written = min(max(0, self.end - self.data_object), self.data.records)
+        written = self.written
         if told.source is not None and told.source.key in UNREADABLE:
             if (yield from self.source.cannot_read(Unread(told.source, ended, first, written))):
                 self.end_part(written)
@@ -363,7 +371,7 @@ class PartWriter(CartridgeWriter):
             )
 
     def _show_progress(self) -> None:
-        here = self.data.bytes_before(min(max(0, self.end - self.data_object), self.data.records))
+        here = self._counted.bytes_before(self.written)
         begin = self.plan.get("lane_begin", 0)
         self.job.update(done_bytes=self.data.stream_start + here - begin)
         self.desk.save(self.job)

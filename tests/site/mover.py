@@ -13,9 +13,11 @@ from backplane.scsi.segment import (
     Locate,
     StreamToBlockOffset,
     StreamToDiscard,
+    StreamToStream,
     WriteFilemarks,
 )
 from backplane.scsi.sense import Forwarded, Sense, SenseKey
+from backplane.wire.grants import Rights
 from backplane.wire.messages import LedgerEntry
 from tests.site.disk import BLOCK, DiskNode, Volume
 from tests.site.tape import FM, Drive, Tape, TapeNode
@@ -78,8 +80,12 @@ class Execution:
         self.pending = b""
         self.stream = b""
         drives = [d for d in self.tape.drives.values() if d.unit in self.uses]
-        assert len(drives) == 1
-        self.drive: Drive = drives[0]
+        reading = [d for d in drives if self.uses[d.unit].rights == Rights.READ]
+        writing = [d for d in drives if d not in reading]
+        assert len(reading) <= 1
+        assert len(writing) <= 1
+        self.drive: Drive = (writing or reading)[0]
+        self.source: Drive = (reading or writing)[0]
 
     def run(self) -> Sense | None:
         """Carry the list out; return the sense data it ends with."""
@@ -88,9 +94,9 @@ class Execution:
             if self.work.item.epoch < floor:
                 return copy_aborted(segment=0, destination=STALE)
             # Opening raises the floor, as it does at a real node.
-            node = self.tape if unit == self.drive.unit else self.disk
+            node = self.tape if unit in (self.drive.unit, self.source.unit) else self.disk
             node.raise_floor(unit, self.work.item.epoch)
-        if not self.drive.loaded:
+        if not (self.drive.loaded and self.source.loaded):
             not_ready = Sense(key=SenseKey.NOT_READY, asc=0x3A)
             return copy_aborted(segment=0, destination=not_ready)
         try:
@@ -122,7 +128,9 @@ class Execution:
             case BlockOffsetToStream():
                 self._backup(segment)
             case Locate():
-                self.drive.position = segment.logical_object_identifier
+                self.source.position = segment.logical_object_identifier
+            case StreamToStream():
+                self._copy(segment)
             case StreamToBlockOffset():
                 self._restore(segment)
             case StreamToDiscard():
@@ -136,6 +144,18 @@ class Execution:
                 assert segment.cat or not self.stream
             case _:
                 raise AssertionError(segment)
+
+    def _copy(self, segment: StreamToStream) -> None:
+        size = segment.source_stream_device_transfer_length
+        for _ in range(segment.byte_count // size):
+            record = self._read()
+            assert len(record) == size
+            is_warned = self._append(record)
+            self._count("written", size)
+            self._count("rw", 1)
+            if is_warned:
+                warned = copy_aborted(segment=self.segment, destination=EARLY_WARNING)
+                raise Aborted(warned)
 
     def _count(self, column: str, number: int, *, unit: bytes | None = None) -> None:
         self.counts[unit or self.drive.unit][column] += number
@@ -206,15 +226,15 @@ class Execution:
         assert inside, "beyond the grant"
 
     def _read(self) -> bytes:
-        position, tape = self.drive.position, self.cartridge
+        position, tape = self.source.position, self.tape.tapes[self.source.loaded]
         if position in tape.bad:
             raise Aborted(copy_aborted(segment=self.segment, source=UNREADABLE))
         self._tick()
         record = tape.objects[position]
         assert record is not None
-        self.drive.position += 1
-        self._count("read", len(record))
-        self._count("rr", 1)
+        self.source.position += 1
+        self._count("read", len(record), unit=self.source.unit)
+        self._count("rr", 1, unit=self.source.unit)
         return record
 
     def _tick(self) -> None:

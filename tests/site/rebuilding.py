@@ -57,7 +57,9 @@ def everything(site: Site) -> dict[str, Any]:
         "volumes": snapshot.volumes,
         "pools": snapshot.pools,
         "store": snapshot.store,
-        "numbers": {name: snapshot.counters.get(name) for name in ("backup", "behind", "caught-up")},
+        "numbers": {
+            name: snapshot.counters.get(name) for name in ("backup", "behind", "caught-up")
+        },
     }
 
 

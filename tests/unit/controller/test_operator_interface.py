@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from backplane.errors import NotFoundError
 from backplane.file_map.header import unpack_header
 from backplane.file_map.packed import unpack_rows
-from backplane.ids import ItemId, JobId
+from backplane.ids import BackupId, ItemId, JobId
 from backplane.wire.messages import REPLY_BYTES_MAX
 from controller import operator_interface
 from controller.catalog.store import ItemRow
@@ -142,6 +143,20 @@ def test_a_backup_is_found_by_each_of_its_names(full: Site, name: str) -> None:
 def test_what_is_no_name_of_a_backup_is_not_found(full: Site, name: str) -> None:
     with pytest.raises(NotFoundError, match="no backup is called"):
         read(full, "backup.show", backup=name)
+
+
+def test_a_name_means_the_original_and_not_its_copy_as_long_as_it_is_there(full: Site) -> None:
+    original = max(row.backup for row in full.machine.backups.values() if row.state == "completed")
+    row = full.machine.backups[original]
+    made = replace(row, backup=BackupId(99), copy_of=original)
+    full.machine.backups[made.backup] = made
+    for name in ("vol/latest", f"vol/{row.created}"):
+        assert read(full, "backup.show", backup=name)["backup"] == original
+    shown = read(full, "backup.show", backup="99")
+    assert (shown["copy_of"], shown["copies"]) == (original, [])
+    assert read(full, "backup.show", backup=str(original))["copies"] == [99]
+    full.machine.backups[original] = replace(row, state="failed")
+    assert read(full, "backup.show", backup=f"vol/{row.created}")["backup"] == 99
 
 
 def test_the_latest_backup_is_the_latest_that_was_completed(full: Site) -> None:

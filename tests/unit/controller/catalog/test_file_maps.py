@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from backplane.file_map.paths import path_key
 from controller.catalog import sql
-from controller.catalog.store import Catalog, DropMap, subtree_end
+from controller.catalog.store import Catalog, CopyMap, DropMap, subtree_end
 
 ABSURD = 10**30
 
@@ -173,6 +174,42 @@ def test_a_commit_that_fails_drops_nothing(place: Any, rows: Any) -> None:
     with pytest.raises(AssertionError):
         place.catalog.commit([DropMap(backup=1), rows.item()])
     assert pages(place.reopen()) == [0]
+
+
+# --- copying -------------------------------------------------------------------------------------
+
+
+def test_a_map_is_copied_whole_and_replaces_what_was_there(place: Any, rows: Any) -> None:
+    catalog = place.catalog
+    catalog.commit([rows.backup(1), *[rows.map_page(n, 1) for n in range(3)]])
+    catalog.commit([rows.map_header(1, packed=b"the map"), rows.map_page(7, 2)])
+    catalog.commit([rows.backup(2), CopyMap(backup=2, source=1)])
+    catalog = place.reopen()
+    assert catalog.map_header(2) == catalog.map_header(1) == b"the map"
+    assert pages(catalog, 2) == pages(catalog, 1) == [0, 1, 2]
+    assert catalog.map_page(2, 1) == replace(catalog.map_page(1, 1), backup=2)
+    catalog.commit([DropMap(backup=1)])
+    assert pages(catalog, 2) == [0, 1, 2]
+
+
+def test_a_copy_of_no_map_is_none(catalog: Catalog, rows: Any) -> None:
+    catalog.commit([rows.backup(2), rows.map_header(2), rows.map_page(0, 2)])
+    catalog.commit([CopyMap(backup=2, source=1)])
+    assert (catalog.map_header(2), pages(catalog, 2)) == (None, [])
+
+
+def test_what_came_before_in_a_commit_is_copied_and_nothing_that_comes_behind(
+    catalog: Catalog, rows: Any
+) -> None:
+    catalog.commit(
+        [
+            rows.map_page(0, 1),
+            rows.backup(2),
+            CopyMap(backup=2, source=1),
+            rows.map_page(1, 1),
+        ]
+    )
+    assert pages(catalog, 2) == [0]
 
 
 def test_pages_without_a_header_are_what_is_left_of_a_mapping(place: Any, rows: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from controller.catalog.memory import MemoryCatalog
 from controller.catalog.sql import SqlCatalog
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog, DropMap, DropRow, PoolRow
+from controller.catalog.store import ENDED_STATES, KEYS, Catalog, CopyMap, DropMap, DropRow, PoolRow
 
 SMALL = st.integers(0, 3)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
@@ -49,6 +49,11 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
 ROWS = st.one_of(
     [rows_of(kind) for kind in KEYS]
     + [st.builds(DropMap, backup=SMALL), st.builds(DropRow, row=rows_of(PoolRow))]
+    + [
+        st.tuples(SMALL, SMALL)
+        .filter(lambda pair: pair[0] != pair[1])
+        .map(lambda pair: CopyMap(backup=pair[0], source=pair[1]))
+    ]
 )
 
 

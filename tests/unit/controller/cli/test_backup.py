@@ -70,6 +70,18 @@ def test_a_backup_that_stands_on_others_says_so(controller: Any, ctl: Any, docum
     assert "Restore needs:  A, B\n" in told
 
 
+def test_a_second_copy_names_its_original_and_an_original_its_copies_and_its_damage(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    controller.answers["backup.list"] = {"backups": [documents["backup"] | {"copy_of": 12}]}
+    assert "  full, copy of 12  completed" in ctl("backup", "list")[1]
+    changes = {"copies": [13, 17], "damage": "object 6"}
+    controller.answers["backup.show"] = documents["backup_detail"] | changes
+    told = ctl("backup", "show", "3")[1]
+    assert "Copies:         13, 17\n" in told
+    assert "Damage:         object 6\n" in told
+
+
 def test_a_chain_that_cannot_be_restored_says_why(
     controller: Any, ctl: Any, documents: Any
 ) -> None:

@@ -353,3 +353,15 @@ def test_a_verification_of_nothing_or_of_two_things_is_refused(ctl: Any, asked: 
     code, _, err = ctl("submit", "verify", *asked)
     assert code == 2
     assert "BACKUP, --tape TAG or --pool NAME" in err
+
+
+def test_a_copy_goes_to_a_pool(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    assert ctl("submit", "copy", "vol1/latest", "--pool", "offsite")[0] == 0
+    arguments = controller.arguments("job.submit")
+    arguments.pop("token")
+    assert arguments == {"kind": "copy", "backup": "vol1/latest", "pool": "offsite"}
+    controller.calls.clear()
+    ctl("submit", "copy", "12", "--no-wait-media")
+    assert controller.arguments("job.submit")["no_wait_media"] is True
+    assert "pool" not in controller.arguments("job.submit")

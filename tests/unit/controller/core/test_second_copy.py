@@ -1,0 +1,426 @@
+"""Second copies: record by record the same, on other cartridges, and read when the first cannot be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backplane.errors import NotFoundError
+from backplane.ids import BackupId, VolumeTag
+from backplane.tape_format import decode_metadata, decode_record
+from controller.core import planner
+from controller.core.copies import origin
+from controller.core.damage import bad_of
+from tests.site.disk import Volume
+from tests.site.site import (
+    DATA,
+    ControllerDied,
+    Site,
+    check_end,
+    connected,
+    content,
+    first_record,
+    ledger,
+)
+
+ONE, TWO, THREE = "LTO001L8", "LTO002L8", "LTO003L8"
+FILES = {"home/a": (10, 11), "home/b": (32, 33, 34, 35, 36), "z": (50,)}
+
+
+@pytest.fixture
+def site() -> Site:
+    return library()
+
+
+def library(*, drives: int = 2, tags: int = 4) -> Site:
+    """A site with a backup of one part on the first cartridge."""
+    site = connected(drives=drives, tags=tuple(f"LTO00{n}L8" for n in range(1, tags + 1)))
+    volume = site.make_volume("vol", data=DATA)
+    volume.files.table = dict(FILES)
+    job = site.submit("backup", volume="vol")
+    site.run()
+    check_end(site, job)
+    return site
+
+
+def copy(site: Site, backup: int = 1, *, state: str = "completed") -> int:
+    """Copy a backup; returns the job."""
+    job = site.submit("copy", backup=backup)
+    site.run()
+    check_end(site, job, state)
+    return job
+
+
+def restore(site: Site, *, backup: int = 1, state: str = "completed", **options: Any) -> Any:
+    name = f"copy-{site.call_number}"
+    job = site.submit("restore", backup=backup, new=name, **options)
+    site.run()
+    check_end(site, job, state)
+    return dict(site.disk.by_name(name).data), json.loads(site.job(job).result)
+
+
+def records(site: Site, backup: int) -> list[bytes | None]:
+    """The data records of a backup, as they are on its cartridges."""
+    return [
+        site.tapes[part.tag].objects[part.data_object + number]
+        for part in site.machine.registry.parts_of(backup)
+        for number in range(part.records)
+    ]
+
+
+def tags(site: Site, backup: int) -> list[str]:
+    return [part.tag for part in site.machine.registry.parts_of(backup)]
+
+
+# --- the copy itself ------------------------------------------------------------------------------
+
+
+def test_a_copy_has_the_same_records_on_another_cartridge_and_a_row_of_its_own(site: Site) -> None:
+    job = copy(site)
+    original, made = (site.machine.backups[BackupId(n)] for n in (1, 2))
+    assert records(site, 2) == records(site, 1)
+    assert (tags(site, 1), tags(site, 2)) == ([ONE], [TWO])
+    assert made == replace(
+        original,
+        backup=BackupId(2),
+        backup_uuid=made.backup_uuid,
+        job=made.job,
+        copy_of=BackupId(1),
+    )
+    assert made.backup_uuid != original.backup_uuid
+    assert (origin(made), made.state) == (1, "completed")
+    book = ledger(site, job)
+    assert (book["read_bytes"], book["written_bytes"], book["padded_bytes"]) == (8192, 8192, 0)
+    assert site.job(job).done_bytes == site.job(job).planned_bytes == 8192
+
+
+def test_the_cartridge_says_of_what_it_is_a_copy(site: Site) -> None:
+    copy(site)
+    part, uuid = site.machine.registry.parts[2, 1], site.machine.backups[BackupId(1)].backup_uuid
+    objects = site.tapes[TWO].objects
+    for at in (part.header_object, part.trailer_object):
+        record = decode_record(objects[at])  # type: ignore[arg-type]
+        value: Any = decode_metadata(
+            [decode_record(objects[at + n]) for n in range(record.count)]  # type: ignore[arg-type]
+        )
+        assert (value.copy_of_uuid, value.level, value.backup) == (uuid, "full", 2)
+    assert value.directory_entry().copy_of_uuid == uuid
+
+
+def test_a_copy_can_be_restored_by_itself_with_its_files(site: Site) -> None:
+    copy(site)
+    del site.tapes[ONE]
+    site.connect("tape")
+    assert restore(site, backup=2)[0] == DATA
+    data, result = restore(site, backup=2, paths=["home/a"], staging=True)
+    assert data == content(10, 11)
+    assert result["files"]["restored"] == 1
+
+
+def test_a_copy_of_an_incremental_stands_on_the_originals_parent(site: Site) -> None:
+    volume = volume_of(site)
+    volume.track()
+    site.submit("backup", volume="vol")
+    site.run()
+    volume.write({10: b"n" * 512})
+    volume.trim(50)
+    site.submit("backup", volume="vol", level="incremental")
+    site.run()
+    copy(site, 3)
+    made = site.machine.backups[BackupId(4)]
+    assert (made.level, made.parent, made.copy_of) == ("incremental", 2, 3)
+    assert restore(site, backup=4)[0] == volume.data
+    volume.write({11: b"m" * 512})
+    site.submit("backup", volume="vol", level="incremental")
+    site.run()
+    assert site.machine.backups[BackupId(5)].parent == 3, "nothing stands on a copy"
+
+
+def volume_of(site: Site) -> Volume:
+    return site.disk.by_name("vol")
+
+
+def test_a_copy_of_a_copy_is_one_of_the_original_and_on_a_third_cartridge(site: Site) -> None:
+    copy(site)
+    copy(site, 2)
+    assert site.machine.backups[BackupId(3)].copy_of == 1
+    assert tags(site, 3) == [THREE]
+
+
+def test_what_is_not_there_cannot_be_copied(site: Site) -> None:
+    with pytest.raises(NotFoundError, match="no completed backup has number 9"):
+        site.submit("copy", backup=9)
+    with pytest.raises(NotFoundError, match="pool"):
+        site.submit("copy", backup=1, pool="nix")
+
+
+def test_a_backup_of_nothing_is_copied(site: Site) -> None:
+    site.make_volume("empty", data={})
+    site.submit("backup", volume="empty", raw=True)
+    site.run()
+    copy(site, 2)
+    assert [part.records for part in site.machine.registry.parts_of(3)] == [0]
+
+
+def test_one_original_on_two_cartridges_becomes_three_parts_on_two_others() -> None:
+    site = connected(drives=2, tags=tuple(f"LTO00{n}L8" for n in range(1, 6)), records=2)
+    lbas = range(60)
+    site.make_volume("vol", data=content(*lbas))
+    site.tapes[ONE].capacity = 25
+    site.submit("backup", volume="vol")
+    site.run()
+    assert tags(site, 1) == [ONE, TWO]
+    site.tapes[THREE].capacity = 17
+    copy(site)
+    assert records(site, 2) == records(site, 1)
+    found = site.machine.registry.parts_of(2)
+    assert len(found) == 3
+    assert tags(site, 2)[0] == THREE
+    assert [part.is_last for part in found] == [False, False, True]
+    registry = site.machine.registry
+    assert registry.cartridges[VolumeTag(THREE)].status == "full"
+    assert registry.cartridges[VolumeTag("LTO004L8")].status == "writable", "cut is not full"
+    ends = [part.stream_start + part.stream_bytes for part in found]
+    assert [part.stream_start for part in found] == [0, *ends[:-1]]
+    assert restore(site, backup=2)[0] == content(*lbas)
+
+
+# --- drives ---------------------------------------------------------------------------------------
+
+
+def test_with_one_drive_a_copy_waits_and_holds_nothing_meanwhile() -> None:
+    site = library(drives=1)
+    job = site.submit("copy", backup=1)
+    site.run(60)
+    assert "waiting:" in site.job(job).reason
+    registry = site.machine.registry
+    assert not registry.drive_claims
+    assert "tag" not in json.loads(site.job(job).plan)
+    # Others go on.
+    site.submit("verify", backup=1)
+    site.run(60)
+    assert site.job(job + 1).state == "completed"
+    site.begin_call("job.cancel", job=job)
+    site.run()
+    check_end(site, job, "cancelled")
+    assert site.machine.backups[BackupId(2)].state == "failed"
+
+
+@pytest.mark.parametrize("loaded", [(ONE, TWO), (TWO, ONE), (TWO, THREE), (THREE, ONE)])
+def test_whatever_the_drives_hold_both_cartridges_find_one(
+    site: Site, loaded: tuple[str, str]
+) -> None:
+    """Either may be in the drive that the other would take first."""
+    site.set_cartridge(THREE, status="retired")
+    site.set_cartridge("LTO004L8", status="retired")
+    for drive, tag in zip(site.tape.drives.values(), loaded, strict=True):
+        drive.loaded = tag
+    site.connect("tape")
+    copy(site)
+    assert tags(site, 2) == [TWO]
+
+
+def test_two_copies_across_each_other_both_end() -> None:
+    """Each reads what the other writes on: neither may hold one end and wait for the other."""
+    site = connected(drives=4, tags=(ONE, TWO))
+    for number, (name, tag) in enumerate((("a", ONE), ("b", TWO)), start=1):
+        site.make_volume(name, data=DATA)
+        for other in (ONE, TWO):
+            status = "writable" if site.tapes[other].objects else "blank"
+            site.set_cartridge(other, status=status if other == tag else "retired")
+        site.submit("backup", volume=name)
+        site.run()
+        assert tags(site, number) == [tag]
+    for tag in (ONE, TWO):
+        site.set_cartridge(tag, status="writable")
+    jobs = [site.submit("copy", backup=1), site.submit("copy", backup=2)]
+    site.connect_mover("m2")
+    site.run()
+    for job in jobs:
+        check_end(site, job)
+    assert (tags(site, 3), tags(site, 4)) == ([TWO], [ONE])
+    assert records(site, 3) == records(site, 4)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_ends_a_copy_and_is_named(site: Site) -> None:
+    first = first_record(site, 1)
+    site.tapes[ONE].bad = {first + 2}
+    job = copy(site, state="failed")
+    assert f"object {first + 2} cannot be read" in site.job(job).reason
+    assert site.job(job).exit_code == 8
+    assert bad_of(site.machine.backups[BackupId(1)]) == [(2, 3)]
+    assert site.machine.backups[BackupId(2)].state == "failed"
+
+
+@pytest.mark.parametrize("bad", [{0}, {2}, {3}, {0, 1}, {1, 3}])
+def test_what_is_damaged_of_one_is_copied_from_another(site: Site, bad: set[int]) -> None:
+    copy(site)
+    site.tapes[ONE].bad = {first_record(site, 1) + number for number in bad}
+    job = copy(site)
+    assert [record is not None for record in records(site, 3)] == [True] * 4
+    assert records(site, 3) == records(site, 2)
+    assert bad_of(site.machine.backups[BackupId(1)])[0][0] == min(bad)
+    assert site.job(job).exit_code == 0
+
+
+def test_a_cartridge_that_is_lost_in_the_middle_is_made_up_for_by_another_copy(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2048)
+    copy(site)
+    seen = 0
+
+    def before(work: Any) -> None:
+        nonlocal seen
+        seen += work.item.purpose == "data"
+        if seen == 2:
+            site.tapes[ONE].unreadable = "index damaged"
+            site.tapes[ONE].bad = set(range(100))
+
+    site.before_work = before
+    copy(site)
+    assert records(site, 3) == records(site, 2)
+    assert len(site.machine.registry.parts_of(3)) == 2
+    assert site.machine.registry.cartridges[VolumeTag(ONE)].status == "error"
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 3))
+def test_a_tape_node_that_restarts_at_any_step_costs_nothing_but_time(steps: int) -> None:
+    site = library()
+    job = site.submit("copy", backup=1)
+    site.settle(steps=steps)
+    site.restart_node("tape")
+    site.run()
+    check_end(site, job)
+    assert records(site, 2) == records(site, 1)
+
+
+def test_a_mover_that_dies_anywhere_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2 * 2048)
+    for objects in range(6):
+        site = library()
+        job = site.submit("copy", backup=1)
+        site.settle(steps=12)
+        site.lose_after = [objects]
+        site.run(30)
+        site.connect_mover("m2")
+        site.run()
+        check_end(site, job)
+        assert records(site, 2) == records(site, 1)
+
+
+def test_a_controller_that_dies_anywhere_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 2 * 2048)
+    for crash_at in range(400):
+        site = library()
+        job = site.submit("copy", backup=1)
+        site.crash_at = site.effects_seen + crash_at
+        is_through = True
+        try:
+            site.run()
+        except ControllerDied:
+            is_through = False
+            site.restart()
+            site.run()
+        check_end(site, job)
+        assert records(site, 2) == records(site, 1)
+        if is_through:
+            return
+    raise AssertionError("it never gets through")
+
+
+# --- reading the one instead of the other ---------------------------------------------------------
+
+
+def test_a_damaged_record_is_read_from_the_copy_and_nothing_is_missing(site: Site) -> None:
+    copy(site)
+    first = first_record(site, 1)
+    site.tapes[ONE].bad = {first + 1, first + 2}
+    data, result = restore(site)
+    assert data == DATA
+    assert {entry["instead"] for entry in result["damage"]} == {f"backup 2 on {TWO}"}
+    assert result["damaged_records"] == 2
+    data, result = restore(site)
+    assert (data, result.get("damage", [])) == (DATA, [])
+    assert "backup 1 is known to be damaged" in result["warnings"][0]
+
+
+@pytest.mark.parametrize("harm", ["error", "missing", "unreadable", "quarantined", "gone"])
+def test_a_cartridge_that_cannot_be_used_is_made_up_for_by_the_copy(site: Site, harm: str) -> None:
+    copy(site)
+    if harm == "missing":
+        del site.tapes[ONE]
+        site.connect("tape")
+    elif harm == "unreadable":
+        site.tapes[ONE].unreadable = "index damaged"
+    elif harm == "gone":
+        site.set_cartridge(ONE, cartridge="e" * 32)
+    else:
+        site.set_cartridge(ONE, status=harm)
+    assert restore(site)[0] == DATA
+
+
+def test_what_both_lack_is_a_hole_and_nothing_more(site: Site) -> None:
+    copy(site)
+    site.tapes[ONE].bad = {first_record(site, 1) + n for n in (1, 2)}
+    site.tapes[TWO].bad = {first_record(site, 2) + n for n in (2, 3)}
+    data, result = restore(site, state="partial", keep_going=True)
+    assert result["holes"]["extents"] == [[32, 4]]
+    assert data == {lba: DATA[lba] for lba in DATA if lba not in (32, 33, 34, 35)}
+    restore(site, state="failed")
+
+
+def test_a_backup_with_a_good_copy_is_not_broken_and_can_be_stood_on(site: Site) -> None:
+    volume = volume_of(site)
+    volume.track()
+    site.submit("backup", volume="vol")
+    site.run()
+    copy(site, 2)
+    site.tapes[ONE].bad = {first_record(site, 2)}
+    site.submit("verify", backup=2)
+    site.run()
+    volume.write({10: b"n" * 512})
+    site.submit("backup", volume="vol", level="auto")
+    site.run()
+    made = site.machine.backups[BackupId(4)]
+    assert (made.level, made.parent) == ("incremental", 2)
+    assert restore(site, backup=4)[0] == volume.data
+
+
+def test_a_controller_that_dies_while_it_reads_the_copy_goes_on() -> None:
+    for crash_at in range(200):
+        site = library()
+        copy(site)
+        first = first_record(site, 1)
+        site.tapes[ONE].bad = {first + 1, first + 3}
+        job = site.submit("restore", backup=1, new="new")
+        site.crash_at = site.effects_seen + crash_at
+        is_through = True
+        try:
+            site.run()
+        except ControllerDied:
+            is_through = False
+            site.restart()
+            site.run()
+        check_end(site, job)
+        assert site.disk.by_name("new").data == DATA
+        if is_through:
+            return
+    raise AssertionError("it never gets through")
+
+
+def test_a_cartridge_with_much_damage_is_left_for_the_copy(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.core.restoring.DAMAGED_TO_LEAVE", 2)
+    copy(site)
+    site.tapes[ONE].bad = set(range(first_record(site, 1), 100))
+    data, result = restore(site)
+    assert data == DATA
+    assert result["damaged_records"] == 2, "the others were not even tried"
