@@ -115,7 +115,7 @@ def _why_broken_alone(row: BackupRow, registry: Registry) -> str:
     if damage_of(row):
         return f"backup {row.backup} is damaged: {damage_of(row)}"
     parts = list(parts_of(row, registry))
-    if not parts or not parts[-1].is_last:
+    if sum(part.is_last for part in parts) < row.lanes:
         return f"parts of backup {row.backup} are missing"
     for part in parts:
         which = f"cartridge {part.tag} with part {part.part} of backup {row.backup}"

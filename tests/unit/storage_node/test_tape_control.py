@@ -674,7 +674,7 @@ def test_an_inventory_of_a_full_library_is_one_message(node: Node) -> None:
         detail="x" * tape_control.DETAIL_CHARACTERS_MAX,
         capacity_bytes=1 << 60,
         used_bytes=1 << 60,
-        stored_bytes=1 << 60,
+        record_bytes=1 << 60,
         end=1 << 40,
         element="slot-2000",
         retain_until="2026-01-11T10:43:48.123456789Z",

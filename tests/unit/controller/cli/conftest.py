@@ -417,7 +417,7 @@ def documents() -> dict[str, Any]:
         "retain_until": "2026-02-10T10:43:48Z",
         "first_written": "2026-01-11T10:43:48Z",
         "last_written": "2026-01-11T10:43:48Z",
-        "record_bytes": 0,
+        "record_bytes": 6442450944,
         "loads": 2,
         "is_worm": False,
         "is_write_protected": False,

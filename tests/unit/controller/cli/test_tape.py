@@ -28,6 +28,7 @@ PAGE = """\
   Last written:    2026-01-11 10:43:48
   Identifier:      fedcba9876543210fedcba9876543210
   Used:            3GiB (3.22 GB)
+  Compression:     2.00:1
   Capacity:        10.9TiB (12.00 TB)
   End of data:     object 3079
   Generation:      1
