@@ -695,6 +695,7 @@ class TapeSample(Message):
 class TapeLoad(Message):
     """Put a cartridge into a drive (unloading another), read its label and last trailer.
 
+    A drive may be named by its serial number.  A cleaning cartridge cleans the drive and goes back to its slot.
     Answered with `CartridgeState`, `DriveState` and the last trailer found, so that the controller never appends blind.
     """
 

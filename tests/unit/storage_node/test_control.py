@@ -24,7 +24,9 @@ from backplane.wire.messages import (
     TapeAdd,
     TapeDigest,
     TapeLoad,
+    TapeRetain,
     TapeSample,
+    TapeScan,
     UnitFence,
     UnitFenced,
     ViewCreate,
@@ -44,7 +46,7 @@ from backplane.wire.messages import (
     VolumeZero,
 )
 from storage_node.access import Access
-from storage_node.control import ALONE_S, RESERVES_PAUSE_S, Control, NodeIdentity
+from storage_node.control import ALONE_S, INVENTORY_PAUSE_S, RESERVES_PAUSE_S, Control, NodeIdentity
 from storage_node.core.admission import Admission, Request
 from storage_node.disk.static_views import HeldView, SnapshotRules, SnapshotView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
@@ -210,6 +212,25 @@ def test_tape_requests_are_answered_as_well(node: Node) -> None:
     )
     assert isinstance(fenced, UnitFenced)
     assert fenced.epoch == 9
+
+
+def test_the_library_is_scanned_and_what_was_found_is_told(node: Node) -> None:
+    tag = VolumeTag("SDV001L8")
+    node.answer(TapeAdd(request=1, tag=tag, capacity_bytes=1 << 20))
+    node.clock.advance(INVENTORY_PAUSE_S)
+    node.pump(lambda: bool(node.inventories))
+    node.inventories.clear()
+    folder = node.bench.folder / "library"
+    (folder / tag).rename(folder / "io" / tag)
+    assert reply(node.answer(TapeScan(request=2))).cartridges == ()
+    node.clock.advance(INVENTORY_PAUSE_S)
+    node.pump(lambda: bool(node.inventories))
+    [cartridge] = node.inventories[-1].cartridges
+    assert (cartridge.tag, cartridge.element) == (tag, "io-1")
+    retain = TapeRetain(request=3, tag=tag, retain_until="2999-01-01T00:00:00Z", is_held=True)
+    assert reply(node.answer(retain)).cartridges[0].is_held
+    load = TapeLoad(request=4, drive="drive-0", tag=tag, epoch=Epoch(3))
+    assert failure(node.answer(load)).error == "refused"
 
 
 def test_a_volume_is_reserved_and_a_view_narrowed(node: Node) -> None:
