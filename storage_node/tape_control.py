@@ -322,10 +322,10 @@ class TapeControl:
                     "the end of the tape was not read",
                     extra={"cartridge": tag, "reason": str(error)},
                 )
+        unit.position, unit.committed_end, unit.refusal = 0, 0, ""
         outcome = self._library.unload(drive=number)
         if not outcome.is_good:
             log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
-        unit.position, unit.committed_end, unit.refusal = 0, 0, ""
         self._facts[tag] = self._library.facts(tag)
 
     def _clean(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: str) -> None:

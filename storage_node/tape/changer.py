@@ -80,10 +80,10 @@ class VirtualChanger:
         return self._io if kind_of(element) is ElementKind.IO else self.folder
 
     def initialize(self) -> None:
-        """Look through both folders; cartridges in drives are in their drives."""
+        """Look through both folders; a cartridge that a drive holds on to is in the drive."""
         elements = self._model.elements()
-        loaded = {s.element: s.tag for s in elements if s.tag and _is_drive(s.element)}
-        homes = {s.tag: s.home for s in elements if _is_drive(s.element) and s.home}
+        loaded = {s.element: s.tag for s in elements if s.tag and s.is_removal_prevented}
+        homes = {s.tag: s.home for s in elements if s.is_removal_prevented and s.home}
         in_library = [tag for tag in _cartridges(self.folder) if tag not in loaded.values()]
         placement = place(
             library=in_library,

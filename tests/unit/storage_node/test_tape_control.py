@@ -385,6 +385,22 @@ def test_a_scan_finds_what_an_operator_did(node: Node, tmp_path: Path) -> None:
     assert [c.tag for c in node.tape.describe()[1]] == [SECOND]
 
 
+def test_a_drive_whose_cartridge_was_taken_out_by_hand_is_free_after_a_scan(
+    node: Node, tmp_path: Path
+) -> None:
+    for tag in (FIRST, SECOND):
+        node.add(tag)
+    node.load(epoch=5)
+    shutil.rmtree(tmp_path / "library" / FIRST)
+    with pytest.raises(VolumeError, match="not there any more"):
+        node.unload(epoch=6)
+    with pytest.raises(RefusedError, match=f"drive-0 holds {FIRST}"):
+        node.load(SECOND, epoch=7)
+    node.tape.scan()
+    assert node.load(SECOND, epoch=8).drives[0].loaded == SECOND
+    assert [c.tag for c in node.tape.describe()[1]] == [SECOND]
+
+
 def test_a_copied_cartridge_is_quarantined_wherever_it_is_and_not_written_to(
     node: Node, tmp_path: Path
 ) -> None:
