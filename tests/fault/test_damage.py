@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,22 +178,26 @@ def test_a_byte_flipped_on_the_data_path_of_a_restore_never_reaches_the_volume(
     assert digest(cluster.volume_file("copy")) == digest(image)
 
 
-def test_a_byte_flipped_in_a_cartridge_file_is_found_by_verify_and_by_restore_and_named(
-    cluster: LocalCluster,
-) -> None:
-    image = with_image(cluster)
-    number = str(cluster.wait_job(cluster.submit("backup", "vol"))["result"]["backup"])
+def flip(cluster: LocalCluster, wanted: bytes, *, tag: str = "") -> None:
+    """Change a bit of the record that holds these bytes, on one cartridge, while nobody looks."""
     cluster.kill("tape")
-    wanted = image.read_bytes()[5 * MIB : 5 * MIB + 64]
     [data] = [
         path
         for path in (cluster.state / "tape" / "library").rglob("*")
-        if path.is_file() and wanted in path.read_bytes()
+        if path.is_file() and tag in str(path) and wanted in path.read_bytes()
     ]
     content = bytearray(data.read_bytes())
     content[content.index(wanted) + 7] ^= 0x40
     data.write_bytes(content)
     cluster.up()
+
+
+def test_a_byte_flipped_in_a_cartridge_file_is_found_by_verify_and_by_restore_and_named(
+    cluster: LocalCluster,
+) -> None:
+    image = with_image(cluster)
+    number = str(cluster.wait_job(cluster.submit("backup", "vol"))["result"]["backup"])
+    flip(cluster, image.read_bytes()[5 * MIB : 5 * MIB + 64])
 
     verify = cluster.wait_job(cluster.submit("verify", number))
     assert (verify["state"], verify["exit_code"]) == ("failed", 8), verify
@@ -206,3 +212,67 @@ def test_a_byte_flipped_in_a_cartridge_file_is_found_by_verify_and_by_restore_an
     assert (restore["state"], restore["exit_code"]) == ("failed", 8), restore
     assert "LBA 10240 to 12287" in restore["reason"]
     assert cluster.ctl("volume", "show", "copy")["state"] == "restore-failed"
+
+
+def test_behind_damage_everything_else_comes_back_and_the_file_is_named(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    if shutil.which("mke2fs") is None:
+        pytest.skip("no mke2fs here")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name, mib in (("first", 3), ("hit", 4), ("last", 3)):
+        (tree / name).write_bytes(random.Random(name).randbytes(mib * MIB))
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(32 * MIB)
+    make = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", str(tree), str(image)]
+    subprocess.run(make, check=True)
+    cluster.ctl("volume", "create", "vol", "--from", str(image))
+    number = str(cluster.wait_job(cluster.submit("backup", "vol"))["result"]["backup"])
+    whole = cluster.wait_job(cluster.submit("restore", number, "--new", "whole"))
+    assert whole["state"] == "completed", whole
+    wanted = (tree / "hit").read_bytes()[2 * MIB : 2 * MIB + 64]
+    flip(cluster, wanted)
+
+    done = cluster.run_ctl("submit", "restore", number, "--new", "rest", "--keep-going", "--wait")
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    [line] = [each for each in cluster.ctl("job", "list")["jobs"] if each["state"] == "partial"]
+    job = cluster.ctl("job", "show", str(line["job"]))
+    [hit] = job["result"]["hit"]
+    assert "hit" in hit["listed"], hit
+    assert set(hit["listed"]) <= {"first", "hit", "last"}, "a record may hold a neighbour, too"
+    assert "hit" in job["reason"]
+    assert cluster.ctl("volume", "show", "rest")["state"] == "online"
+    expected = bytearray(cluster.volume_file("whole").read_bytes())
+    holes = job["result"]["holes"]
+    assert 0 < holes["blocks"] * 512 <= MIB
+    for lba, blocks in holes["extents"]:
+        expected[lba * 512 : (lba + blocks) * 512] = bytes(blocks * 512)
+    assert wanted not in expected
+    assert cluster.volume_file("rest").read_bytes() == expected
+
+
+def test_what_is_damaged_of_the_original_comes_from_the_second_copy(
+    new_cluster: Callable[..., LocalCluster],
+) -> None:
+    cluster = new_cluster()
+    folder = cluster.state / "tape" / "conf.d"
+    folder.mkdir(parents=True)
+    (folder / "drives.toml").write_text("drives = 2\n")
+    cluster.up()
+    image = with_image(cluster)
+    number = str(cluster.wait_job(cluster.submit("backup", "vol"))["result"]["backup"])
+    copy = cluster.wait_job(cluster.submit("copy", number))
+    assert copy["state"] == "completed", (copy["reason"], cluster.logs())
+    assert copy["ledger"]["read_bytes"] == copy["ledger"]["written_bytes"] == 12 * MIB
+    [tag] = cluster.ctl("backup", "show", number)["tags"]
+    [other] = cluster.ctl("backup", "show", str(copy["result"]["backup"]))["tags"]
+    assert tag != other
+    flip(cluster, image.read_bytes()[5 * MIB : 5 * MIB + 64], tag=tag)
+
+    job = cluster.wait_job(cluster.submit("restore", number, "--new", "copy"))
+    assert (job["state"], job["exit_code"]) == ("completed", 0), (job["reason"], cluster.logs())
+    assert digest(cluster.volume_file("copy")) == digest(image)
+    [damage] = job["result"]["damage"]
+    assert damage["instead"] == f"backup {copy['result']['backup']} on {other}"
