@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileExtent, FileRow, Kind
-from backplane.file_map.runs import RunCollector, intersected, merged, subtracted, united
+from backplane.file_map.runs import RunCollector, merged, subtracted
 from backplane.file_map.selection import Selection
 
 _STAYS: Final = int(ExtentFlag.INLINE | ExtentFlag.JOURNAL)
@@ -60,10 +60,9 @@ class KeptRuns:
         return list(self.iterate(allocated))
 
     def iterate(self, allocated: Iterable[ByteRun]) -> Iterator[ByteRun]:
-        """Yield what `kept` returns."""
-        runs = list(merged(allocated))
-        without = subtracted(runs, self._dropped.runs())
-        return united(without, intersected(runs, self._needed.runs()))
+        """Yield what `kept` returns, one after the other: nothing is listed, so whoever takes some may pause."""
+        left_out = subtracted(self._dropped.runs(), self._needed.runs())
+        return subtracted(merged(allocated), left_out)
 
 
 def extent_run(extent: FileExtent) -> ByteRun:

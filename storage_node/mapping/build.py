@@ -51,17 +51,13 @@ from storage_node.mapping.records import (
 )
 from storage_node.mapping.row_codec import decode_batch
 from storage_node.mapping.spool import Sorter, Spool, read_strings, write_strings
-from storage_node.mapping.stream import decode_facts, decode_runs
+from storage_node.mapping.stream import UnbelievableError, decode_facts, decode_runs
 
 RECORD_WEIGHT: Final = 33 + 8 + 15
 """What a record takes in memory besides its bytes: it is an object of Python, and has its place in a list."""
 
 LINKED: Final = struct.Struct(">QQQ")
 """Tree, inode and size of a file with several names."""
-
-
-class UnbelievableError(Exception):
-    """What the parser says cannot be a map of this volume, whatever is left out of it."""
 
 
 class MapBuilder:

@@ -19,19 +19,20 @@ import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from types import FrameType
-from typing import Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
-from backplane.file_map.header import MapHeader, pack_header, short_reasons
 from backplane.runtime import supervise
 from backplane.wire.packing import pack, unpack
 from storage_node.mapping import sandbox
-from storage_node.mapping.build import MapBuilder, UnbelievableError
 from storage_node.mapping.channel import Channel, ChannelClosedError, ChannelError
 from storage_node.mapping.limits import FRAME_BYTES_MAX, spool_bytes_max
-from storage_node.mapping.map_file import MapWriter
 from storage_node.mapping.row_codec import RowFormatError
 from storage_node.mapping.spool import NoRoomError, Spool
-from storage_node.mapping.stream import Say, decode_text
+from storage_node.mapping.stream import Say, UnbelievableError, decode_text
+
+if TYPE_CHECKING:
+    from backplane.file_map.header import MapHeader
+    from storage_node.mapping.build import MapBuilder
 
 MODULE: Final = "storage_node.mapping.builder_process"
 CONTROL_BYTES_MAX: Final = 1024 * 1024
@@ -184,6 +185,11 @@ class _Builder:
 
     def _build(self, parsed: Channel, parser: supervise.Child, map_fd: int, spool_fd: int) -> bytes:
         """Return the packed header of the finished map."""
+        # Here, and not above: the parser starts meanwhile, which takes as long.
+        from backplane.file_map.header import pack_header
+        from storage_node.mapping.build import MapBuilder
+        from storage_node.mapping.map_file import MapWriter
+
         size, block_bytes, *_ = self._order
         spool = Spool(spool_fd, bytes_max=spool_bytes_max(size))
         builder = MapBuilder(size, block_bytes, spool=spool)
@@ -262,6 +268,8 @@ class _Builder:
 
     def _with_counts(self, header: MapHeader) -> MapHeader:
         """Add what the node has counted, and what it could not read."""
+        from backplane.file_map.header import short_reasons  # which `_build` has imported
+
         self._control.send(Report.COUNT)
         _, payload = self._control.receive(bytes_max=CONTROL_BYTES_MAX)
         reads, bytes_read, reasons = unpack(payload)

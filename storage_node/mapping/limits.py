@@ -78,7 +78,7 @@ CONTESTED_MAX: Final = 100_000
 
 # --- what the builder takes ----------------------------------------------------------------------
 
-SORT_BYTES: Final = 64 * MIB
+SORT_BYTES: Final = 48 * MIB
 """What is sorted in memory, roughly; then it is put aside as one run, to be merged."""
 
 SPOOL_BASE: Final = GIB

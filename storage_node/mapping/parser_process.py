@@ -8,6 +8,7 @@ Started by the builder, which started from the node; nobody else has a use for i
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -30,6 +31,9 @@ from storage_node.mapping.reader import (
 from storage_node.mapping.stream import Say, Teller
 
 MODULE: Final = "storage_node.mapping.parser_process"
+
+GARBAGE_AFTER: Final = 100_000
+"""So many more objects there may be before cycles are looked for: rows have none, and there are many of them."""
 
 Parse = Callable[[Source, Teller], None]
 
@@ -94,6 +98,7 @@ def run(parse: Parse, arguments: Sequence[str]) -> None:
     except (sandbox.SandboxError, OSError) as error:
         teller.say(Say.CRASHED, _told(error))
         return
+    gc.set_threshold(GARBAGE_AFTER)
     teller.say(Say.SANDBOXED, ", ".join(missing))
     _guarded(parse, source, teller)
 

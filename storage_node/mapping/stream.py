@@ -32,6 +32,10 @@ from storage_node.mapping.limits import (
 from storage_node.mapping.row_codec import RowFormatError, encode_rows
 
 
+class UnbelievableError(Exception):
+    """What the parser says cannot be a map of this volume, whatever is left out of it."""
+
+
 class Say(IntEnum):
     """Kinds of frames."""
 

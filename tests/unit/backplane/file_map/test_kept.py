@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from backplane.file_map.kept import KeptRuns, extent_run
@@ -88,3 +90,24 @@ def test_whether_anything_was_chosen_is_told() -> None:
     assert not collector.has_picked
     collector.add(make_file(b"d/x"))
     assert collector.has_picked
+
+
+def test_runs_come_before_all_of_them_are_known() -> None:
+    """A million scattered files are neither listed nor done at once."""
+    collector = KeptRuns(CHOSEN)
+    for number in range(1000):
+        collector.add(make_file(b"b", at(10 * number)))
+        collector.add(make_file(b"a", at(10 * number + 2)))
+    taken = 0
+
+    def allocated() -> Iterator[tuple[int, int]]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield (10 * number * BLOCK, (10 * number + 5) * BLOCK)
+
+    runs = collector.iterate(allocated())
+    assert next(runs) == (BLOCK, 5 * BLOCK)
+    assert next(runs) == (11 * BLOCK, 15 * BLOCK)
+    assert taken < 10
+    assert len(list(runs)) == 998

@@ -16,11 +16,11 @@ from backplane.file_map.paths import path_key
 from backplane.ids import ViewId
 from backplane.wire.packing import pack
 from storage_node.mapping import build as module
-from storage_node.mapping.build import MapBuilder, UnbelievableError
+from storage_node.mapping.build import MapBuilder
 from storage_node.mapping.map_file import MapFile, MapFolder, MapWriter
 from storage_node.mapping.row_codec import RowFormatError, encode_rows
 from storage_node.mapping.spool import BLOCK_ELEMENTS, Spool
-from storage_node.mapping.stream import encode_runs
+from storage_node.mapping.stream import UnbelievableError, encode_runs
 from tests.site.mapping_parser import BLOCK, FILE_SYSTEM, GOOD, ROOT, row, synthetic
 
 VOLUME = 256 * BLOCK
