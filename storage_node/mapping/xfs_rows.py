@@ -129,15 +129,15 @@ class RowMaker:
         for at in range(_CRC_AT, _CRC_AT + 4):
             cleared[at::size] = bytes(len(data) // size)
         view = memoryview(cleared)
-        sums = [crc32c(view[start : start + size]) for start in range(0, len(data), size)]
-        meta_uuid = self._geometry.meta_uuid
-        for at, (said, owner) in enumerate(self._seals.iter_unpack(data)):
-            if said == sums[at] and owner == meta_uuid:
-                continue
-            if in_use >> at & 1:
-                what = (
-                    "fails its checksum" if said != sums[at] else "belongs to another file system"
-                )
+        uuid, starts = self._geometry.meta_uuid, range(0, len(data), size)
+        right = [(crc32c(view[start : start + size]), uuid) for start in starts]
+        found = list(self._seals.iter_unpack(data))
+        if found == right:
+            return errors
+        for at, (seal, wanted) in enumerate(zip(found, right, strict=True)):
+            if seal != wanted and in_use >> at & 1:
+                is_torn = seal[0] != wanted[0]
+                what = "fails its checksum" if is_torn else "belongs to another file system"
                 errors[first + at] = f"inode {first + at} {what}"
         return errors
 
@@ -158,8 +158,8 @@ class RowMaker:
             return []
         kind = inode.kind
         if inode.links != len(names) and kind != _DIRECTORY:
-            said = f"{inode.links} links, {len(names)} names"
-            self._problems.add(f"inode {number} has {said}")
+            counts = f"{inode.links} links, {len(names)} names"
+            self._problems.add(f"inode {number} has {counts}")
         content = self._content(inode)
         rows: list[FileRow] = []
         for name in names:
@@ -170,7 +170,8 @@ class RowMaker:
                 continue
             path = parent + b"/" + text if parent else text
             error = content[4]
-            if text != name.name or KIND_OF_TYPE.get(name.type, _OTHER) not in (kind, None):
+            said = KIND_OF_TYPE.get(name.type, _OTHER)
+            if text != name.name or (said is not kind and said is not None):
                 error = error or _what_is_wrong_with(name)
             if kind == _DIRECTORY and rows:
                 error = error or "a directory with a second name"
