@@ -189,14 +189,25 @@ def request_for_pool(
             f"a cartridge for pool {pool.pool} (takes no scratch): ctl tape add, "
             f"or ctl pool set {pool.pool} --scratch"
         )
-    words = ", or ".join([words, *alternatives[:ALTERNATIVES_MAX]])
+    # A writable one may be recyclable as well.
+    others = list(dict.fromkeys(alternatives))
+    words = ", or ".join([words, *others[:ALTERNATIVES_MAX]])
     following = next_expiry(registry, wall=wall)
     if following is not None and following.pool in (pool.pool, ""):
         words += f"; {following.tag} is retained until {following.retain_until}"
     return OperatorRequest(f"waiting: {words}")
 
 
-def request_for_cartridge(row: CartridgeRow) -> OperatorRequest:
-    """Ask for one cartridge that no library has."""
-    words = f"{row.tag} ({f'in vault {row.vault}' if row.vault else 'offline'})"
+def request_for_cartridge(row: CartridgeRow, state: CartridgeState | None) -> OperatorRequest:
+    """Ask for one cartridge that no library has, or that is where somebody may take it at any moment."""
+    if state is not None:
+        place = f"at {state.element}: ctl tape import {row.tag}"
+    else:
+        place = f"in vault {row.vault}" if row.vault else "offline"
+    words = f"{row.tag} ({place})"
     return OperatorRequest(f"waiting: cartridge {words}", words)
+
+
+def is_at_door(state: CartridgeState | None) -> bool:
+    """Say whether a cartridge is in an import/export element, from which none is loaded."""
+    return state is not None and state.element.startswith("io-")

@@ -27,6 +27,7 @@ from controller.catalog.store import BackupRow, CartridgeRow, PartRow, PoolRow
 from controller.core.allocation import (
     OperatorRequest,
     candidates,
+    is_at_door,
     is_pool_request,
     next_expiry,
     request_for_cartridge,
@@ -113,12 +114,14 @@ def mount(
         return NotYet(f"waiting: cartridge {row.tag} is used by job {holder}")
     if row.status in untouched:
         return NotYet(f"waiting: cartridge {row.tag} is {row.status}: {row.detail}")
-    if registry.is_online(row.node):
-        if row.tag not in registry.nodes[row.node].cartridges:
-            return request_for_cartridge(row)
-    elif row.vault:
-        return request_for_cartridge(row)
-    else:
+    state = state_of(registry, row)
+    if (
+        is_at_door(state)
+        or (state is None and registry.is_online(row.node))
+        or (state is None and row.vault)
+    ):
+        return request_for_cartridge(row, state)
+    if state is None:
         return NotYet(f"waiting: storage node {row.node} is away")
     why_not = registry.why_not_from_drive(row.node, row.tag, job=job, seat=seat)
     if why_not:

@@ -268,12 +268,18 @@ def test_a_request_says_what_would_do() -> None:
 
 
 def test_a_request_for_one_cartridge_names_it_and_where_it_is() -> None:
-    asked = allocation.request_for_cartridge(row("LTO003L8", vault="X"))
+    asked = allocation.request_for_cartridge(row("LTO003L8", vault="X"), None)
     assert asked.reason == "waiting: cartridge LTO003L8 (in vault X)"
     assert allocation.is_request(asked.reason)
     assert not allocation.is_pool_request(asked.reason)
-    asked = allocation.request_for_cartridge(row("LTO003L8"))
+    asked = allocation.request_for_cartridge(row("LTO003L8"), None)
     assert asked.reason == "waiting: cartridge LTO003L8 (offline)"
+    made = registry(row("A"), element="io-2")
+    asked = allocation.request_for_cartridge(
+        row("A", vault="X"), allocation.state_of(made, made.cartridges[VolumeTag("A")])
+    )
+    assert asked.reason == "waiting: cartridge A (at io-2: ctl tape import A)"
+    assert allocation.is_request(asked.reason)
 
 
 @pytest.mark.parametrize(

@@ -322,3 +322,17 @@ def test_a_cartridge_in_the_drive_of_another_job_has_to_wait() -> None:
     found = mount(made, JOB, ROW, claims={})
     assert isinstance(found, NotYet)
     assert "which is in use" in found.reason
+
+
+def test_a_cartridge_at_the_door_is_asked_for() -> None:
+    """Somebody may take it at any moment; an import brings it in."""
+    made = registry(ROW)
+    states = made.nodes[NodeName("tape")].cartridges
+    states[TAG] = replace(states[TAG], element="io-1")
+    asked = mount(made, JOB, ROW, claims={})
+    assert isinstance(asked, OperatorRequest)
+    assert asked.reason == "waiting: cartridge LTO001L8 (at io-1: ctl tape import LTO001L8)"
+    assert chosen(made) == (
+        "waiting: scratch cartridge for pool default, "
+        "or LTO001L8 (at io-1: ctl tape import LTO001L8)"
+    )
