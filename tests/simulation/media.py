@@ -378,8 +378,9 @@ class SimulatedCartridge(Cartridge):
         """Keep the facts of the cartridge."""
         self.info = self.shelf.info = info
 
-    def append_record(self, data: Buffer, *, crc32c: int) -> None:
+    def append_record(self, data: Buffer, *, crc32c: int, length: int = 0) -> None:
         """Append, and say so."""
+        assert not length, "the simulated drive does not compress"
         number = self.object_count
         super().append_record(data, crc32c=crc32c)
         self._say_written(number, bytes(data))
