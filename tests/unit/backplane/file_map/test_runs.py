@@ -1,4 +1,4 @@
-"""Runs: collected in any order, united, cut.  tests/property/test_file_map.py compares all of it with sets of bytes."""
+"""Runs: collected in any order, joined, cut.  tests/property/test_file_map.py compares all of it with sets of bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from backplane.file_map import runs
-from backplane.file_map.runs import RunCollector, intersected, merged, subtracted, united
+from backplane.file_map.runs import RunCollector, merged, subtracted
 
 
 def collected(*many: tuple[int, int]) -> list[tuple[int, int]]:
@@ -56,10 +56,6 @@ def test_joined_runs_do_not_touch() -> None:
     assert all(before[1] < after[0] for before, after in pairwise(joined))
 
 
-def test_runs_are_united() -> None:
-    assert list(united([(0, 5), (10, 12)], [(4, 8)], [(12, 13)])) == [(0, 8), (10, 13)]
-
-
 @pytest.mark.parametrize(
     ("cuts", "left"),
     [
@@ -75,6 +71,6 @@ def test_runs_are_united() -> None:
 def test_runs_are_cut(cuts: list[tuple[int, int]], left: list[tuple[int, int]]) -> None:
     whole = [(10, 20), (30, 40)]
     assert list(subtracted(whole, cuts)) == left
-    inside = list(intersected(whole, cuts))
-    assert list(united(left, inside)) == whole
-    assert list(intersected(left, cuts)) == []
+    inside = list(subtracted(whole, left))
+    assert list(merged(sorted([*left, *inside]))) == whole
+    assert list(subtracted(left, cuts)) == left
