@@ -156,6 +156,24 @@ def test_a_compressed_unit_has_to_be_whole(wrong: FileExtent) -> None:
     assert reasons
 
 
+@pytest.mark.parametrize(
+    ("fault", "extent"),
+    [
+        ("an extent outside of the volume", unit(volume_byte=VOLUME - 512)),
+        ("an extent outside of the volume", FileExtent(0, VOLUME, 512, int(ExtentFlag.UNWRITTEN))),
+        ("an extent without a place", FileExtent(0, -1, 512, int(ExtentFlag.INLINE))),
+        ("an extent without a place", FileExtent(0, -1, 512, 1 | int(ExtentFlag.SHARED))),
+    ],
+)
+def test_what_is_special_about_an_extent_excuses_no_wrong_place(
+    fault: str, extent: FileExtent
+) -> None:
+    for rows in ([], GOOD, [with_extents(unit(), unit(file_byte=8192))]):
+        [*others, found], _ = checked(*rows, with_extents(extent))
+        assert others == rows
+        assert (found.extents, found.error) == ((), fault)
+
+
 def test_extents_that_are_not_in_order_are_put_in_order() -> None:
     first, second = FileExtent(0, 8192, 512), FileExtent(512, 0, 512)
     [found], reasons = checked(with_extents(second, first))
