@@ -791,7 +791,8 @@ class TapeMetadata(Message):
     """Read metadata records of the loaded cartridge, from an object on, up to a filemark or the size of an answer.
 
     Answered in `records` (each as `>I` length and bytes) with `next_object` behind the last one; empty at a filemark,
-    at end of data and at a record that is no metadata.  Fails with kind `medium` at a damaged one.
+    at end of data and at a record that is no metadata.  Ends before a damaged one; fails with kind `medium` if that is
+    the first.
     """
 
     kind: ClassVar[str] = "tape.metadata"

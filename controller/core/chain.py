@@ -32,6 +32,7 @@ the device.  A block that is allocated and used by nobody is never declared zero
 
 from __future__ import annotations
 
+import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,7 +105,9 @@ def why_broken(
     """Say what keeps a chain from being restored, as far as the catalog knows; empty if nothing does."""
     for row in chain:
         if row.state != "completed":
-            return f"backup {row.backup} is {row.state}"
+            lacks = json.loads(row.detail).get("missing", "")
+            told = f"backup {row.backup} is {row.state}"
+            return f"{told}: it lacks {lacks}" if lacks else told
         why = _why_broken_alone(row, registry)
         if why and not _is_whole_together(row, registry, backups, known):
             return why

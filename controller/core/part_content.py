@@ -93,7 +93,7 @@ def header_objects(
         sequence=cartridge.sequence + 1,
         backup=row.backup,
         backup_uuid=row.backup_uuid,
-        job=job.row.job,
+        job=row.job,  # Of a backup over several drives the one that people submitted, and not the lane's.
         part=plan["part"],
         previous_cartridge=previous.cartridge if previous is not None else "",
         volume=volume_facts(desk.registry.volumes[job.row.volume]),

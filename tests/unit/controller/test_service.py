@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,8 +42,9 @@ from backplane.wire.messages import (
 )
 from backplane.wire.session import Authorized
 from controller import service as service_module
+from controller.catalog.identity import CatalogIdentity
 from controller.catalog.memory import MemoryCatalog
-from controller.catalog.store import MapHeaderRow, MapPageRow
+from controller.catalog.store import MapHeaderRow, MapPageRow, TakeStore
 from controller.core import effects
 from controller.core.inactivity import Inactivity
 from controller.service import ControllerService
@@ -225,6 +227,27 @@ def test_a_peer_is_welcomed_with_the_catalogs_name_and_the_heartbeat(world: Worl
     peer = world.peer("mover", "m1")
     welcome = peer.last(SessionWelcome)
     assert (welcome.store, welcome.heartbeat_s) == (world.catalog.store, HEARTBEAT_S)
+
+
+def test_a_catalog_that_takes_over_another_name_is_remembered_before_and_after(
+    world: World, operator: Peer, tmp_path: Path
+) -> None:
+    """A crash between the two leaves a file that names both."""
+    lost = MemoryCatalog(store="d" * 32)
+    seen: list[tuple[str, ...]] = []
+
+    class Watched(CatalogIdentity):
+        def remember(self, *stores: str) -> None:
+            super().remember(*stores)
+            seen.append((world.catalog.store, *self.stores()))
+
+    own = world.catalog.store
+    world.service._identity = Watched(tmp_path / "catalog.sqlite")
+    world.service._perform([effects.Record(rows=(TakeStore(store=lost.store),))])
+    assert seen == [(own, lost.store, own), (lost.store, lost.store)]
+    assert world.peer("mover", "m1").last(SessionWelcome).store == lost.store
+    operator.call("catalog.show", request=7)
+    assert operator.last(OperatorReply).request == 7
 
 
 def test_a_peer_that_the_controller_does_not_know_any_more_says_hello_again(world: World) -> None:

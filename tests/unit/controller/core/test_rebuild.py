@@ -9,6 +9,7 @@ import pytest
 
 from backplane.errors import ExitCode, NotFoundError, RefusedError, UsageError
 from controller.catalog.store import CounterRow
+from controller.core import documents
 from controller.core import effects as core
 from tests.site.disk import Volume
 from tests.site.rebuilding import NEW_STORE, everything, facts, lose_catalog, rebuild
@@ -357,3 +358,57 @@ def test_the_job_needs_no_mover(site: Site) -> None:
     lose_catalog(site)
     assert rebuild(site).state == "completed"
     assert not any(isinstance(message, core.SendWork) for _, message in site.wire)
+
+
+# --- copies and several drives -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("LTO001L8", "LTO002L8"), ("LTO002L8", "LTO001L8")])
+def test_a_second_copy_knows_its_original_in_whatever_order_they_are_read(
+    order: tuple[str, str],
+) -> None:
+    site = connected(drives=2)
+    mapped(site)
+    original = stored(site, volume="vol")
+    job = site.submit("copy", backup=original)
+    site.run()
+    check_end(site, job)
+    before = facts(site)
+    lose_catalog(site)
+    for tag in order:
+        rebuild(site, tag)
+    assert facts(site) == before
+    assert site.machine.backups[original + 1].copy_of == original  # type: ignore[index]
+
+
+def test_a_backup_over_two_drives_is_whole_when_both_cartridges_are_read() -> None:
+    site = connected(drives=2, tags=("LTO001L8", "LTO002L8", "LTO003L8"))
+    site.machine.stretch_bytes_min = 1
+    site.connect_mover("m2")
+    volume = site.make_volume("vol", data=content(*range(48)))
+    volume.track()
+    volume.files = replace(volume.files, table=dict(TABLE), rows_per_page=2)
+    leader = site.submit("backup", volume="vol", drives=2)
+    site.run()
+    number = int(site.job(leader).backup)
+    before = facts(site)
+    tags = sorted({part.tag for part in before["parts"]})
+    assert len(tags) == 2
+    lose_catalog(site)
+    job = rebuild(site, tags[1])
+    assert job.state == "partial"
+    assert "lacks what drives 1 wrote" in job.reason or "lacks what drives 2 wrote" in job.reason
+    check_end(site, rebuild(site, tags[0]).job)
+    assert facts(site) == before
+    assert restored(site, number) == content(*range(48))
+
+
+def test_what_a_backup_lacks_is_shown_with_it() -> None:
+    site = connected()
+    site.tapes["LTO001L8"].capacity = 9
+    number = backed_up(site)
+    lose_catalog(site)
+    rebuild(site, "LTO001L8")
+    row = site.machine.backups[number]  # type: ignore[index]
+    shown = documents.backup_document(row, site.machine.registry, site.machine.backups)
+    assert shown["broken"].startswith(f"backup {number} is failed: it lacks what comes behind part")
