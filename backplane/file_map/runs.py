@@ -91,3 +91,17 @@ def subtracted(runs: Iterable[ByteRun], others: Iterable[ByteRun]) -> Iterator[B
             cut = next(cuts, None)
         if first < end:
             yield first, end
+
+
+def intersected(runs: Iterable[ByteRun], others: Iterable[ByteRun]) -> Iterator[ByteRun]:
+    """Yield the bytes that are in both of two ascending lists of runs."""
+    windows = iter(others)
+    window = next(windows, None)
+    for first, end in runs:
+        while window is not None and window[1] <= first:
+            window = next(windows, None)
+        while window is not None and window[0] < end:
+            yield max(first, window[0]), min(end, window[1])
+            if window[1] > end:
+                break
+            window = next(windows, None)

@@ -22,7 +22,7 @@ from backplane.file_map.paths import is_below, may_hold, path_key
 from backplane.file_map.pattern import AnyOf, Pattern
 from backplane.file_map.row_reader import read_rows
 from backplane.file_map.row_writer import write_rows
-from backplane.file_map.runs import RunCollector, merged, subtracted
+from backplane.file_map.runs import RunCollector, intersected, merged, subtracted
 from backplane.file_map.selection import Selection
 from backplane.testing.file_rows import make_row
 from backplane.testing.file_truth import content_pieces
@@ -219,6 +219,7 @@ def test_runs_are_the_bytes_of_sets(
     left, right = list(collector.runs()), list(merged(sorted(others)))
     require_joined(left)
     assert bytes_of(left) == bytes_of(some)
+    assert bytes_of(list(intersected(left, right))) == bytes_of(some) & bytes_of(others)
     assert bytes_of(list(subtracted(left, right))) == bytes_of(some) - bytes_of(others)
     assert list(join_runs(pack_runs(left))) == left
 
