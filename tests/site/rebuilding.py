@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from controller.catalog.memory import MemoryCatalog
-from controller.catalog.store import BackupRow
 from tests.site.site import Site
 
 NEW_STORE = "e" * 32
@@ -61,8 +60,3 @@ def everything(site: Site) -> dict[str, Any]:
             name: snapshot.counters.get(name) for name in ("backup", "behind", "caught-up")
         },
     }
-
-
-def backup_rows(site: Site) -> list[BackupRow]:
-    """Return the rows of all backups, in order."""
-    return sorted(site.machine.backups.values(), key=lambda row: row.backup)
