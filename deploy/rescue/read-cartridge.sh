@@ -188,7 +188,7 @@ restore() {
 }
 
 [ $# -ge 2 ] || usage
-work=$(mktemp -d "${TMPDIR:-/tmp}/read-cartridge.XXXXXX") || die "no place for temporary files"
+work=$(mktemp -d) || die "no place for temporary files"
 trap 'rm -rf "$work"' EXIT && trap 'exit 130' INT TERM
 record=$work/record
 case $1.$# in

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -264,8 +263,10 @@ def whole_or_nothing(target: Path, *, is_forced: bool) -> Iterator[int]:
     """
     if (target.exists() or target.is_symlink()) and not is_forced:
         raise RefusedError(f"{target} is there already", hint="--force replaces it")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
+    )
+    temporary = Path(name)
     try:
         yield descriptor
         os.fsync(descriptor)

@@ -95,7 +95,7 @@ def test_a_backup_on_two_cartridges_comes_back_byte_exact(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{target}: backup {FULL}, 2 part(s)\n"
     assert target.read_bytes() == image
-    assert not list(tmp_path.glob("read-cartridge.*")), "nothing is left behind"
+    assert not list(tmp_path.glob("tmp.*")), "nothing is left behind"
 
 
 def test_an_incremental_is_laid_over_its_parent(

@@ -120,7 +120,7 @@ def test_a_page_shows_only_commands_that_exist(path: Path) -> None:
     unknown = []
     for line in code_lines(path.read_text(encoding="utf-8")):
         for noun, verb, below in re.findall(
-            r"(?:^|[\s/`])ctl ([a-z]+)(?: ([a-z]+))?(?: ([a-z]+))?", line
+            r"(?:^|[\s/`])ctl ([a-z]+)(?: ([a-z-]+[a-z]))?(?: ([a-z-]+[a-z]))?", line
         ):
             shown = f"ctl {noun} {verb}".strip()
             if verb and shown in groups:

@@ -13,7 +13,8 @@ from controller.catalog.store import BackupRow
 from controller.core import changed_blocks
 from controller.core.changed_blocks import changed_between
 from controller.core.extent_runs import ExtentRuns
-from controller.operator_interface import OperatorInterface, parse_arguments
+from controller.operator_interface import OperatorInterface
+from controller.operator_verbs import parse_arguments
 from tests.site.site import DATA, Site
 
 
