@@ -13,7 +13,7 @@ from backplane.ids import JobId, NodeName
 from backplane.wire.messages import NodeReply, ViewCreate
 from controller.core import effects as core
 from controller.core.groups import GROUP_MAX, members_of
-from controller.operator_interface import parse_arguments
+from controller.operator_verbs import parse_arguments
 from tests.site.site import ControllerDied, Site, check_end, connected, content, restored
 
 NAMES = ["a", "b", "c"]
