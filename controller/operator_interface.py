@@ -24,9 +24,11 @@ from controller.core import (
     manual_views,
     pools,
     quiet_waits,
+    schedules,
 )
+from controller.core.backup_names import find_backup
 from controller.core.changed_blocks import changed_between
-from controller.core.copies import families, origin
+from controller.core.copies import families
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import in_force
@@ -144,6 +146,14 @@ class OperatorInterface:
                 return {"nodes": documents.node_documents(registry)}
             case "mover.list":
                 return {"movers": documents.mover_documents(registry)}
+            case "schedule.list":
+                plans = sorted(registry.schedules.values(), key=lambda each: each.schedule)
+                return {
+                    "schedules": [schedules.schedule_document(each, wall=wall) for each in plans]
+                }
+            case "schedule.show":
+                found = schedules.require(registry, arguments["name"])
+                return schedules.schedule_document(found, wall=wall)
             case "tape.list":
                 tapes = sorted(registry.cartridges.values(), key=lambda row: row.tag)
                 return {
@@ -181,26 +191,7 @@ class OperatorInterface:
 
     def find_backup(self, name: str) -> BackupRow:
         """Find a backup by number, `VOLUME/latest` or `VOLUME/TIME`; raises `NotFoundError`."""
-        backups = self._machine.backups
-        if name.isascii() and name.isdigit() and len(name) < 19:
-            found = backups.get(BackupId(int(name)))
-            if found is not None:
-                return found
-        volume, slash, when = name.rpartition("/")
-        rows = [
-            row
-            for row in backups.values()
-            if slash and row.volume_name == volume and row.state == "completed"
-        ]
-        if when != "latest":
-            rows = [row for row in rows if row.created == when]
-        if not rows:
-            raise NotFoundError(
-                f"no backup is called {name!r}",
-                hint="a number, VOLUME/latest or VOLUME/TIME; ctl backup list",
-            )
-        # A second copy has the name of its original, which is meant as long as it is there.
-        return max(rows, key=lambda row: (origin(row), not row.copy_of, row.backup))
+        return find_backup(self._machine.backups, name)
 
     # --- documents that need the catalog ---------------------------------------------------------
 

@@ -168,6 +168,12 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     "drive.list": {},
     "drive.down": {"drive": _NAME, "reason": _NAME},
     "drive.up": {"drive": _NAME},
+    "schedule.create": {"name": _NAME, "calendar": _NAME, "arguments": _NAME},
+    "schedule.list": {},
+    "schedule.show": {"name": _NAME},
+    "schedule.delete": {"name": _NAME},
+    "schedule.enable": {"name": _NAME, "enabled": Argument(bool)},
+    "schedule.run": {"token": _TOKEN, "name": _NAME},
     "pool.create": {
         "name": _NAME,
         "retain": Argument(str, "0"),
@@ -199,6 +205,22 @@ def parse_arguments(verb: str, raw: bytes) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"{verb}: unknown argument {', '.join(unknown)}")
     return {name: _checked(verb, name, argument, given) for name, argument in schema.items()}
+
+
+def scheduled_arguments(text: str) -> dict[str, Any]:
+    """Return what a schedule submits, complete, from the JSON that was given for it; raises `UsageError`.
+
+    What an earlier release has stored is completed the same way.
+    """
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the arguments of the schedule are no JSON") from error
+    if type(given) is not dict or "token" in given:
+        raise UsageError("the arguments of the schedule are those of job.submit without a token")
+    found = parse_arguments("job.submit", json.dumps(given | {"token": "-"}).encode())
+    del found["token"]
+    return found
 
 
 def _checked(verb: str, name: str, argument: Argument, given: dict[str, Any]) -> Any:

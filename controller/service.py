@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, assert_never
 
 from backplane.errors import BackupError, NotAuthorizedError
@@ -35,7 +35,7 @@ from backplane.wire.messages import (
     WorkItem,
 )
 from controller.catalog.identity import CatalogIdentity
-from controller.catalog.store import Catalog, TakeStore
+from controller.catalog.store import Catalog, Snapshot, TakeStore
 from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
 from controller.core.inactivity import Inactivity
@@ -43,7 +43,7 @@ from controller.core.job_row import submitted_document
 from controller.core.lanes import STRETCH_BYTES_MIN
 from controller.core.machine import Machine
 from controller.operator_interface import OperatorInterface
-from controller.operator_verbs import parse_arguments
+from controller.operator_verbs import parse_arguments, scheduled_arguments
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ ANSWERS_KEPT_MAX: Final = 256
 
 _Slot: TypeAlias = tuple[bytes, bytes, int]
 """A call of one process: key, boot id, number of the request."""
+
+
+def _current(snapshot: Snapshot) -> Snapshot:
+    """Complete what schedules submit: the catalog may have it from an earlier release, which knew fewer arguments."""
+    rows = tuple(
+        replace(row, arguments=json.dumps(scheduled_arguments(row.arguments), sort_keys=True))
+        for row in snapshot.schedules
+    )
+    return replace(snapshot, schedules=rows)
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class ControllerService:
         self._catalog = catalog
         self._sessions = session.Sessions(store=catalog.store, heartbeat_s=heartbeat_s)
         self._machine = Machine(
-            catalog.load(),
+            _current(catalog.load()),
             new_uuid=lambda: uuid.uuid4().hex,
             lease_s=lease_s,
             inactivity=inactivity,
@@ -233,7 +242,9 @@ class ControllerService:
         """Look names up, and let the core do the rest; None if the call is answered already."""
         if "holder" in arguments and arguments["holder"] != live.key.hex():
             raise NotAuthorizedError("a grant is made for the key that asks, and for no other")
-        if verb in ("job.submit", "catalog.rebuild"):
+        if verb == "schedule.create":
+            arguments["arguments"] = scheduled_arguments(arguments["arguments"])
+        if verb in ("job.submit", "catalog.rebuild", "schedule.run"):
             earlier = self._operators.submitted(arguments["token"])
             if earlier is not None:
                 self._answer(number, submitted_document(earlier))

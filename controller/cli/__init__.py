@@ -33,6 +33,7 @@ from controller.cli.node import node_table
 from controller.cli.options import Group, Output, Settings, output_wanted
 from controller.cli.pool import pool as pool_group
 from controller.cli.render import Document, Screen
+from controller.cli.schedule import schedule as schedule_group
 from controller.cli.submit import submit as submit_group
 from controller.cli.tape import tape as tape_group
 from controller.cli.view import view as view_group
@@ -96,6 +97,7 @@ for _group in (
     view_group,
     tape_group,
     pool_group,
+    schedule_group,
     drive_group,
     node_group,
     mover_group,

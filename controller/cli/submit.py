@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -159,7 +161,7 @@ def backup(
         options["quiet_s"] = quiet_s
     if sync_timeout_s is not None:
         options["sync_timeout_s"] = sync_timeout_s
-    with connect(settings) as client:
+    with _connect(settings) as client:
         if is_group and len(volumes) > 1:
             jobs = run_group(client, volumes=volumes, **options)
             return _finish(client, jobs, settings=settings, wait=wait)
@@ -283,7 +285,7 @@ def restore(
         raise UsageError("--volume goes with --into", hint="--to names the volume that is written")
     if is_unchecked and not (paths or excludes):
         raise UsageError("--no-check goes with --path: only files are compared after a restore")
-    with connect(settings) as client:
+    with _connect(settings) as client:
         if out is not None:
             screen = Screen(settings.output)
             return run_restore_files(client, backup=backup, out=out, files=files, screen=screen)
@@ -332,7 +334,7 @@ def verify(settings: Settings, backup: str, tag: str, pool: str, sample: str, wa
             "a verification needs one thing to read", hint="BACKUP, --tape TAG or --pool NAME"
         )
     what = {"backup": backup, "tag": tag, "pool": pool, "sample": sample}
-    with connect(settings) as client:
+    with _connect(settings) as client:
         job = run_verify(client, **{name: value for name, value in what.items() if value})
         return _finish(client, [job], settings=settings, wait=wait)
 
@@ -362,7 +364,7 @@ def copy(settings: Settings, backup: str, pool: str, no_wait_media: bool, wait: 
     options: dict[str, object] = {"pool": pool} if pool else {}
     if no_wait_media:
         options["no_wait_media"] = True
-    with connect(settings) as client:
+    with _connect(settings) as client:
         job = _submit(client, kind="copy", backup=backup, **options)
         return _finish(client, [job], settings=settings, wait=wait)
 
@@ -429,12 +431,56 @@ def run_verify(client: Caller, **what: str) -> int:
     return _submit(client, kind="verify", **what)
 
 
+class _Recorder:
+    """Stands for the controller while somebody only wants to know what a command would submit."""
+
+    def __init__(self) -> None:
+        self.submitted: list[dict[str, Any]] = []
+
+    def call(self, verb: str, **arguments: object) -> dict[str, Any]:
+        """Take down a submission."""
+        if verb != "job.submit":
+            raise UsageError("this needs a workstation, and cannot be submitted by a clock")
+        self.submitted.append({k: v for k, v in arguments.items() if k != "token"})
+        return {"job": 0, "jobs": [0]}
+
+
+_recorder: ContextVar[_Recorder | None] = ContextVar("_recorder", default=None)
+
+
+@contextmanager
+def _connect(settings: Settings) -> Iterator[Any]:
+    recorder = _recorder.get()
+    if recorder is not None:
+        yield recorder
+        return
+    with connect(settings) as client:
+        yield client
+
+
+def recorded(command: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the arguments of each job that `ctl submit` would submit with these words, and submit none."""
+    if "--wait" in command:
+        raise UsageError("nobody waits for what the clock submits", hint="leave --wait out")
+    recorder = _Recorder()
+    token = _recorder.set(recorder)
+    try:
+        submit.main([*command], prog_name="ctl submit", standalone_mode=False, obj=Settings())
+    except click.ClickException as error:
+        raise UsageError(f"submit {' '.join(command)}: {error.format_message()}") from error
+    finally:
+        _recorder.reset(token)
+    return recorder.submitted
+
+
 def _submit(client: Caller, **arguments: object) -> int:
     # The token makes the call idempotent: sent again after a lost reply, it names the same job.
     return int(client.call("job.submit", token=new_token(), **arguments)["job"])
 
 
 def _finish(client: Caller, jobs: Sequence[int], *, settings: Settings, wait: bool) -> int:
+    if _recorder.get() is not None:
+        return 0
     screen = Screen(settings.output)
     if wait:
         return follow_jobs(client, jobs, screen=screen)

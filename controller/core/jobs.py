@@ -6,7 +6,9 @@ that move a volume to or from an operator's own machine, `import` and `export`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
@@ -21,6 +23,7 @@ from controller.core import (
     placed,
     pools,
     prune,
+    schedules,
     transfer,
     volumes,
 )
@@ -117,7 +120,7 @@ def clean_up(desk: Desk, job: Job) -> Step:
 
 def answer_call(desk: Desk, call: Call) -> None:
     """Carry out an operator's verb; raises `BackupError` to refuse it."""
-    verbs = {
+    verbs: dict[str, Callable[[Desk, Call], None]] = {
         "job.submit": _submit,
         "job.cancel": _cancel,
         "catalog.rebuild": _rebuild,
@@ -149,6 +152,10 @@ def answer_call(desk: Desk, call: Call) -> None:
         "tape.vault": media_life.set_vault,
         "drive.down": library.put_down,
         "drive.up": library.put_up,
+        "schedule.create": schedules.create,
+        "schedule.delete": schedules.delete,
+        "schedule.enable": schedules.enable,
+        "schedule.run": partial(schedules.run, submit=submit),
         "pool.create": pools.create_pool,
         "pool.set": pools.set_pool,
         "pool.delete": pools.delete_pool,
@@ -164,25 +171,28 @@ def answer_call(desk: Desk, call: Call) -> None:
 
 
 def _submit(desk: Desk, call: Call) -> None:
-    kind = call.arguments["kind"]
     for job in desk.jobs.values():
         if job.row.token == call.arguments["token"]:
             desk.answer(call.call, submitted_document(job.row))
             return
-    match kind:
+    desk.answer(call.call, submitted_document(submit(desk, call.arguments).row))
+
+
+def submit(desk: Desk, arguments: dict[str, Any]) -> Job:
+    """Begin the job that the arguments of `job.submit` describe; raises `BackupError` to refuse it."""
+    match arguments["kind"]:
         case "backup":
-            job = _submit_backup(desk, call.arguments)
+            return _submit_backup(desk, arguments)
         case "restore":
-            job = _submit_restore(desk, call.arguments)
+            return _submit_restore(desk, arguments)
         case "verify":
-            job = submit_verify(desk, call.arguments)
+            return submit_verify(desk, arguments)
         case "copy":
-            job = submit_copy(desk, call.arguments)
+            return submit_copy(desk, arguments)
         case "label":
-            job = submit_label(desk, call.arguments)
-        case _:
+            return submit_label(desk, arguments)
+        case kind:
             raise UsageError(f"no kind of job is called {kind!r}")
-    desk.answer(call.call, submitted_document(job.row))
 
 
 def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:

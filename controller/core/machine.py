@@ -43,7 +43,7 @@ from controller.catalog.store import (
     Snapshot,
     TakeStore,
 )
-from controller.core import documents, file_maps, groups, quiet_waits
+from controller.core import documents, file_maps, groups, quiet_waits, schedules
 from controller.core import jobs as procedures
 from controller.core.arrivals import NUMBER_MAX, Arrivals
 from controller.core.dispatcher import LEASE_S, Dispatcher
@@ -127,8 +127,8 @@ class Machine:
         self.registry.cartridges = {row.tag: row for row in snapshot.cartridges}
         self.registry.parts = {(row.backup, row.part): row for row in snapshot.parts}
         self.registry.drives = {(row.node, row.drive): row for row in snapshot.drives}
-        pools = (default_pool(), *snapshot.pools)
-        self.registry.pools = {row.pool: row for row in pools}
+        self.registry.pools = {row.pool: row for row in (default_pool(), *snapshot.pools)}
+        self.registry.schedules = {row.schedule: row for row in snapshot.schedules}
         if snapshot.partial_maps:
             self.record(*(DropMap(backup=backup) for backup in snapshot.partial_maps))
         items = {row.item: row for row in snapshot.items}
@@ -172,7 +172,9 @@ class Machine:
         """When the core wants a `Tick`."""
         inventory = min(self.registry.inventory_due.values(), default=None)
         media = media_deadline(self.registry, self.jobs, now=self.now, wall=self.wall)
-        times = (self.dispatcher.deadline(now=self.now), self._tasks.deadline(), inventory, media)
+        clock = schedules.deadline(self.registry, now=self.now, wall=self.wall)
+        tasks = self._tasks.deadline()
+        times = (self.dispatcher.deadline(now=self.now), tasks, inventory, media, clock)
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
@@ -454,6 +456,7 @@ class Machine:
         for name in self.registry.missed_inventories(now=self.now):
             # It, or the welcome that should have brought it, was lost: have the node say hello again.
             self._effects.append(Send(peer=name, message=SessionUnknown()))
+        schedules.run_due(self, submit=procedures.submit)
         self._tasks.tick()
 
     # --- items -----------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from controller.catalog.store import (
     NodeRow,
     PartRow,
     PoolRow,
+    ScheduleRow,
     VolumeRow,
 )
 from controller.core.inactivity import Inactivity
@@ -86,6 +87,7 @@ class Registry:
         self.cartridges: dict[VolumeTag, CartridgeRow] = {}
         self.parts: dict[tuple[int, int], PartRow] = {}
         self.pools: dict[str, PoolRow] = {}
+        self.schedules: dict[str, ScheduleRow] = {}
         self.pools_of_new: dict[VolumeTag, str] = {}
         """Pools of cartridges that are being added, and have no row yet."""
         self.drives: dict[tuple[NodeName, str], DriveRow] = {}
@@ -133,6 +135,10 @@ class Registry:
                 self.drives[change.node, change.drive] = change
             case DropRow(row=PoolRow(pool=pool)):
                 self.pools.pop(pool, None)
+            case ScheduleRow():
+                self.schedules[change.schedule] = change
+            case DropRow(row=ScheduleRow(schedule=schedule)):
+                self.schedules.pop(schedule, None)
             case _:
                 pass
 

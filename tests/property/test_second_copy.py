@@ -14,21 +14,23 @@ from hypothesis import strategies as st
 
 from controller.core import planner
 from tests.site.disk import BLOCK
+from tests.site.rows import data_records as records
 from tests.site.site import Site, check_end, connected, content
-from tests.unit.controller.core.test_second_copy import records
 
-BLOCKS = 64
-TAGS = tuple(f"LTO00{number}L8" for number in range(1, 10))
+BLOCKS = 40
+TAGS = tuple(f"LTO0{number:02}L8" for number in range(1, 41))
 
 capacities = st.lists(st.sampled_from([9, 10, 12, 10**6]), min_size=9, max_size=9)
-lbas = st.sets(st.integers(0, BLOCKS - 1), min_size=1)
-damages = st.lists(st.sets(st.integers(0, 31), max_size=12), min_size=3, max_size=3)
+lbas = st.sets(st.integers(0, BLOCKS - 1), max_size=BLOCKS - 1).map(
+    lambda away: set(range(BLOCKS)) - away
+)
+damages = st.lists(st.sets(st.integers(0, 19), max_size=16), min_size=3, max_size=3)
 
 
 def filled(data: set[int], room: list[int], copies: int) -> Site:
     """Back a volume up, and copy it so often; backups 1 to 1 + copies."""
     site = connected(drives=2, tags=TAGS, records=2)
-    for tag, capacity in zip(TAGS, room, strict=True):
+    for tag, capacity in zip(TAGS, room, strict=False):
         site.tapes[tag].capacity = capacity
     site.make_volume("vol", blocks=BLOCKS, data=content(*data))
     jobs = [site.submit("backup", volume="vol", raw=True)]

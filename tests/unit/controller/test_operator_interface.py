@@ -19,7 +19,7 @@ from controller import operator_interface
 from controller.catalog.store import ItemRow
 from controller.core import planner
 from controller.operator_interface import OperatorInterface
-from controller.operator_verbs import VERBS
+from controller.operator_verbs import VERBS, scheduled_arguments
 from tests.site.arguments import good, parse
 from tests.site.site import DATA, Site, backed_up, connected, content
 
@@ -51,6 +51,10 @@ def full(site: Site) -> Site:
 def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
     changing = {
         "job.submit",
+        "schedule.create",
+        "schedule.delete",
+        "schedule.enable",
+        "schedule.run",
         "view.create",
         "view.release",
         "volume.mirror",
@@ -86,6 +90,8 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
         "backup.protect",
     }
     full.call("pool.create", name="vol", retain="0", allocation="continue", scratch=True)
+    submitted = scheduled_arguments('{"kind": "backup", "volume": "vol"}')
+    full.call("schedule.create", name="vol", calendar="daily", arguments=submitted)
     there: dict[str, Any] = {"job": 1, "name": "vol", "tag": "LTO001L8"}
     there |= dict.fromkeys(("backup", "before", "after"), "1") | {"volumes": ["vol"]}
     for verb in VERBS:
@@ -143,6 +149,18 @@ def test_a_backup_is_found_by_each_of_its_names(full: Site, name: str) -> None:
 def test_what_is_no_name_of_a_backup_is_not_found(full: Site, name: str) -> None:
     with pytest.raises(NotFoundError, match="no backup is called"):
         read(full, "backup.show", backup=name)
+
+
+def test_schedules_are_listed_by_name_and_shown(full: Site) -> None:
+    submitted = scheduled_arguments('{"kind": "backup", "volume": "vol"}')
+    for name in ("b", "a"):
+        full.call("schedule.create", name=name, calendar="02:00", arguments=submitted)
+    listed = read(full, "schedule.list")["schedules"]
+    assert [each["schedule"] for each in listed] == ["a", "b"]
+    assert read(full, "schedule.show", name="a") == listed[0]
+    assert listed[0]["next_run"].endswith("T02:00:00Z")
+    with pytest.raises(NotFoundError, match="no schedule is named 'c'"):
+        read(full, "schedule.show", name="c")
 
 
 def test_a_name_means_the_original_and_not_its_copy_as_long_as_it_is_there(full: Site) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import UsageError
-from controller.operator_verbs import VERBS, Argument, parse_arguments
+from controller.operator_verbs import VERBS, Argument, parse_arguments, scheduled_arguments
 from tests.site.arguments import good, parse
 
 PAGE = Path(__file__).parents[3] / "docs" / "operator-interface.md"
@@ -145,3 +145,24 @@ def test_every_verb_and_argument_is_on_its_page() -> None:
         assert line, f"{verb} is not on the page"
         missing = [name for name in schema if f"`{name}`" not in line.group()]
         assert not missing, f"{verb}: {missing}"
+
+
+def test_what_a_schedule_submits_is_checked_and_complete() -> None:
+    found = scheduled_arguments('{"kind": "verify", "pool": "weekly"}')
+    assert set(found) == set(VERBS["job.submit"]) - {"token"}
+    assert (found["pool"], found["level"]) == ("weekly", "full")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no JSON"),
+        ("[]", "without a token"),
+        ('{"kind": "verify", "token": "t"}', "without a token"),
+        ('{"kind": "verify", "nix": 1}', "unknown argument nix"),
+        ("{}", "argument kind is missing"),
+    ],
+)
+def test_what_a_schedule_cannot_submit_is_refused_by_name(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        scheduled_arguments(text)

@@ -659,3 +659,24 @@ def test_an_answer_that_nobody_waits_for_is_dropped(world: World) -> None:
     node = world.node(world.disk)
     node.say(NodeReply(request=12345, boot_id=b"x" * 16))
     assert not world.service._machine.jobs
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+
+def test_a_schedule_is_checked_kept_whole_and_completed_by_a_later_release(
+    world: World, operator: Peer
+) -> None:
+    submitted = json.dumps({"kind": "verify", "pool": "default"})
+    made = operator.call("schedule.create", name="scrub", calendar="daily", arguments=submitted)
+    kept = json.loads(made["arguments"])
+    assert (kept["kind"], kept["level"]) == ("verify", "full")
+    failed = operator.call(
+        "schedule.create", request=2, name="x", calendar="daily", arguments='{"nix": 1}'
+    )
+    assert (failed.error, failed.exit_code) == ("usage", 2)
+    (row,) = world.catalog.load().schedules
+    world.catalog.commit([replace(row, arguments=submitted)])  # As one that knew no levels kept it.
+    world.restart()
+    shown = world.peer("operator", "again").call("schedule.show", name="scrub")
+    assert json.loads(shown["arguments"]) == kept

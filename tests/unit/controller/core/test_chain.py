@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from backplane.errors import VolumeError
-from backplane.ids import BackupId, CartridgeId, Designator, JobId, NodeName, VolumeId, VolumeTag
-from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
+from backplane.ids import BackupId, CartridgeId, NodeName, VolumeId, VolumeTag
+from controller.catalog.store import BackupRow, CartridgeRow, PartRow
 from controller.core import chain
 from controller.core.chain import (
     NoParent,
@@ -28,42 +28,7 @@ from controller.core.copies import Outlook
 from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns
 from controller.core.registry import Registry
-
-VOLUME = VolumeRow(
-    volume=VolumeId("v" * 32),
-    name="vol",
-    node=NodeName("disk"),
-    designator=Designator(b"12345678"),
-    blocks=64,
-    block_bytes=512,
-    token="t",
-    created="",
-    is_deleted=False,
-)
-
-
-def backup(number: int, *, parent: int = 0, **changes: Any) -> BackupRow:
-    row = BackupRow(
-        backup=BackupId(number),
-        backup_uuid=f"{number:032x}",
-        job=JobId(number),
-        volume=VOLUME.volume,
-        volume_name="vol",
-        blocks=64,
-        block_bytes=512,
-        record_bytes=2048,
-        stream_bytes=8192,
-        state="completed",
-        created="",
-        consistency="crash",
-        view_means="snapshot",
-        detail="{}",
-        level="incremental" if parent else "full",
-        parent=BackupId(parent),
-        tracking="h1",
-        generation=number * 10,
-    )
-    return replace(row, **changes)
+from tests.site.rows import VOLUME, backup
 
 
 class Shelf:

@@ -28,7 +28,7 @@ from controller.core.copies import (
 )
 from controller.core.damage import with_damage
 from controller.core.registry import Node, Registry
-from tests.unit.controller.core.test_chain import backup
+from tests.site.rows import backup
 
 TAPE = NodeName("tape")
 RECORDS = 12

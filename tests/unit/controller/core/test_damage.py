@@ -17,7 +17,7 @@ from controller.core.damage import (
     with_damage,
     without_records,
 )
-from tests.unit.controller.core.test_chain import backup
+from tests.site.rows import backup
 
 
 def test_what_a_verification_found_is_kept_until_another_one_finds_nothing() -> None:

@@ -10,7 +10,7 @@ from backplane.file_map.model import ExtentFlag, FileExtent, Kind
 from controller.core import files_hit
 from controller.core.files_hit import FilesHit, hit_document
 from tests.site.maps import row, rows_of
-from tests.unit.controller.core.test_chain import backup
+from tests.site.rows import backup
 
 TABLE = {"a": (1, 2), "b": (4, 5, 6), "c": (9,), "d": ()}
 

@@ -15,6 +15,7 @@ from controller.core import planner
 from controller.core.copies import origin
 from controller.core.damage import bad_of
 from tests.site.disk import Volume
+from tests.site.rows import data_records as records
 from tests.site.site import (
     DATA,
     ControllerDied,
@@ -60,15 +61,6 @@ def restore(site: Site, *, backup: int = 1, state: str = "completed", **options:
     site.run()
     check_end(site, job, state)
     return dict(site.disk.by_name(name).data), json.loads(site.job(job).result)
-
-
-def records(site: Site, backup: int) -> list[bytes | None]:
-    """The data records of a backup, as they are on its cartridges."""
-    return [
-        site.tapes[part.tag].objects[part.data_object + number]
-        for part in site.machine.registry.parts_of(backup)
-        for number in range(part.records)
-    ]
 
 
 def tags(site: Site, backup: int) -> list[str]:
