@@ -48,7 +48,8 @@ def candidates(
         found.append(
             Candidate(
                 backup=row.backup,
-                group=(row.volume, row.pool),
+                # Copies are counted for themselves: they are no further points in time.
+                group=(row.volume, f"{row.pool} (copies)" if row.copy_of else row.pool),
                 created=datetime.fromisoformat(row.created),
                 parent=row.parent,
                 is_protected=row.is_protected,
@@ -74,7 +75,9 @@ def _used_by(job: Job, backups: Mapping[BackupId, BackupRow]) -> Iterator[Backup
         # It may choose any of its volume to stand on, and nobody knows which before it has.
         yield from (each.backup for each in backups.values() if each.volume == job.row.volume)
         return
-    wanted = [job.row.backup, *(BackupId(int(each)) for each in job.plan.get("backups", ()))]
+    wanted = [job.row.backup]
+    if job.row.kind == "verify":  # Of a cartridge or a pool: of whatever is on it.
+        wanted += {BackupId(int(backup)): None for backup, _ in job.plan.get("parts", ())}
     for number in wanted:
         yield from _with_parents(number, backups)
         source = backups.get(number)

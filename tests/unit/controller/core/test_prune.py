@@ -122,3 +122,24 @@ def test_the_preview_says_what_would_happen_and_changes_nothing(three: Site) -> 
     assert preview(three, last=1, pool="elsewhere")["backups"] == []
     with pytest.raises(NotFoundError, match="'attic'"):
         preview(three, last=1, volumes=["attic"])
+
+
+def test_a_verify_of_a_cartridge_uses_all_that_is_on_it(three: Site) -> None:
+    tag = three.machine.registry.parts[1, 1].tag
+    job = three.submit("verify", tag=tag)
+    assert [each["reason"] for each in prune(three, 1, 3)["kept"]] == [
+        f"used by job {job} (verify)"
+    ] * 2
+    three.run()
+    assert prune(three, 1, 3)["pruned"] == [1, 3]
+
+
+def test_copies_are_counted_for_themselves(three: Site) -> None:
+    row = three.machine.backups[BackupId(3)]
+    three.machine.backups[BackupId(3)] = replace(row, copy_of=BackupId(2))
+    lines = preview(three, last=1)["backups"]
+    assert [(each["backup"], each["is_kept"]) for each in lines] == [
+        (3, True),
+        (2, True),
+        (1, False),
+    ]
