@@ -16,6 +16,7 @@ from storage_node.nbd.server import CONNECTIONS_MAX as NBD_CONNECTIONS_MAX
 from storage_node.tape.library import IO_SLOTS, SLOTS
 
 RULES: Final = MappingRules()
+DRIVE_MODEL_SPEED_MAX: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,10 @@ class StorageNodeConfig:
     slots: Annotated[int, Between(1, SLOTS_MAX)] = SLOTS
     io_slots: Annotated[int, Between(0, IO_SLOTS_MAX)] = IO_SLOTS
     compression: bool = True
+    drive_model: Literal["", "lto7", "lto8", "lto9"] = ""
+    """Keep account of what such a drive would have spent."""
+    drive_model_speed: Annotated[float, Between(0, DRIVE_MODEL_SPEED_MAX)] = 0.0
+    """0 only keeps account; else waits, so many times faster than the drive."""
     connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
     nbd_listen: tuple[str, ...] = ()
     nbd_advertise: tuple[str, ...] = ()
@@ -81,6 +86,8 @@ class StorageNodeConfig:
             raise ValueError("nbd_listen, nbd_advertise: at most 8 addresses")
         if len({hooks.volume for hooks in self.hooks}) != len(self.hooks):
             raise ValueError("hooks: a volume twice")
+        if self.drive_model_speed and not self.drive_model:
+            raise ValueError("drive_model_speed: of which drive_model?")
         if self.nbd_listen and "disk" not in self.roles:
             raise ValueError("nbd_listen: only a node with the disk role has volumes")
         if not self.advertise and any(

@@ -203,8 +203,13 @@ class Control:
             return
         match message:
             case UnitFence():
+                # What a drive has counted is told when somebody begins or ends to use it.
+                is_drive = self._tape is not None and self._tape.is_drive(message.designator)
                 self._run(
-                    self._key(message.designator), message.request, lambda: self._fence(message)
+                    self._key(message.designator),
+                    message.request,
+                    lambda: self._fence(message),
+                    is_change=is_drive,
                 )
             case VolumeCreate():
                 self._volume(message, lambda disk: disk.create(message))

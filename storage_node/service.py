@@ -14,6 +14,7 @@ import secrets
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from storage_node.access import Access
 from storage_node.config import StorageNodeConfig
 from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission
+from storage_node.core.drive_model import SPECIFICATIONS
 from storage_node.data_server import DataServer, LogicalUnit, NodeKeys
 from storage_node.disk.static_views import SnapshotRules, ViewMaker
 from storage_node.disk.volumes import VolumeStore
@@ -40,6 +42,8 @@ from storage_node.mapping.mapper import Mapper
 from storage_node.nbd.server import NbdServer
 from storage_node.state_file import StateError, write_file
 from storage_node.tape.library import TapeLibrary
+from storage_node.tape.modelled_drive import ModelledDrive
+from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape_control import TapeControl
 from storage_node.volume_exports import VolumeExports
 from storage_node.workers import KeyedWorkers
@@ -187,6 +191,7 @@ class StorageNode:
             slots=config.slots,
             io_slots=config.io_slots,
             is_compressing=config.compression,
+            make_drive=partial(_make_drive, config),
         )
         stack.callback(library.close)
         return TapeControl(
@@ -246,6 +251,12 @@ def run(config: StorageNodeConfig) -> None:
         loop = Loop()
         stack.callback(loop.close)
         StorageNode(config, loop=loop, stack=stack, clock=SystemClock()).run()
+
+
+def _make_drive(config: StorageNodeConfig) -> VirtualDrive:
+    if not config.drive_model:
+        return VirtualDrive()
+    return ModelledDrive(SPECIFICATIONS[config.drive_model], pace=config.drive_model_speed)
 
 
 def kernel_boot_id() -> str:

@@ -20,6 +20,7 @@ from backplane.errors import BackupError, MediumError, NotFoundError, RefusedErr
 from backplane.ids import CartridgeId, Designator, Epoch, VolumeTag
 from backplane.runtime.clock import Clock
 from backplane.scsi.designator import designator_of
+from backplane.scsi.tape_alert import TapeAlert
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import (
     CartridgeState,
@@ -35,15 +36,18 @@ from backplane.wire.messages import (
 from storage_node.access import Access, audit
 from storage_node.core.admission import Unit, UnitKind
 from storage_node.core.retention import erase_refusal, latest, moment
+from storage_node.core.tape_alert import Health, medium_alerts
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import is_cleaning_tag
+from storage_node.tape.cartridge_info import CartridgeInfo, is_cleaning_tag
 from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary, quarantined
+from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.record_sampler import sample_records, unpack_pieces
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import LabelState, TapeEnd, find_last_trailer, read_label
 from storage_node.tape_media import (
+    after_load,
     attributes_of,
     erase_everything,
     erase_facts,
@@ -231,9 +235,12 @@ class TapeControl:
         with self._lock, self._mutex_of(tag):
             info = self._library.info(tag)
             facts = self._facts[tag] = self._library.facts(tag)
-            number = [n for n, _, drive in self._drives.values() if _tag_in(drive) == tag]
-            alerts = self._library.counters(number[0]).alerts if number else 0
-        return attributes_of(info, facts, alerts=alerts)
+            alerts = 0
+            for number, unit, drive in self._drives.values():
+                if _tag_in(drive) == tag:
+                    alerts = self._library.counters(number).alerts | unit.health.alerts
+                    info = after_load(info, unit.health)
+        return attributes_of(info, facts, alerts=alerts | _alerts(facts, info))
 
     def digest(self, drive_name: str, start: int, end: int) -> tuple[bytes, int]:
         """Return stored CRC32C values of records, and the object to go on from."""
@@ -271,6 +278,10 @@ class TapeControl:
     def close(self) -> None:
         """Unload all drives; what is in their buffers becomes durable."""
         with self._lock:
+            for number, unit, drive in self._drives.values():
+                with unit.mutex:
+                    if drive.cartridge is not None:
+                        self._note_load(number, unit, drive.cartridge)
             self._library.close()
 
     # --- inside ----------------------------------------------------------------------------------
@@ -306,6 +317,7 @@ class TapeControl:
         if there is not None:
             self._take_out(number, unit, drive)
         report = self._library.load(tag, drive=number)
+        unit.health = Health()
         drive.test_unit_ready()  # takes the unit attention: whoever opens the drive next expects it
         unit.position = drive.read_position().position
         log.info("cartridge loaded", extra={"cartridge": tag, "drive": unit.name, "report": report})
@@ -323,15 +335,33 @@ class TapeControl:
                     extra={"cartridge": tag, "reason": str(error)},
                 )
         unit.position, unit.committed_end, unit.refusal = 0, 0, ""
+        self._note_load(number, unit, there)
         outcome = self._library.unload(drive=number)
         if not outcome.is_good:
             log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
         self._facts[tag] = self._library.facts(tag)
 
+    def _note_load(self, number: int, unit: TapeUnit, cartridge: Cartridge) -> None:
+        """Keep what the drive has counted since the load, with the cartridge and with the drive."""
+        health = unit.health
+        try:
+            self._library.save_info(after_load(cartridge.info, health))
+            self._library.count_errors(
+                number, read_errors=health.read_errors, write_errors=health.write_errors
+            )
+        except BackupError as error:
+            log.warning(
+                "the counters of a load are lost",
+                extra={"cartridge": cartridge.info.tag, "reason": str(error)},
+            )
+        unit.health = Health()
+
     def _clean(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: str) -> None:
         self._library.loadable(tag)
         if drive.cartridge is not None:
             self._take_out(number, unit, drive)
+        if not self._library.info(tag).cleanings_left:
+            unit.health.raise_alert(TapeAlert.EXPIRED_CLEANING)
         self._library.clean(tag, drive=number)
         self._facts[tag] = self._library.facts(tag)
         log.info("drive cleaned", extra={"cartridge": tag, "drive": unit.name})
@@ -442,7 +472,7 @@ class TapeControl:
         number, unit, drive = self._drives[name]
         with self._access.locked() as rules:
             epoch = rules.floor(unit.designator).epoch
-        there = drive.cartridge
+        there, health = drive.cartridge, unit.health
         state = "empty" if there is None else "loaded" if there.failure is None else "error"
         counters = self._library.counters(number)
         return DriveState(
@@ -453,9 +483,12 @@ class TapeControl:
             epoch=epoch,
             product=PRODUCT,
             serial=self._serials[name],
-            alerts=counters.alerts,
+            alerts=counters.alerts | health.alerts,
             loads=counters.loads,
             needs_cleaning=counters.needs_cleaning,
+            read_errors=counters.read_errors + health.read_errors,
+            write_errors=counters.write_errors + health.write_errors,
+            usage=(drive.usage,) if isinstance(drive, ModelledDrive) else (),
         )
 
 
@@ -508,7 +541,15 @@ def _cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> Cartri
         is_write_protected=facts.is_write_protected,
         record_bytes=facts.record_bytes,
         loads=facts.load_count,
+        alerts=_alerts(facts),
+        read_errors=facts.read_errors,
+        write_errors=facts.write_errors,
     )
+
+
+def _alerts(facts: CartridgeFacts, info: CartridgeInfo | None = None) -> int:
+    counted = info if info is not None else facts
+    return medium_alerts(loads=facts.load_count, errors=counted.read_errors + counted.write_errors)
 
 
 def _drive_uuids(path: Path, count: int, new_uuid: Callable[[], str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from backplane.tape_format import (
 )
 from backplane.units import KIB
 from storage_node.core.retention import EraseFacts, latest
+from storage_node.core.tape_alert import Health
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import POOL_CHARACTERS_MAX, CartridgeInfo
 from storage_node.tape.drive import Drive
@@ -177,6 +178,19 @@ def informed(info: CartridgeInfo, end: TapeEnd) -> CartridgeInfo:
     )
 
 
+def after_load(info: CartridgeInfo, health: Health) -> CartridgeInfo:
+    """Return the facts of a cartridge with what a load has counted."""
+    return replace(
+        info,
+        bytes_written=info.bytes_written + health.bytes_written,
+        bytes_read=info.bytes_read + health.bytes_read,
+        last_bytes_written=health.bytes_written,
+        last_bytes_read=health.bytes_read,
+        read_errors=info.read_errors + health.read_errors,
+        write_errors=info.write_errors + health.write_errors,
+    )
+
+
 def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) -> bytes:
     """Return the attributes of a cartridge's memory as READ ATTRIBUTE does."""
     left = max(0, info.capacity_bytes - facts.used_bytes)
@@ -186,6 +200,10 @@ def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) ->
         binary(AttributeId.TAPE_ALERT_FLAGS, alerts),
         binary(AttributeId.LOAD_COUNT, info.load_count),
         binary(AttributeId.VOLUME_CHANGE_REFERENCE, info.volume_change_reference, length=4),
+        binary(AttributeId.BYTES_WRITTEN_IN_LIFE, info.bytes_written // MEBIBYTE),
+        binary(AttributeId.BYTES_READ_IN_LIFE, info.bytes_read // MEBIBYTE),
+        binary(AttributeId.BYTES_WRITTEN_IN_LAST_LOAD, info.last_bytes_written // MEBIBYTE),
+        binary(AttributeId.BYTES_READ_IN_LAST_LOAD, info.last_bytes_read // MEBIBYTE),
         ascii_text(AttributeId.SERIAL_NUMBER, info.serial, length=32),
         ascii_text(AttributeId.APPLICATION_VENDOR, VENDOR, length=8),
         ascii_text(AttributeId.BARCODE, info.tag, length=32),

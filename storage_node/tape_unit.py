@@ -34,6 +34,7 @@ from backplane.wire.frames import (
 from storage_node.access import Access, audit_refusal
 from storage_node.core import tape_sense
 from storage_node.core.admission import Request, Session
+from storage_node.core.tape_alert import Health
 from storage_node.core.tape_position import RECORD_BYTES_MAX
 from storage_node.data_server import FROM_FILE_BYTES_MIN, Exchange
 from storage_node.disk_unit import GUARD_CHECK_FAILED
@@ -60,6 +61,8 @@ class TapeUnit:
         self.committed_end = 0
         self.refusal = ""
         """Why nothing may be written to what is loaded; "" if it may."""
+        self.health = Health()
+        """Errors, alerts and bytes since the load."""
         self.find_committed_end: Callable[[], int] = lambda: 0
         """Looks it up on the tape, moving nothing; called with `mutex` held.  Raises `BackupError`."""
 
@@ -133,6 +136,12 @@ class TapeHandler:
         try:
             outcome = self._run(header, data)
             unit.position = outcome.position
+            if header.opcode in _APPENDING:
+                is_record = header.opcode is Opcode.WRITE_RECORD and outcome.is_done
+                unit.health.count(outcome.triple, written=header.length if is_record else 0)
+            elif header.opcode is Opcode.READ_RECORD:
+                read = len(outcome.data) if outcome.data is not None else 0
+                unit.health.count(outcome.triple, read=read)
             return outcome
         finally:
             unit.access.leave(self._session, has_written=header.opcode in _APPENDING)

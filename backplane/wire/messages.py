@@ -209,7 +209,8 @@ class LedgerEntry:
 
     Bytes count data that the unit acknowledged; padding made by the copy manager counts as written and in
     `bytes_padded`; bytes thrown away by rule (06h, residue) count in `bytes_discarded`.  `position` is the object
-    number after the last tape command, 0 for block devices.
+    number after the last tape command, 0 for block devices.  `under_runs` counts how often the unit was idle in the
+    middle of a run because nothing was there to write.
     """
 
     designator: Designator
@@ -222,6 +223,7 @@ class LedgerEntry:
     filemarks_written: int
     rereads: int
     position: int
+    under_runs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,11 +337,34 @@ class ViewState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DriveUsage:
+    """What a real drive (`model`) would have spent since the node started: counts, seconds, bytes on the medium.
+
+    `load_s` is for loads and unloads, `streaming_s` is when the tape moved with data.  `back_hitches` are the stops for
+    lack of data (or of somebody who takes them), `synchronisations` those that were asked for.
+    """
+
+    model: Name
+    loads: int
+    load_s: float
+    locates: int
+    locate_s: float
+    rewind_s: float
+    streaming_s: float
+    synchronisations: int
+    back_hitches: int
+    back_hitch_s: float
+    bytes_written: int
+    bytes_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DriveState:
     """A data transfer element.  `state` is `empty`, `loaded` or `error`; `loaded` is the barcode in it.
 
     `product` and `serial` are what INQUIRY says of it, `alerts` its TapeAlert flags (flag n is bit n - 1), `loads` how
-    often a cartridge was put in, `needs_cleaning` whether it asks for a cleaning cartridge.
+    often a cartridge was put in, `needs_cleaning` whether it asks for a cleaning cartridge.  `read_errors` and
+    `write_errors` are counted over its life.  `usage` is empty without a model of a real drive.
     """
 
     drive: Name
@@ -352,6 +377,9 @@ class DriveState:
     alerts: int = 0
     loads: int = 0
     needs_cleaning: bool = False
+    read_errors: int = 0
+    write_errors: int = 0
+    usage: Annotated[tuple[DriveUsage, ...], Limit(1)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +390,8 @@ class CartridgeState:
     `foreign`, `cleaning` or `error`; `detail` says why.  `end` is the object number of end of data.  `element` is where
     it is: `slot-N`, `drive-N`, `io-N`.  `store` is the catalog that labelled it.  `retain_until` and `is_held` are what
     the node itself refuses to erase for.  `used_bytes` is what is taken of
-    the capacity, `record_bytes` what the records on it have without compression.
+    the capacity, `record_bytes` what the records on it have without compression.  `alerts` are TapeAlert flags of the
+    medium (flag n is bit n - 1), `read_errors` and `write_errors` are counted over its life.
     """
 
     tag: VolumeTag
@@ -381,6 +410,9 @@ class CartridgeState:
     is_write_protected: bool = False
     record_bytes: int = 0
     loads: int = 0
+    alerts: int = 0
+    read_errors: int = 0
+    write_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

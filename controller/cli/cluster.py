@@ -78,28 +78,38 @@ class Cluster:
         return [DaemonState(d, living.get(d.name)) for d in self._state.daemons(movers)]
 
     def start(
-        self, movers: int, *, talk: Talk, ready_timeout_s: float = READY_TIMEOUT_S
+        self,
+        movers: int,
+        *,
+        talk: Talk,
+        ready_timeout_s: float = READY_TIMEOUT_S,
+        tape_model: str | None = None,
     ) -> list[str]:
         """Start what is not running and wait until everything serves; return the names of what was started.
 
         The caller has locked the state folder.  Movers beyond the number asked for are stopped.  If a start fails, what
-        this call started is stopped again.
+        this call started is stopped again.  `tape_model` None is what it was before.
         """
         daemons = self._state.daemons(movers)
         self._stop_surplus({daemon.name for daemon in daemons}, talk=talk)
         public_key = self._state.make_keys(daemons)
         address = self._address(talk=talk)
-        self._state.write_configs(daemons, address=address)
+        known = self._state.record()
+        before = known.tape_model if known is not None else ""
+        model = before if tape_model is None else tape_model
+        if model != before and "tape" in self.living():
+            talk("the tape node runs already: its drives have another model when it starts anew")
+        self._state.write_configs(daemons, address=address, tape_model=model)
         started: list[str] = []
         try:
             # The controller first: the others are ready only when it has welcomed them.
             for group in (daemons[:1], daemons[1:]):
                 self._start_missing(group, started, talk=talk)
-                self._store(address, public_key, movers)
+                self._store(address, public_key, movers, model)
                 self._wait_ready(group, timeout_s=ready_timeout_s)
         except BaseException:
             self.stop(set(started))
-            self._store(address, public_key, movers)
+            self._store(address, public_key, movers, model)
             raise
         return started
 
@@ -146,7 +156,7 @@ class Cluster:
                     found[wanted[value]] = identity
         return found
 
-    def _store(self, address: str, public_key: str, movers: int) -> None:
+    def _store(self, address: str, public_key: str, movers: int, tape_model: str) -> None:
         processes = tuple(
             {
                 "name": state.daemon.name,
@@ -157,7 +167,7 @@ class Cluster:
             for state in self.look(movers)
             if state.process is not None
         )
-        self._state.store(Record(address, public_key, movers, processes))
+        self._state.store(Record(address, public_key, movers, processes, tape_model))
 
     def _address(self, *, talk: Talk) -> str:
         """Keep the controller's port as long as it is ours or free; otherwise choose another one."""

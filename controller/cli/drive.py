@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
 import click
 
+from backplane.units import format_duration
 from controller.cli import render
 from controller.cli.client import connect
 from controller.cli.options import Group, Settings
@@ -67,6 +71,58 @@ def drive_table(document: Document) -> str:
         ("SERIAL", render.text_of("serial")),
         ("REASON", render.text_of("reason")),
     ]
-    return render.table(
-        columns, document["drives"], right=("JOB", "LOADS"), empty="no drives; no tape node is here"
+    drives = document["drives"]
+    if any(row["alerts"] for row in drives):
+        columns.insert(-1, ("ALERTS", lambda row: ", ".join(row["alerts"]) or "-"))
+    if any(row["read_errors"] or row["write_errors"] for row in drives):
+        columns[-1:-1] = [
+            ("READ ERRORS", render.text_of("read_errors")),
+            ("WRITE ERRORS", render.text_of("write_errors")),
+        ]
+    numbers = ("JOB", "LOADS", "READ ERRORS", "WRITE ERRORS")
+    text = render.table(
+        columns,
+        drives,
+        right=[title for title, _ in columns if title in numbers],
+        empty="no drives; no tape node is here",
     )
+    modelled = [row for row in drives if row["usage"]]
+    return f"{text}\n\n{usage_table(modelled)}" if modelled else text
+
+
+def usage_table(drives: Sequence[Document]) -> str:
+    """Render what real drives would have spent."""
+    columns = [
+        ("DRIVE", render.text_of("name")),
+        *((title, _usage(name, show)) for title, name, show in USAGE),
+        ("MB/S", lambda row: _speed(row["usage"])),
+    ]
+    table = render.table(columns, drives, right=[title for title, _ in columns[2:]])
+    return f"what a real drive would have spent since the node started:\n{table}"
+
+
+def _usage(name: str, show: Callable[[Any], str]) -> Callable[[Document], str]:
+    return lambda row: show(row["usage"][name])
+
+
+def _speed(usage: Document) -> str:
+    """Return native megabytes (10^6 bytes) a second while the tape moved with data."""
+    moved, seconds = usage["bytes_written"] + usage["bytes_read"], usage["streaming_s"]
+    return f"{moved / seconds / 1e6:.0f}" if seconds else "-"
+
+
+_count: Callable[[Any], str] = str
+USAGE: Final[tuple[tuple[str, str, Callable[[Any], str]], ...]] = (
+    ("MODEL", "model", _count),
+    ("LOADS", "loads", _count),
+    ("LOADING", "load_s", format_duration),
+    ("LOCATES", "locates", _count),
+    ("LOCATING", "locate_s", format_duration),
+    ("REWINDING", "rewind_s", format_duration),
+    ("WRITTEN", "bytes_written", render.tape_size),
+    ("READ", "bytes_read", render.tape_size),
+    ("STREAMING", "streaming_s", format_duration),
+    ("FILEMARK STOPS", "synchronisations", _count),
+    ("BACK-HITCHES", "back_hitches", _count),
+    ("HITCHING", "back_hitch_s", format_duration),
+)

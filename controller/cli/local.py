@@ -32,6 +32,8 @@ MOVERS: Final = 1
 CARTRIDGES: Final = 4
 CARTRIDGES_MAX: Final = 999
 CAPACITY: Final = "16GiB"
+NO_MODEL: Final = "none"
+TAPE_MODELS: Final = (NO_MODEL, "lto7", "lto8", "lto9")
 RETURN_S: Final = 5.0
 """How long processes that ran before may take to find a controller that was started anew."""
 
@@ -58,6 +60,7 @@ def local() -> None:
     examples=[
         "ctl local up --movers 2",
         "ctl local up --state /tmp/trial --detach",
+        "ctl local up --tape-model lto9",
     ]
 )
 @click.option(
@@ -76,9 +79,20 @@ def local() -> None:
 @click.option(
     "--capacity", type=SIZE, default=CAPACITY, show_default=True, help="Capacity of each."
 )
+@click.option(
+    "--tape-model",
+    type=click.Choice(TAPE_MODELS),
+    help="Drive that the tape node keeps account for: load, locate and streaming times, back-hitches."
+    " [default: as before, at first none]",
+)
 @click.pass_obj
 def up(
-    settings: Settings, movers: int | None, detach: bool, cartridges: int, capacity: float
+    settings: Settings,
+    movers: int | None,
+    detach: bool,
+    cartridges: int,
+    capacity: float,
+    tape_model: str | None,
 ) -> int:
     """Start the cluster; or what is missing of it.
 
@@ -91,6 +105,7 @@ def up(
         is_detached=detach,
         cartridges=cartridges,
         capacity_bytes=int(capacity),
+        tape_model="" if tape_model == NO_MODEL else tape_model,
         screen=Screen(settings.output),
     )
 
@@ -138,6 +153,7 @@ def run_up(
     screen: Screen,
     cluster: Cluster | None = None,
     greet: Greeting | None = None,
+    tape_model: str | None = None,
 ) -> int:
     """Start a cluster; stay with it unless detached.
 
@@ -154,7 +170,7 @@ def run_up(
             if movers is None:
                 known = state.record()
                 movers = known.movers if known is not None else MOVERS
-            started = cluster.start(movers, talk=screen.talk)
+            started = cluster.start(movers, talk=screen.talk, tape_model=tape_model)
             try:
                 if greet is not None:
                     greet(settings, state.daemons(movers))

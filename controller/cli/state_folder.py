@@ -66,6 +66,8 @@ class Record:
     controller_public_key: str
     movers: int
     processes: tuple[Mapping[str, object], ...] = field(default=())
+    tape_model: str = ""
+    """What the drives keep account as; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class StateFolder:
                 controller_public_key=str(values["controller_public_key"]),
                 movers=int(values["movers"]),
                 processes=tuple(values["processes"]),
+                tape_model=str(values.get("tape_model", "")),
             )
         except FileNotFoundError:
             return None
@@ -168,13 +171,14 @@ class StateFolder:
             ensure_key_pair(self.keys, role=daemon.role, name=daemon.name)
         return load_public_key(self.keys / "authorized" / "controller.public").public.hex()
 
-    def write_configs(self, daemons: list[Daemon], *, address: str) -> None:
+    def write_configs(self, daemons: list[Daemon], *, address: str, tape_model: str = "") -> None:
         """Write the configuration of every daemon."""
         for daemon in daemons:
             daemon.folder.mkdir(mode=0o700, exist_ok=True)
-            write_whole(daemon.config_file, toml(self.config_of(daemon, address=address)))
+            values = self.config_of(daemon, address=address, tape_model=tape_model)
+            write_whole(daemon.config_file, toml(values))
 
-    def config_of(self, daemon: Daemon, *, address: str) -> dict[str, object]:
+    def config_of(self, daemon: Daemon, *, address: str, tape_model: str = "") -> dict[str, object]:
         """Return the configuration of one daemon."""
         values: dict[str, object] = {
             "config_version": 1,
@@ -201,6 +205,7 @@ class StateFolder:
             values |= {"nbd_listen": _addresses(daemon.folder / "nbd.sock")}
         if daemon.name == "tape":
             values |= {"library_folder": str(daemon.folder / "library"), "drives": 1}
+            values |= {"drive_model": tape_model} if tape_model else {}
         return values
 
 

@@ -372,6 +372,8 @@ def cartridge_page(document: Document) -> str:
             ("End of data", f"object {document['end']}"),
             ("Generation", str(document["generation"])),
             ("Loads", str(document["loads"])),
+            ("Errors", f"{document['read_errors']} read, {document['write_errors']} write"),
+            ("TapeAlert", ", ".join(document["alerts"]) or "-"),
         ]
     )
     columns = [

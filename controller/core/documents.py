@@ -24,6 +24,7 @@ from urllib.parse import quote
 from backplane.errors import VolumeError
 from backplane.ids import BackupId, NodeName
 from backplane.scsi.sense import Sense, SenseError
+from backplane.scsi.tape_alert import words_of
 from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
 from controller.core.allocation import place_of, state_of
@@ -152,6 +153,9 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
         "parts": row.sequence,
         "generation": state.generation if state is not None else 0,
         "loads": state.loads if state is not None else 0,
+        "alerts": list(words_of(state.alerts)) if state is not None else [],
+        "read_errors": state.read_errors if state is not None else 0,
+        "write_errors": state.write_errors if state is not None else 0,
         "is_worm": state is not None and state.is_worm,
         "is_write_protected": state is not None and state.is_write_protected,
     }

@@ -18,10 +18,12 @@ A drive that is put down while a job has it goes on with what it does, and is Do
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
 from backplane.ids import JobId, NodeName
+from backplane.scsi.tape_alert import words_of
 from backplane.wire.messages import DriveState
 from controller.core.allocation import is_request
 from controller.core.job import Job
@@ -111,9 +113,12 @@ def drive_document(
         "medium": state.state,
         "product": state.product,
         "serial": state.serial,
-        "alerts": state.alerts,
+        "alerts": list(words_of(state.alerts)),
         "loads": state.loads,
         "needs_cleaning": state.needs_cleaning,
+        "read_errors": state.read_errors,
+        "write_errors": state.write_errors,
+        "usage": asdict(state.usage[0]) if state.usage else None,
     }
 
 

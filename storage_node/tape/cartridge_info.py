@@ -17,8 +17,8 @@ from storage_node.core.retention import moment
 from storage_node.core.tape_position import Marks
 from storage_node.tape.medium import replace_file
 
-FORMAT_VERSION: Final = 2
-"""2 added retention, hold, pool, coherency and cleanings; version 1 is read, and has none of them."""
+FORMAT_VERSION: Final = 3
+"""2 added retention, hold, pool, coherency and cleanings, 3 bytes and errors; files without them are read as well."""
 
 INFO_NAME: Final = "cartridge.json"
 CAPACITY_BYTES_MIN: Final = 1 * KIB
@@ -32,6 +32,7 @@ CLEANINGS: Final = 50
 CLEANING_PREFIX: Final = "CLN"
 POOL_CHARACTERS_MAX: Final = 64
 SINCE_2: Final = {"since": 2}
+SINCE_3: Final = {"since": 3}
 _INFO_BYTES_MAX: Final = 64 * KIB
 _TAG_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
@@ -60,7 +61,8 @@ class CartridgeInfo:
 
     `retain_until` (RFC 3339, "" for none) and `is_held` keep it from being erased.  `coherent_reference` is the change
     reference for which trailer `coherent_sequence` at object `coherent_object` was the last one, of pool `pool`.
-    `cleanings_left` counts for cleaning cartridges.
+    `cleanings_left` counts for cleaning cartridges.  Bytes (those of the records, before compression) and errors are
+    counted when the cartridge is taken out: over its life, and in the last load.
     """
 
     serial: str
@@ -80,6 +82,12 @@ class CartridgeInfo:
     coherent_sequence: int = field(default=0, metadata=SINCE_2)
     coherent_object: int = field(default=0, metadata=SINCE_2)
     cleanings_left: int = field(default=CLEANINGS, metadata=SINCE_2)
+    bytes_written: int = field(default=0, metadata=SINCE_3)
+    bytes_read: int = field(default=0, metadata=SINCE_3)
+    last_bytes_written: int = field(default=0, metadata=SINCE_3)
+    last_bytes_read: int = field(default=0, metadata=SINCE_3)
+    read_errors: int = field(default=0, metadata=SINCE_3)
+    write_errors: int = field(default=0, metadata=SINCE_3)
 
     def __post_init__(self) -> None:
         if len(self.serial) != 32 or not set(self.serial) <= set("0123456789abcdef"):
@@ -102,7 +110,11 @@ class CartridgeInfo:
         if len(self.pool) > POOL_CHARACTERS_MAX:
             raise VolumeError("the name of the pool is too long")
         coherent = (self.coherent_reference, self.coherent_sequence, self.coherent_object)
-        if min(*coherent, self.cleanings_left) < 0 or max(coherent) >= 1 << 64:
+        counted = (
+            *(self.bytes_written, self.bytes_read, self.last_bytes_written, self.last_bytes_read),
+            *(self.read_errors, self.write_errors),
+        )
+        if min(*coherent, *counted, self.cleanings_left) < 0 or max(*coherent, *counted) >= 1 << 64:
             raise VolumeError("a counter of the cartridge is impossible")
 
     @property

@@ -1,4 +1,4 @@
-"""What a virtual drive remembers of its life: loads, and when it wants to be cleaned.
+"""What a virtual drive remembers of its life: loads, errors, and when it wants to be cleaned.
 
 LIBRARY/drives.json    by the name of the drive; replaced as a whole
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from backplane.errors import MediumError, VolumeError
+from backplane.scsi.tape_alert import TapeAlert, flags_of
 from backplane.units import KIB
 from storage_node.tape.medium import replace_file
 
@@ -19,8 +20,8 @@ COUNTERS_NAME: Final = "drives.json"
 LOADS_PER_CLEANING: Final = 100
 """After so many loads a drive asks for a cleaning cartridge; it goes on working without."""
 
-ALERT_CLEAN_PERIODIC: Final = 21
-"""The TapeAlert flag for that (SSC, table of flags)."""
+LOADS_CLEAN_NOW: Final = 2 * LOADS_PER_CLEANING
+"""After so many it asks with another word."""
 
 _HINT: Final = "delete it: the drives count anew"
 _FILE_BYTES_MAX: Final = 64 * KIB
@@ -28,11 +29,13 @@ _FILE_BYTES_MAX: Final = 64 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveCounters:
-    """Loads in all, loads since it was cleaned, and cleanings."""
+    """Loads in all, loads since it was cleaned, cleanings, and errors of the media that were in it."""
 
     loads: int = 0
     loads_since_cleaning: int = 0
     cleanings: int = 0
+    read_errors: int = 0
+    write_errors: int = 0
 
     @property
     def needs_cleaning(self) -> bool:
@@ -42,12 +45,23 @@ class DriveCounters:
     @property
     def alerts(self) -> int:
         """TapeAlert flags: flag n is bit n - 1."""
-        return 1 << (ALERT_CLEAN_PERIODIC - 1) if self.needs_cleaning else 0
+        alerts = [TapeAlert.CLEAN_PERIODIC] if self.needs_cleaning else []
+        if self.loads_since_cleaning >= LOADS_CLEAN_NOW:
+            alerts.append(TapeAlert.CLEAN_NOW)
+        return flags_of(alerts)
 
     def loaded(self) -> DriveCounters:
         """Return the counters after a load."""
         return replace(
             self, loads=self.loads + 1, loads_since_cleaning=self.loads_since_cleaning + 1
+        )
+
+    def unloaded(self, *, read_errors: int, write_errors: int) -> DriveCounters:
+        """Return the counters with the errors of a load."""
+        return replace(
+            self,
+            read_errors=self.read_errors + read_errors,
+            write_errors=self.write_errors + write_errors,
         )
 
     def cleaned(self) -> DriveCounters:

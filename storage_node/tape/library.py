@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -95,6 +95,8 @@ class CartridgeFacts:
     is_worm: bool = False
     retain_until: str = ""
     is_held: bool = False
+    read_errors: int = 0
+    write_errors: int = 0
 
 
 class TapeLibrary:
@@ -108,6 +110,7 @@ class TapeLibrary:
         slots: int = SLOTS,
         io_slots: int = IO_SLOTS,
         is_compressing: bool = False,
+        make_drive: Callable[[], VirtualDrive] = VirtualDrive,
     ) -> None:
         assert drives >= 1
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,7 @@ class TapeLibrary:
             os.close(self._lock)
             raise
         self.changer: Changer = self._virtual
-        self.drives = tuple(VirtualDrive() for _ in range(drives))
+        self.drives = tuple(make_drive() for _ in range(drives))
         for made in self.drives:
             made.set_mode(DriveMode(is_compressing=is_compressing))
 
@@ -353,6 +356,15 @@ class TapeLibrary:
         """Return what a drive has counted."""
         return self._counters.of(f"drive-{drive}")
 
+    def count_errors(self, drive: int, *, read_errors: int, write_errors: int) -> None:
+        """Add the errors of a load to what a drive has counted, if there were any; raises `MediumError`."""
+        if read_errors or write_errors:
+            name = f"drive-{drive}"
+            counters = self._counters.of(name)
+            self._counters.set(
+                name, counters.unloaded(read_errors=read_errors, write_errors=write_errors)
+            )
+
     def _drive(self, number: int) -> VirtualDrive:
         if not 0 <= number < len(self.drives):
             raise NotFoundError(f"there is no drive {number}")
@@ -419,6 +431,8 @@ def _facts_in(drive: VirtualDrive, tag: str) -> CartridgeFacts:
         is_worm=info.is_worm,
         retain_until=info.retain_until,
         is_held=info.is_held,
+        read_errors=info.read_errors,
+        write_errors=info.write_errors,
     )
 
 

@@ -33,6 +33,7 @@ def test_the_least_configuration_has_sensible_defaults(tmp_path: Path) -> None:
     assert config.library == tmp_path / "state" / "library"
     assert config.attach_paths == ()
     assert config.drives == 1
+    assert (config.drive_model, config.drive_model_speed) == ("", 0.0)
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:
@@ -45,6 +46,8 @@ advertise = ["tcp://node-1:7800"]
 attach_paths = ["/dev/vg0", "images"]
 library_folder = "/srv/library"
 drives = 2
+drive_model = "lto9"
+drive_model_speed = 10
 connections_max = 8
 ready_file = "ready"
 log_level = "debug"
@@ -54,6 +57,7 @@ log_file = "log"
     )
     assert config.library == Path("/srv/library")
     assert config.attach_paths == (Path("/dev/vg0"), tmp_path / "images")
+    assert (config.drive_model, config.drive_model_speed) == ("lto9", 10.0)
     assert config.advertise == ("tcp://node-1:7800",)
 
 
@@ -66,6 +70,9 @@ log_file = "log"
         ("listen = []", "listen"),
         ('listen = ["tcp://0.0.0.0:7800"]', "advertise: needed"),
         ("drives = 0", "drives"),
+        ('drive_model = "dlt"', "must be one of"),
+        ("drive_model_speed = 1", "of which drive_model"),
+        ('drive_model = "lto9"\ndrive_model_speed = -1', "drive_model_speed"),
         ("connections_max = 0", "connections_max"),
         ("colour = 1", "unknown key"),
     ],

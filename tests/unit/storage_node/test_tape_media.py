@@ -21,11 +21,15 @@ from backplane.testing.tape_content import (
     write_objects,
 )
 from storage_node import tape_media
-from storage_node.tape.library import TapeLibrary
+from storage_node.core import tape_sense
+from storage_node.core.tape_alert import Health
+from storage_node.tape.cartridge_info import new_cartridge_info
+from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import find_last_trailer
 from storage_node.tape_media import (
     METADATA_ANSWER_BYTES_MAX,
+    after_load,
     attributes_of,
     erase_facts,
     erased_info,
@@ -212,11 +216,27 @@ def test_attributes_say_what_the_cartridge_knows_of_itself(
     assert found[AttributeId.REMAINING_CAPACITY].number == 63
     assert found[AttributeId.TAPE_ALERT_FLAGS].number == 1 << 20
     assert found[AttributeId.LOAD_COUNT].number == 1
+    assert found[AttributeId.BYTES_WRITTEN_IN_LIFE].number == 0
     assert found[AttributeId.VOLUME_CHANGE_REFERENCE].number == 1
     assert found[AttributeId.SERIAL_NUMBER].text == library.info(TAG).serial
     assert found[AttributeId.BARCODE].text == TAG
     assert found[AttributeId.MEDIA_POOL].text == ""
     assert AttributeId.COHERENCY not in found
+
+
+def test_bytes_and_errors_of_a_load_are_added_to_those_of_the_life() -> None:
+    health = Health()
+    health.count(None, written=5 << 20, read=3 << 20)
+    health.count(tape_sense.READ_ERROR)
+    info = new_cartridge_info(serial="0" * 32, tag=TAG, created="", capacity_bytes=1 << 30)
+    once = after_load(info, health)
+    twice = after_load(once, health)
+    assert after_load(twice, Health()).read_errors == 2
+    facts = CartridgeFacts(tag=TAG, status=CartridgeStatus.WRITABLE)
+    found = decode_attributes(attributes_of(twice, facts, alerts=0))
+    life = (AttributeId.BYTES_WRITTEN_IN_LIFE, AttributeId.BYTES_READ_IN_LIFE)
+    last = (AttributeId.BYTES_WRITTEN_IN_LAST_LOAD, AttributeId.BYTES_READ_IN_LAST_LOAD)
+    assert [found[each].number for each in (*life, *last)] == [10, 6, 5, 3]
 
 
 def test_coherency_tells_whether_something_was_written_since_the_last_trailer(

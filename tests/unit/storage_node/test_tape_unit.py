@@ -16,6 +16,7 @@ from backplane.crc import crc32c
 from backplane.errors import BackupError, MediumError
 from backplane.ids import Designator, Epoch, VolumeTag
 from backplane.scsi.sense import Sense
+from backplane.scsi.tape_alert import words_of
 from backplane.testing.clock import ManualClock
 from backplane.testing.tape_content import (
     Object,
@@ -100,6 +101,25 @@ def test_records_and_filemarks_are_written_and_read(tape: Any, ask: Ask, triple:
         assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
         reply, data = ask(channel, Opcode.READ_RECORD, address=0, length=9, modifier=1)
         assert (reply.is_good, data) == (True, b"first")
+
+
+def test_errors_and_bytes_are_counted_and_raise_alerts(
+    tape: Any, ask: Ask, triple: Any, tmp_path: Path
+) -> None:
+    unit = tape.units[TAPE]
+    with opened(tape) as channel:
+        append(channel, ask, b"first", b"second", at=0)
+        assert ask(channel, Opcode.WRITE_FILEMARKS, address=2, length=1)[0].is_good
+        assert ask(channel, Opcode.LOCATE, address=0)[0].is_good
+        assert ask(channel, Opcode.READ_RECORD, address=0, length=5)[0].is_good
+        health = unit.health
+        assert (health.bytes_written, health.bytes_read, health.alerts) == (11, 5, 0)
+        path = tmp_path / "library" / "SDV001L8" / "data"
+        path.write_bytes(path.read_bytes().replace(b"second", b"Second"))
+        reply, _ = ask(channel, Opcode.READ_RECORD, address=1, length=6)
+        assert triple(reply) == (0x03, 0x11, 0x00)
+    assert (health.read_errors, health.write_errors, health.bytes_read) == (1, 0, 5)
+    assert words_of(health.alerts) == ("hard error", "media", "read failure")
 
 
 def test_motions_carry_a_signed_count(tape: Any, ask: Ask, triple: Any) -> None:

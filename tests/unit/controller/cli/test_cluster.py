@@ -154,6 +154,28 @@ def test_the_number_of_movers_can_change_while_it_runs(cluster: Cluster) -> None
     assert sorted(pids(cluster)) == ["controller", "disk", "mover-1", "mover-2", "tape"]
 
 
+def test_the_model_of_the_drives_is_kept_until_another_is_asked_for(
+    cluster: Cluster, folder: StateFolder
+) -> None:
+    told: list[str] = []
+
+    def model(asked: str | None) -> str:
+        cluster.start(1, talk=told.append, tape_model=asked)
+        record = folder.record()
+        assert record is not None
+        text = (folder.path / "tape" / "tape.toml").read_text()
+        assert ("drive_model" in text) == bool(record.tape_model)
+        return record.tape_model
+
+    assert [model(asked) for asked in (None, "lto9", None)] == ["", "lto9", "lto9"]
+    assert [line for line in told if "model" in line] == [
+        "the tape node runs already: its drives have another model when it starts anew"
+    ]
+    cluster.stop()
+    assert model("") == ""
+    assert len([line for line in told if "model" in line]) == 1
+
+
 def test_stop_stops_users_before_what_they_use_and_may_be_called_again(cluster: Cluster) -> None:
     cluster.start(1, talk=quiet)
     assert cluster.stop() == ["mover-1", "tape", "disk", "controller"]

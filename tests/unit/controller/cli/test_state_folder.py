@@ -76,6 +76,19 @@ def test_the_configurations_are_what_the_daemons_read(folder: StateFolder) -> No
     assert disk.listen == (f"unix://{folder.path}/disk/data.sock", "tcp://127.0.0.1:0")
 
 
+def test_only_the_tape_node_has_a_model_of_a_drive(folder: StateFolder) -> None:
+    daemons = folder.daemons(1)
+    for model in ("lto9", ""):
+        folder.write_configs(daemons, address="tcp://127.0.0.1:4711", tape_model=model)
+        disk, tape = (
+            load_config(
+                StorageNodeConfig, daemon.config_file, env_prefix="STORAGE_NODE", environ={}
+            )
+            for daemon in daemons[1:3]
+        )
+        assert (disk.drive_model, tape.drive_model) == ("", model)
+
+
 def test_too_long_a_path_for_a_unix_socket_leaves_tcp(tmp_path: Path) -> None:
     long = StateFolder(tmp_path / ("x" * 100))
     config = long.config_of(long.daemons(1)[1], address="tcp://127.0.0.1:1")
@@ -84,10 +97,18 @@ def test_too_long_a_path_for_a_unix_socket_leaves_tcp(tmp_path: Path) -> None:
 
 def test_a_record_comes_back_as_it_was_stored(folder: StateFolder) -> None:
     assert folder.record() is None
-    record = Record("tcp://127.0.0.1:1", "ab", 2, ({"name": "disk", "pid": 7},))
+    record = Record("tcp://127.0.0.1:1", "ab", 2, ({"name": "disk", "pid": 7},), "lto9")
     folder.store(record)
     assert folder.record() == record
     assert json.loads(folder.record_file.read_text())["address"] == "tcp://127.0.0.1:1"
+
+
+def test_a_record_of_before_there_were_models_has_none(folder: StateFolder) -> None:
+    folder.store(Record("tcp://127.0.0.1:1", "ab", 2))
+    values = json.loads(folder.record_file.read_text())
+    del values["tape_model"]
+    folder.record_file.write_text(json.dumps(values))
+    assert folder.record() == Record("tcp://127.0.0.1:1", "ab", 2)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"address": "a"}'])

@@ -33,6 +33,8 @@ PAGE = """\
   End of data:     object 3079
   Generation:      1
   Loads:           2
+  Errors:          1 read, 0 write
+  TapeAlert:       media
 
 SEQUENCE  BACKUP  VOLUME  PART  HEADER  DATA  TRAILER  RECORDS           BYTES
        1       3  vol1       1       3     4     3077     3072  3GiB (3.22 GB)

@@ -23,6 +23,11 @@ from storage_node.tape.cartridge_info import (
     new_cartridge_info,
 )
 
+NEW_IN_3 = (
+    *("bytes_written", "bytes_read", "last_bytes_written", "last_bytes_read"),
+    *("read_errors", "write_errors"),
+)
+
 
 def info(**options: Any) -> CartridgeInfo:
     facts: dict[str, Any] = {
@@ -86,7 +91,10 @@ def test_an_impossible_capacity_is_refused() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 3},
+        {"format_version": 4},
+        {"format_version": 2},
+        {"bytes_read": -1},
+        {"write_errors": 1 << 64},
         {"format_version": 0},
         {"format_version": 1},
         {"format_version": True},
@@ -120,11 +128,21 @@ def test_version_1_knew_nothing_of_retention(tmp_path: Path) -> None:
     path = tmp_path / "cartridge.json"
     document = json.loads(path.read_text())
     new = ("retain_until", "is_held", "pool", "cleanings_left")
-    new += ("coherent_reference", "coherent_sequence", "coherent_object")
+    new += ("coherent_reference", "coherent_sequence", "coherent_object", *NEW_IN_3)
     old = {name: value for name, value in document.items() if name not in new}
     path.write_text(json.dumps(old | {"format_version": 1}))
     assert load_cartridge_info(tmp_path) == written
     assert (written.retain_until, written.is_held, written.cleanings_left) == ("", False, 50)
+
+
+def test_version_2_knew_nothing_of_bytes_and_errors(tmp_path: Path) -> None:
+    written = replace(info(), pool="weekly")
+    replace(written, read_errors=3).save(tmp_path)
+    path = tmp_path / "cartridge.json"
+    document = json.loads(path.read_text())
+    old = {name: value for name, value in document.items() if name not in NEW_IN_3}
+    path.write_text(json.dumps(old | {"format_version": 2}))
+    assert load_cartridge_info(tmp_path) == written
 
 
 def test_retention_and_hold_come_back(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from backplane.errors import MediumError, VolumeError
-from storage_node.tape.drive_counters import LOADS_PER_CLEANING, CounterFile, DriveCounters
+from backplane.scsi.tape_alert import words_of
+from storage_node.tape.drive_counters import (
+    LOADS_CLEAN_NOW,
+    LOADS_PER_CLEANING,
+    CounterFile,
+    DriveCounters,
+)
 
 
 def test_a_drive_asks_for_cleaning_after_so_many_loads_until_it_is_cleaned() -> None:
@@ -20,6 +26,17 @@ def test_a_drive_asks_for_cleaning_after_so_many_loads_until_it_is_cleaned() -> 
     counters = counters.cleaned()
     assert counters == DriveCounters(loads=LOADS_PER_CLEANING, cleanings=1)
     assert (counters.needs_cleaning, counters.alerts) == (False, 0)
+
+
+def test_a_drive_that_nobody_cleans_asks_with_another_word() -> None:
+    counters = DriveCounters(loads_since_cleaning=LOADS_CLEAN_NOW - 1)
+    assert words_of(counters.alerts) == ("clean periodic",)
+    assert words_of(counters.loaded().alerts) == ("clean now", "clean periodic")
+
+
+def test_errors_of_a_load_are_added() -> None:
+    counters = DriveCounters(read_errors=1).unloaded(read_errors=2, write_errors=3)
+    assert (counters.read_errors, counters.write_errors) == (3, 3)
 
 
 def test_counters_survive(tmp_path: Path) -> None:
