@@ -55,9 +55,9 @@ _MANY_EXTENTS: Final = struct.Struct(">Q44xI")
 _RECORD: Final = struct.Struct(">QQ")
 
 _UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
-_BIGTIME_EPOCH_NS: Final = (1 << 31) * 1_000_000_000
+BIGTIME_EPOCH_NS: Final = (1 << 31) * 1_000_000_000
 _SECOND_NS: Final = 1_000_000_000
-_FILE_BYTES_MAX: Final = (1 << 63) - 1
+FILE_BYTES_MAX: Final = (1 << 63) - 1
 
 
 class Inode(NamedTuple):
@@ -121,13 +121,13 @@ def parse_inode(raw: bytes, number: int) -> Inode:
     kind = KIND_OF_MODE.get(mode & 0xF000)
     if fork_bytes and not fork_bytes < len(raw) - core_bytes:
         raise DamagedError(f"the inode tells of attributes at {fork_bytes}")
-    if size > _FILE_BYTES_MAX or kind is None:
+    if size > FILE_BYTES_MAX or kind is None:
         raise DamagedError(f"the inode tells of mode {mode:o} and {size} bytes")
     if flags2 & BIGTIME_FLAG:
-        atime -= _BIGTIME_EPOCH_NS
-        mtime -= _BIGTIME_EPOCH_NS
-        ctime -= _BIGTIME_EPOCH_NS
-        birth -= _BIGTIME_EPOCH_NS
+        atime -= BIGTIME_EPOCH_NS
+        mtime -= BIGTIME_EPOCH_NS
+        ctime -= BIGTIME_EPOCH_NS
+        birth -= BIGTIME_EPOCH_NS
     else:
         atime, mtime, ctime, birth = map(_old_time_ns, (atime, mtime, ctime, birth))
     return _new_inode((
@@ -198,7 +198,7 @@ def _leaves(
 def _extents(blocks: Blocks, leaves: Iterable[bytes], count: int) -> list[FileExtent]:
     geometry = blocks.geometry
     shift = geometry.block_shift
-    last = _FILE_BYTES_MAX >> shift
+    last = FILE_BYTES_MAX >> shift
     extents: list[FileExtent] = []
     end = 0
     for leaf in leaves:

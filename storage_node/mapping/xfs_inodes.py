@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from backplane.crc import crc32c
 from backplane.units import MIB
 from storage_node.mapping.reader import READ_BYTES_MAX, DamagedError
 from storage_node.mapping.xfs_blocks import INODE, INODES_HEADER, Blocks
@@ -161,6 +162,29 @@ def check_inode(blocks: Blocks, raw: bytes, number: int, older: bytes | None = N
     """Check the seal of an inode; `older` is what lies there on the volume, if it has been read."""
     byte = blocks.geometry.inode_byte(number)
     blocks.check(raw, [(byte, len(raw))], INODE, number, f"inode {number}", older)
+
+
+def are_sealed(data: bytes, inode_bytes: int, uuid: bytes) -> bool:
+    """Say whether all these inodes of version 5 carry the right checksum and UUID, with one checksum over all of them.
+
+    What a CRC has come to acts on the bytes that follow as if it were XORed into the first four of them.  So each
+    inode's stored CRC is XORed into the next inode, which takes back what the ones before it have done, and the CRC of
+    everything must be the last one's.  A wrong one cannot be missed; several could only cancel each other out by
+    chance, as seldom as damage that leaves a CRC right.
+    """
+    count = len(data) // inode_bytes
+    for at, byte in enumerate(uuid, INODE.uuid):
+        if data[at::inode_bytes].count(byte) != count:
+            return False
+    chained = bytearray(data)
+    for at in range(4):
+        stored = data[INODE.crc + at :: inode_bytes]
+        chained[INODE.crc + at :: inode_bytes] = bytes(count)
+        later = data[inode_bytes + at :: inode_bytes]
+        mixed = int.from_bytes(later, "little") ^ int.from_bytes(stored[:-1], "little")
+        chained[inode_bytes + at :: inode_bytes] = mixed.to_bytes(count - 1, "little")
+    last = len(data) - inode_bytes + INODE.crc
+    return crc32c(chained) == int.from_bytes(data[last : last + 4], "little")
 
 
 def _existing(missing: int) -> int:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from backplane.file_map.model import PATH_BYTES_MAX
 from backplane.units import MIB
@@ -21,8 +20,8 @@ RECORDS_BYTES_MAX: Final = 512 * MIB
 PATHS_BYTES_MAX: Final = 16 * MIB
 """Paths of directories that are remembered; then they are made anew."""
 
-_SLOT_BITS: Final = 6
-_SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
+SLOT_BITS: Final = 6
+SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 _RECORD: Final = struct.Struct("<BBBI")
 _RECORD_BYTES: Final = _RECORD.size
 _NAME_BYTES_AT: Final = 2
@@ -30,16 +29,8 @@ _pack: Final = _RECORD.pack
 _PATH_OVERHEAD_BYTES: Final = 150
 
 
-class Name(NamedTuple):
-    """One name of an inode."""
-
-    directory: int
-    """The number that `Names.add_directory` has given."""
-    type: int
-    name: bytes
-
-
-_new_name: Final = partial(tuple.__new__, Name)
+Name = tuple[int, int, bytes]
+"""(directory, type, name) of an inode; the directory by the number that `Names.add_directory` has given."""
 
 
 class Names:
@@ -68,11 +59,11 @@ class Names:
 
     def add(self, inode: int, kind: int, name: bytes, directory: int) -> bool:
         """Take a name; say whether there was room for it."""
-        record = _pack(inode & _SLOT_MASK, kind, len(name), directory) + name
+        record = _pack(inode & SLOT_MASK, kind, len(name), directory) + name
         self._bytes += len(record)
         if self._bytes > RECORDS_BYTES_MAX:
             return False
-        key = inode >> _SLOT_BITS
+        key = inode >> SLOT_BITS
         records = self._records.get(key)
         if records is None:
             self._records[key] = bytearray(record)
@@ -82,18 +73,22 @@ class Names:
 
     def take(self, inode: int) -> list[Name]:
         """Return the names of an inode, once: what is left at the end leads to no inode."""
-        key = inode >> _SLOT_BITS
+        return self.near(inode).pop(inode & SLOT_MASK, [])
+
+    def near(self, inode: int) -> dict[int, list[Name]]:
+        """Return the names of the 64 inodes around one, by its low bits; who takes them out has taken them."""
+        key = inode >> SLOT_BITS
         if key != self._taken_key:
             self._leave()
             self._taken_key, self._taken = key, self._unpack(key)
-        return self._taken.pop(inode & _SLOT_MASK, [])
+        return self._taken
 
     def untaken(self) -> Iterator[tuple[int, list[Name]]]:
         """Yield (inode, names) of what was not taken."""
         self._leave()
         for key in sorted(self._records):
             for slot, names in self._unpack(key).items():
-                yield key << _SLOT_BITS | slot, names
+                yield key << SLOT_BITS | slot, names
 
     def _leave(self) -> None:
         """Remember what is left of the 64 inodes that were looked at last."""
@@ -116,8 +111,8 @@ class Names:
             if above is None or number in chain:
                 self._lost.update(chain, (number,))
                 return None
-            chain[number] = shown(above.name)
-            number = above.directory
+            chain[number] = shown(above[2])
+            number = above[0]
         # Only this one is remembered: a deep tree would have paths of gigabytes.
         path = b"/".join([path, *reversed(chain.values())] if path else reversed(chain.values()))
         if len(path) > PATH_BYTES_MAX:
@@ -138,16 +133,16 @@ class Names:
         if directory in self._lost:
             return None
         inode = self._directories[directory]
-        records = self._records.get(inode >> _SLOT_BITS, b"")
+        records = self._records.get(inode >> SLOT_BITS, b"")
         if self._naming[directory] < 0:
-            slot = inode & _SLOT_MASK
+            slot = inode & SLOT_MASK
             self._naming[directory] = _first_place(records, slot)
         at = self._naming[directory]
         if at >= len(records):
             return None
         _, kind, name_bytes, above = _RECORD.unpack_from(records, at)
         at += _RECORD.size
-        return Name(above, kind, bytes(records[at : at + name_bytes]))
+        return above, kind, bytes(records[at : at + name_bytes])
 
     def _unpack(self, key: int) -> dict[int, list[Name]]:
         left = self._left.get(key, -1)
@@ -159,7 +154,7 @@ class Names:
             slot, kind, name_bytes, directory = unpack(data, at)
             at += _RECORD_BYTES
             if left >> slot & 1:
-                name = _new_name((directory, kind, data[at : at + name_bytes]))
+                name = (directory, kind, data[at : at + name_bytes])
                 if slot in names:
                     names[slot].append(name)
                 else:

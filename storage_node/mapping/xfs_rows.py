@@ -7,7 +7,7 @@ are rows with an error; an inode that should have a name and has none is a probl
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -19,14 +19,16 @@ from storage_node.mapping.xfs_blocks import Blocks
 from storage_node.mapping.xfs_directory import KIND_OF_TYPE
 from storage_node.mapping.xfs_inode import (
     CORE_BYTES,
+    LOCAL,
     Inode,
     data_extents,
     device_number,
     parse_inode,
 )
-from storage_node.mapping.xfs_inodes import check_inode
+from storage_node.mapping.xfs_inodes import are_sealed, check_inode
 from storage_node.mapping.xfs_maps import finished, marked
 from storage_node.mapping.xfs_names import Name, Names, shown
+from storage_node.mapping.xfs_plain import PlainFiles
 from storage_node.mapping.xfs_replay import Replayed
 from storage_node.mapping.xfs_space import SharedBlocks
 
@@ -73,30 +75,40 @@ class RowMaker:
             f"<{_CRC_AT}xI56x16s{blocks.geometry.inode_bytes - CORE_BYTES}x"
         )
         """Checksum and UUID of an inode of version 5."""
+        self._plain = PlainFiles(
+            blocks.geometry, names, {self._root, *log.owners, *log.doubts, *log.maps}
+        )
         self._has_root = False
 
-    def rows(self, first: int, data: bytes, in_use: int) -> Iterator[FileRow]:
-        """Yield the rows of inodes that lie together."""
+    def rows(self, first: int, data: bytes, in_use: int) -> list[FileRow]:
+        """Return the rows of inodes that lie together."""
         size = self._geometry.inode_bytes
         errors = self._errors(first, data, in_use)
-        for at in range(len(data) // size):
-            if not in_use >> at & 1:
-                continue
-            number = first + at
-            raw = data[at * size : (at + 1) * size]
-            inode, error = None, errors.get(number, "")
-            if not error:
-                if raw[2:4] == _NO_MODE:
-                    continue
-                try:
-                    inode = parse_inode(raw, number)
-                except DamagedError as damaged:
-                    error = f"inode {number}: {damaged.reason}"
-            if inode is None:
-                yield from self._damaged_rows(number, error)
-            elif inode.links:
-                yield from self._rows_of_inode(number, inode)
-            # Else it is deleted, and was still open when the view was made.
+        rows: list[FileRow] = []
+        # Where something is wrong, everything is looked at in full.
+        plain = [None] * (len(data) // size) if errors else self._plain.rows(first, data, in_use)
+        for at, row in enumerate(plain):
+            if row is not None:
+                rows.append(row)
+            elif in_use >> at & 1:
+                number = first + at
+                raw = data[at * size : (at + 1) * size]
+                rows += self._rows_of(number, raw, errors.get(number, ""))
+        return rows
+
+    def _rows_of(self, number: int, raw: bytes, error: str) -> Iterable[FileRow]:
+        """Return the rows of any inode in use."""
+        if not error:
+            if raw[2:4] == _NO_MODE:
+                return ()
+            try:
+                inode = parse_inode(raw, number)
+            except DamagedError as damaged:
+                error = f"inode {number}: {damaged.reason}"
+            else:
+                # Without links it is deleted, and was still open when the view was made.
+                return self._rows_of_inode(number, inode) if inode.links else ()
+        return self._damaged_rows(number, error)
 
     def rest(self) -> Iterator[FileRow]:
         """Yield what is left when all inodes have come."""
@@ -124,6 +136,8 @@ class RowMaker:
                     if error:
                         errors[first + at] = error
             return errors
+        if are_sealed(data, size, self._geometry.meta_uuid):
+            return errors
         # What `check_inode` does, for many at once.
         cleared = bytearray(data)
         for at in range(_CRC_AT, _CRC_AT + 4):
@@ -131,9 +145,7 @@ class RowMaker:
         view = memoryview(cleared)
         uuid, starts = self._geometry.meta_uuid, range(0, len(data), size)
         right = [(crc32c(view[start : start + size]), uuid) for start in starts]
-        found = list(self._seals.iter_unpack(data))
-        if found == right:
-            return errors
+        found = self._seals.iter_unpack(data)
         for at, (seal, wanted) in enumerate(zip(found, right, strict=True)):
             if seal != wanted and in_use >> at & 1:
                 is_torn = seal[0] != wanted[0]
@@ -163,15 +175,16 @@ class RowMaker:
         content = self._content(inode)
         rows: list[FileRow] = []
         for name in names:
-            text = shown(name.name)
-            parent = self._names.path(name.directory)
+            directory, type_, stored = name
+            text = shown(stored)
+            parent = self._names.path(directory)
             if parent is None:
                 self._problems.add(_NOWHERE)
                 continue
             path = parent + b"/" + text if parent else text
             error = content[4]
-            said = KIND_OF_TYPE.get(name.type, _OTHER)
-            if text != name.name or (said is not kind and said is not None):
+            said = KIND_OF_TYPE.get(type_, _OTHER)
+            if text != stored or (said is not kind and said is not None):
                 error = error or _what_is_wrong_with(name)
             if kind == _DIRECTORY and rows:
                 error = error or "a directory with a second name"
@@ -216,6 +229,8 @@ class RowMaker:
         if inode.fork_bytes:
             try:
                 xattrs = attributes(self._blocks, inode, is_any_owner=is_any_owner)
+                if inode.attribute_format == LOCAL:
+                    self._plain.learn(inode.attribute_fork, xattrs)
             except DamagedError as damaged:
                 error = error or f"attributes of inode {number}: {damaged.reason}"
         return extents, target, xattrs, device, error
@@ -245,10 +260,10 @@ class RowMaker:
             self._problems.add(error)
 
     def _error_rows(self, number: int, names: list[Name], error: str) -> Iterator[FileRow]:
-        for name in names:
-            path = self._path(name.directory, shown(name.name))
+        for directory, type_, stored in names:
+            path = self._path(directory, shown(stored))
             if path is not None:
-                kind = KIND_OF_TYPE.get(name.type)
+                kind = KIND_OF_TYPE.get(type_)
                 yield _error_row(path, number, Kind.OTHER if kind is None else kind, error)
 
 
@@ -268,8 +283,9 @@ def _error_row(path: bytes, number: int, kind: int, error: str) -> FileRow:
 
 
 def _what_is_wrong_with(name: Name) -> str:
-    if shown(name.name) != name.name:
+    _, type_, stored = name
+    if shown(stored) != stored:
         return "a name that no file can have"
-    kind = KIND_OF_TYPE.get(name.type)
+    kind = KIND_OF_TYPE.get(type_)
     said = "of a kind that we do not know" if kind is None else f"a {Kind(kind).name.lower()}"
     return f"the directory says that it is {said}"

@@ -6,11 +6,16 @@ import struct
 
 import pytest
 
-from backplane.testing.xfs_forge import ForgedVolume, sealed
+from backplane.testing.xfs_forge import INODE_BYTES, UUID, ForgedVolume, sealed
 from storage_node.mapping import xfs_inodes
 from storage_node.mapping.reader import BytesSource, DamagedError
 from storage_node.mapping.xfs_blocks import Blocks, Overlay, Problems
-from storage_node.mapping.xfs_inodes import Inodes, check_inode, read_inodes_header
+from storage_node.mapping.xfs_inodes import (
+    Inodes,
+    are_sealed,
+    check_inode,
+    read_inodes_header,
+)
 from storage_node.mapping.xfs_superblock import read_geometry
 
 ALL = (1 << 64) - 1
@@ -114,3 +119,40 @@ def test_an_inode_has_a_seal_of_its_own() -> None:
         check_inode(found, raw, 71)
     with pytest.raises(DamagedError):
         check_inode(found, raw[:-1] + b"\1", 70)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_one_checksum_tells_of_each_wrong_seal(count: int) -> None:
+    volume = ForgedVolume()
+    for number in range(70, 70 + count):
+        volume.add_inode(number, 0o100644, size=number)
+    data = b"".join(volume.inodes.values())
+    assert are_sealed(data, INODE_BYTES, UUID)
+    for at in range(0, len(data), 3):
+        wrong = bytearray(data)
+        wrong[at] ^= 0x10
+        assert not are_sealed(bytes(wrong), INODE_BYTES, UUID)
+
+
+def test_wrong_seals_do_not_make_up_for_each_other() -> None:
+    volume = ForgedVolume()
+    for number in range(70, 74):
+        volume.add_inode(number, 0o100644, size=number)
+    right = list(volume.inodes.values())
+    unsealed = [raw[:100] + bytes(4) + raw[104:] for raw in right]
+    swapped = [right[0], right[1][:100] + right[2][100:], right[2][:100] + right[1][100:], right[3]]
+    emptied = [right[0], bytes(512), bytes(512), right[3]]
+    for wrong in (unsealed, swapped, emptied):
+        assert not are_sealed(b"".join(wrong), INODE_BYTES, UUID)
+
+
+def test_an_inode_of_another_file_system_is_not_sealed() -> None:
+    volume = ForgedVolume()
+    volume.add_inode(70, 0o100644)
+    volume.add_inode(71, 0o100644)
+    for at in range(160, 176):
+        other = bytearray(volume.inodes[71])
+        other[at] ^= 1
+        data = volume.inodes[70] + sealed(other, 100)
+        assert not are_sealed(data, INODE_BYTES, UUID)
+        assert not are_sealed(data[INODE_BYTES:], INODE_BYTES, UUID)

@@ -6,7 +6,7 @@ import pytest
 
 from backplane.file_map.model import PATH_BYTES_MAX
 from storage_node.mapping import xfs_names
-from storage_node.mapping.xfs_names import Name, Names, shown
+from storage_node.mapping.xfs_names import SLOT_MASK, Names, shown
 
 ROOT = 64
 
@@ -24,9 +24,9 @@ def tree(*entries: tuple[int, int, bytes]) -> Names:
 
 
 def path(names: Names, inode: int) -> bytes | None:
-    (name,) = names.take(inode)
-    parent = names.path(name.directory)
-    return None if parent is None else b"/".join(part for part in (parent, name.name) if part)
+    ((directory, _, name),) = names.take(inode)
+    parent = names.path(directory)
+    return None if parent is None else b"/".join(part for part in (parent, name) if part)
 
 
 def test_paths_are_made_from_the_root() -> None:
@@ -38,7 +38,7 @@ def test_paths_are_made_from_the_root() -> None:
 
 def test_an_inode_has_all_its_names_once() -> None:
     names = tree((70, 64, b"d"), (200, 64, b"one"), (201, 64, b"other"), (200, 70, b"two"))
-    assert names.take(200) == [Name(0, 2, b"one"), Name(1, 2, b"two")]
+    assert names.take(200) == [(0, 2, b"one"), (1, 2, b"two")]
     assert names.take(200) == []
     assert names.take(999) == []
 
@@ -51,8 +51,18 @@ def test_what_nobody_took_is_left() -> None:
     names.take(70)
     # The same 64 inodes again, in another chunk.
     names.take(199)
-    left = {number: [name.name for name in found] for number, found in names.untaken()}
+    left = {number: [name for _, _, name in found] for number, found in names.untaken()}
     assert left == {200: [b"one"], 500: [b"three"], 5: [b"four"]}
+
+
+def test_what_is_taken_out_of_the_names_around_an_inode_is_taken() -> None:
+    names = tree((200, 64, b"one"), (201, 64, b"two"), (300, 64, b"three"))
+    near = names.near(199)
+    assert near == {200 & SLOT_MASK: [(0, 2, b"one")], 201 & SLOT_MASK: [(0, 2, b"two")]}
+    del near[200 & SLOT_MASK]
+    assert names.take(200) == []
+    assert names.take(300) == [(0, 2, b"three")]
+    assert names.near(199) == {201 & SLOT_MASK: [(0, 2, b"two")]}
 
 
 def test_directories_in_a_circle_or_without_a_name_have_no_path() -> None:
