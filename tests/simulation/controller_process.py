@@ -159,6 +159,7 @@ class SimulatedController(ControllerService):
             new_uuid=lambda: process.simulation.bytes(16).hex(),
             lease_s=host.lease_s,
             record_bytes=host.record_bytes,
+            stretch_bytes_min=1,  # Lanes also of volumes that a stretch would hold otherwise.
         )
         self._operators = OperatorInterface(
             self._machine,

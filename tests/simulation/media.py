@@ -13,12 +13,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from backplane.errors import MediumError
 from backplane.ids import Designator, ViewId, VolumeId
 from backplane.testing.simulator import Process
 from storage_node.core.admission import Floor, RecordFloor
-from storage_node.core.changer import ChangerModel, Geometry, place
+from storage_node.core.changer import (
+    ChangerModel,
+    ElementKind,
+    Geometry,
+    free_element,
+    kind_of,
+    place,
+)
 from storage_node.core.tape_index import (
     INDEX_HEADER_BYTES,
     MARK_OFFSETS,
@@ -41,7 +49,7 @@ from storage_node.disk.memory import MemoryDevice
 from storage_node.disk.volumes import Durable
 from storage_node.tape import library as library_module
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import CartridgeInfo, counted_load
+from storage_node.tape.cartridge_info import CartridgeInfo, counted_load, new_cartridge_info
 from storage_node.tape.drive_counters import DriveCounters
 from storage_node.tape.library import CartridgeFacts, TapeLibrary
 from storage_node.tape.medium import Buffer
@@ -59,6 +67,10 @@ from tests.simulation.facts import (
     VolumeDropped,
     VolumeKept,
 )
+
+
+SLOTS: Final = 40
+IO_SLOTS: Final = 2
 
 
 @dataclass(slots=True)
@@ -277,13 +289,17 @@ class SimulatedMedium:
 
     def synchronise(self) -> None:
         """Make it durable, or fail and lose it."""
-        if self._pending and self._site.fails(self._site.faults.tape_flush):
+        if not self._pending:
+            return
+        if self._site.fails(self._site.faults.tape_flush):
             self._pending.clear()
             self._site.process.simulation.probe("tape: synchronisation failed")
             raise OSError(errno.EIO, "simulated")
+        self._site.process.crash_point()
         for offset, data in self._pending:
             _apply(self.durable, offset, data)
         self._pending.clear()
+        self._site.process.crash_point()
 
     def truncate(self, size: int) -> None:
         """Set the size, in the cache."""
@@ -398,7 +414,8 @@ class SimulatedCartridge(Cartridge):
     def truncate(self, number: int) -> None:
         """Truncate, and say so."""
         site = self.shelf.site
-        site.process.simulation.probe("tape: orphan tail overwritten")
+        what = "orphan tail overwritten" if number else "erased"
+        site.process.simulation.probe(f"tape: {what}")
         site.emit(TapeCut(self.info.tag, self.unit, number, site.origin))
         super().truncate(number)
 
@@ -442,19 +459,26 @@ class SimulatedChanger:
 
 
 class SimulatedLibrary(TapeLibrary):
-    """The real library; its folder is a dictionary."""
+    """The real library; its folder is a dictionary, and `door` is what stands in its import/export elements."""
 
     def __init__(
-        self, shelves: dict[str, Shelf], *, drives: int, drive: type[SimulatedDrive]
+        self,
+        shelves: dict[str, Shelf],
+        door: set[str],
+        site: Site,
+        *,
+        drives: int,
+        drive: type[SimulatedDrive],
     ) -> None:
-        self._shelves = shelves
+        self._shelves, self._door, self._site = shelves, door, site
         self._drive_class = drive
         self.drives = tuple(drive() for _ in range(drives))
-        model = ChangerModel(Geometry(slots=len(shelves), io_slots=1, drives=drives))
-        model.initialize(
-            place(library=list(shelves), io=(), remembered={}, geometry=model.geometry)
+        self._model = ChangerModel(Geometry(slots=SLOTS, io_slots=IO_SLOTS, drives=drives))
+        inside = [tag for tag in shelves if tag not in door]
+        self._model.initialize(
+            place(library=inside, io=door, remembered={}, geometry=self._model.geometry)
         )
-        self.changer = SimulatedChanger(model)
+        self.changer = SimulatedChanger(self._model)
 
     def close(self) -> None:
         """Nothing to close: processes here crash."""
@@ -474,6 +498,9 @@ class SimulatedLibrary(TapeLibrary):
         """Drives here count nothing."""
         return DriveCounters()
 
+    def count_errors(self, drive: int, *, read_errors: int, write_errors: int) -> None:
+        """Drives here count nothing."""
+
     def facts(self, tag: str) -> CartridgeFacts:
         """Look at one cartridge."""
         drive: SimulatedDrive | None = self.drive_with(tag)  # type: ignore[assignment]
@@ -486,6 +513,24 @@ class SimulatedLibrary(TapeLibrary):
         finally:
             drive.unload()
 
+    def add(self, tag: str, *, capacity_bytes: int, created: str, **_: object) -> CartridgeFacts:
+        """Put a blank cartridge into a free slot; one without peculiarities."""
+        serial = self._site.process.simulation.bytes(16).hex()
+        info = new_cartridge_info(
+            serial=serial, tag=tag, created=created, capacity_bytes=capacity_bytes
+        )
+        shelf = Shelf(self._site, info)
+        self._shelves[tag] = shelf
+        self._model._tags[free_element(self.changer.elements(), ElementKind.SLOT)] = tag
+        return self.facts(tag)
+
+    def move(self, tag: str, to: str) -> str:
+        """Move one that is in no drive; a restart of the node moves nothing."""
+        where = super().move(tag, to)
+        is_at_door = kind_of(where) is ElementKind.IO
+        (self._door.add if is_at_door else self._door.discard)(tag)
+        return where
+
     def find(self, tag: str) -> Path:
         """Say that a cartridge is there."""
         assert tag in self._shelves
@@ -496,6 +541,7 @@ class SimulatedLibrary(TapeLibrary):
         loaded: SimulatedDrive = self.drives[drive]  # type: ignore[assignment]
         self.changer.move(self.loadable(tag), f"drive-{drive}")
         report = loaded.load_shelf(self._shelves[tag]).recovered
+        self.changer.prevent(f"drive-{drive}", is_prevented=True)
         if report.has_torn_tail:
             loaded.cartridge.shelf.site.process.simulation.probe("tape: torn tail found")  # type: ignore[union-attr]
         return report

@@ -28,7 +28,9 @@ from backplane.wire.messages import (
     Message,
     NodeFailed,
     NodeReply,
+    TapeErase,
     TapeLoad,
+    TapeUnload,
     UnitFence,
     UnitFenced,
     ViewMap,
@@ -173,6 +175,8 @@ class StorageHost:
     floors: DurableFloors = field(init=False)
     volumes: DurableVolumes = field(init=False)
     shelves: dict[str, Shelf] = field(default_factory=dict)
+    door: set[str] = field(default_factory=set)
+    """Barcodes of the cartridges that stand in the import/export elements."""
     node: StorageLife = field(init=False)
 
     def attach(self, process: Process) -> None:
@@ -259,7 +263,11 @@ class StorageLife:
 
     def _open_tape(self, rules: Rules) -> TapeControl:
         library = SimulatedLibrary(
-            self._host.shelves, drives=len(self._host.drives), drive=rules.drive
+            self._host.shelves,
+            self._host.door,
+            self._host.site,
+            drives=len(self._host.drives),
+            drive=rules.drive,
         )
         tape = TapeControl(
             library,
@@ -298,7 +306,7 @@ class StorageLife:
                 self._tell_fence(message.designator, message.epoch)
             case NodeReply():
                 match self._asked.get(message.request):
-                    case TapeLoad(epoch=epoch):
+                    case TapeLoad(epoch=epoch) | TapeUnload(epoch=epoch) | TapeErase(epoch=epoch):
                         self._tell_fence(message.drives[0].designator, epoch)
                     case VolumeOffline(epoch=epoch) | VolumePublish(epoch=epoch):
                         self._tell_fence(message.volumes[0].designator, epoch)

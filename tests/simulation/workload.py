@@ -35,6 +35,7 @@ class OperatorHost:
     switchboard: Switchboard
     emit: Callable[[Fact], None]
     process: Process = field(init=False)
+    name: str = "operator"
     refusals: list[str] = field(default_factory=list)
     _calls: deque[_Call] = field(default_factory=deque)
     _requests: int = 0
@@ -42,7 +43,7 @@ class OperatorHost:
     _now: _Call | None = None
 
     def __post_init__(self) -> None:
-        self.process = Process(self.simulation, "operator", boot=self.boot)
+        self.process = Process(self.simulation, self.name, boot=self.boot)
 
     def boot(self) -> None:
         """Log in."""

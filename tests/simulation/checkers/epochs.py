@@ -10,6 +10,8 @@ from tests.simulation.facts import Committed, Sent
 USES = {
     "WorkItem": ("item",),
     "TapeLoad": ("request",),
+    "TapeUnload": ("request",),
+    "TapeErase": ("request",),
     "UnitFence": ("designator",),
     "VolumeOffline": ("volume", "job"),
     "VolumePublish": ("volume", "job", "state"),
