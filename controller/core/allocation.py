@@ -186,8 +186,8 @@ def request_for_pool(
         words = f"scratch cartridge for pool {pool.pool}"
     else:
         words = (
-            f"a cartridge for pool {pool.pool} (takes no scratch): ctl tape add, "
-            f"or ctl pool set {pool.pool} --scratch"
+            f"a cartridge for pool {pool.pool} (takes no scratch): "
+            f"ctl tape add TAG --pool {pool.pool}, or ctl pool set {pool.pool} --scratch"
         )
     # A writable one may be recyclable as well.
     others = list(dict.fromkeys(alternatives))

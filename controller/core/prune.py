@@ -18,6 +18,7 @@ from typing import Any, Final
 from backplane.errors import NotFoundError, RefusedError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, DropMap
+from controller.core.chain import FULL
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.job import Job
@@ -72,6 +73,8 @@ def users_of(backups: Mapping[BackupId, BackupRow], jobs: Mapping[Any, Job]) -> 
 def _used_by(job: Job, backups: Mapping[BackupId, BackupRow]) -> Iterator[BackupId]:
     row = backups.get(job.row.backup)
     if job.row.kind == "backup" and row is None:
+        if job.plan.get("level", FULL) == FULL:
+            return  # It stands on none, and may be waiting for the very cartridge that pruning frees.
         # It may choose any of its volume to stand on, and nobody knows which before it has.
         yield from (each.backup for each in backups.values() if each.volume == job.row.volume)
         return

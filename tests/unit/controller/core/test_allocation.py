@@ -260,8 +260,8 @@ def test_a_request_says_what_would_do() -> None:
     strict = replace(WEEKLY, takes_scratch=False)
     asked = allocation.request_for_pool(registry(), strict, alternatives=[], wall=WALL)
     assert asked.reason == (
-        "waiting: a cartridge for pool weekly (takes no scratch): ctl tape add, "
-        "or ctl pool set weekly --scratch"
+        "waiting: a cartridge for pool weekly (takes no scratch): "
+        "ctl tape add TAG --pool weekly, or ctl pool set weekly --scratch"
     )
     assert allocation.is_request(asked.reason)
     assert allocation.is_pool_request(asked.reason)

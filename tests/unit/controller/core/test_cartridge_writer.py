@@ -313,8 +313,8 @@ def test_a_pool_that_takes_scratch_from_now_on_lets_the_job_go_on(site: Site) ->
     job = site.submit("backup", volume="vol", pool="weekly")
     site.run(60)
     assert site.job(job).reason == (
-        "waiting: a cartridge for pool weekly (takes no scratch): ctl tape add, "
-        "or ctl pool set weekly --scratch"
+        "waiting: a cartridge for pool weekly (takes no scratch): "
+        "ctl tape add TAG --pool weekly, or ctl pool set weekly --scratch"
     )
     assert cartridge(site).pool == "", "nothing is taken by a job that only waits"
     site.begin_call("pool.set", name="weekly", retain="", allocation="", scratch="yes")

@@ -104,10 +104,16 @@ def test_a_backup_that_a_job_reads_is_kept_with_its_chain(three: Site) -> None:
 
 
 def test_a_backup_that_has_not_chosen_its_parent_keeps_all_of_its_volume(three: Site) -> None:
-    job = three.submit("backup", volume="vol")
+    job = three.submit("backup", volume="vol", level="incremental")
     users = users_of(three.machine.backups, three.machine.jobs)
     assert users == {BackupId(n): f"used by job {job} (backup)" for n in (1, 2, 3)}
     assert prune(three, 1)["pruned"] == []
+
+
+def test_a_full_backup_that_waits_keeps_nothing(three: Site) -> None:
+    three.submit("backup", volume="vol")
+    assert users_of(three.machine.backups, three.machine.jobs) == {}
+    assert prune(three, 1)["pruned"] == [1]
 
 
 def test_the_preview_says_what_would_happen_and_changes_nothing(three: Site) -> None:
