@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from backplane.runtime.config import Between, Duration, Size
-from backplane.units import MIB
+from backplane.units import GIB, MIB
 from backplane.wire.frames import DATA_BYTES_MAX
 from mover_node.runs import InFlight
 
@@ -34,6 +34,8 @@ class MoverConfig:
     reads_in_flight: Annotated[int, Between(1, 64)] = _DEFAULTS.reads_max
     writes_in_flight: Annotated[int, Between(1, 16)] = _DEFAULTS.writes_max
     bytes_in_flight: Annotated[int, Size(DATA_BYTES_MAX, 256 * MIB)] = _DEFAULTS.bytes_max
+    stream_buffer: Annotated[int, Size(0, 4 * GIB)] = 64 * MIB
+    """Most that is held back for a tape whose disk cannot keep up; 0: nothing ever is."""
     data_timeout: Annotated[float, Duration(1.0, 600.0)] = 30.0
     drain_grace: Annotated[float, Duration(0.0, 3600.0)] = 10.0
     """How long a running item may go on after the signal to stop."""
@@ -48,4 +50,5 @@ class MoverConfig:
             reads_max=self.reads_in_flight,
             writes_max=self.writes_in_flight,
             bytes_max=self.bytes_in_flight,
+            store_bytes_max=self.stream_buffer,
         )

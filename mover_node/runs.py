@@ -9,12 +9,16 @@ buffer whatever we do; requests to a source that is busy sending are kept below 
 well; so each side can always take what the other sends.  Back-pressure needs no code: a slow target blocks the
 carrying, and a source whose data nobody takes blocks in its own send.
 
+To a tape, records may be stored on the way, so that the drive gets them in long stretches (core/store); at the
+beginning of a run, to find out how fast the source is, and as long as the source is the slower one.
+
 The run stops at the first thing that is not plain success.  What was asked for is then taken and dropped, what was
 begun is answered, and transfers count as written only up to the first one that is not.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from backplane.units import KIB, MIB
 from backplane.wire.frames import ENTRY_BYTES, HEADER_BYTES
 from mover_node.core.abort import is_guard_failure, is_written
 from mover_node.core.commands import Completed, Kind, Ran, RunTransfers, Stop, Transfer
+from mover_node.core.store import RecordStore, WaterMarks
 from mover_node.streams.base import (
     BlockSource,
     BlockTarget,
@@ -35,6 +40,9 @@ from mover_node.streams.base import (
     StreamTarget,
     Target,
 )
+
+WAIT_S_MIN: Final = 0.001
+"""Shorter waits for a source are not looked into."""
 
 LOST: Final = (UnreachableError, RemoteProtocolError)
 """What devices raise when they cannot be used any more."""
@@ -52,6 +60,9 @@ class InFlight:
     writes_max: int = 4
     bytes_max: int = 16 * MIB
     request_bytes_max: int = 64 * KIB
+    store_bytes_max: int = 0
+    """Records held back on their way to a tape; 0: none ever is.  Those that go from there are in flight beside the
+    reads, up to `writes_max`."""
 
 
 class Run:
@@ -66,7 +77,16 @@ class Run:
         *,
         limits: InFlight,
         on_done: Callable[[Transfer], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self._clock = clock if clock is not None else time.monotonic
+        self._store: RecordStore | None = None
+        if run.kind is Kind.BACKUP and limits.store_bytes_max:
+            self._store = RecordStore(
+                WaterMarks(high_bytes=limits.store_bytes_max), now=self._clock()
+            )
+        self._stored: deque[tuple[Transfer, int, bytes | bytearray]] = deque()
+        """Records that are held back, with their CRC."""
         self._kind = run.kind
         self._transfers = run.transfers
         self._source = source
@@ -104,6 +124,7 @@ class Run:
             source_position=self._source.position,
             destination_position=self._target.position if self._target is not None else 0,
             reason=self._reason,
+            under_runs=self._store.under_runs if self._store is not None else 0,
         )
 
     def _work(self) -> None:
@@ -112,14 +133,64 @@ class Run:
             if self._target is not None:
                 while self._begun and (
                     len(self._begun) >= self._limits.writes_max
-                    or not self._asked
+                    or not (self._asked or self._stored)
                     or self._target.has_answer()
                 ):
                     self._take_answer(self._target)
-            if self._asked:
+            if self._store is not None and self._next_is_stored(self._store):
+                self._send_stored(self._store)
+            elif self._asked:
                 self._move()
             elif self._next is None or self._stop is not Stop.DONE:
                 return
+
+    # --- storing ---------------------------------------------------------------------------------
+
+    def _next_is_stored(self, store: RecordStore) -> bool:
+        """Say whether a stored record goes next; before it, what has arrived may be stored."""
+        if not self._asked:
+            store.ended()
+        elif store.sends and store.takes(self._asked[0].byte_count) and self._source.has_head():
+            return False
+        return store.sends
+
+    def _send_stored(self, store: RecordStore) -> None:
+        transfer, crc32c, data = self._stored.popleft()
+        store.sent(transfer.byte_count)
+        self._bytes_in_flight += transfer.byte_count
+        self._waits_for = Stop.LOST_DESTINATION
+        records = cast("StreamTarget", self._target)
+        records.begin_record(transfer.byte_count, crc32c)
+        records.put_data(data)
+        self._begun.append(transfer)
+        failpoints.passed("mover.transfer")
+
+    def _notice_wait(self, store: RecordStore, seconds: float) -> None:
+        """See whether the tape was idle while the source was waited for."""
+        target = self._target
+        if target is None or seconds < WAIT_S_MIN:
+            return
+        while self._begun and target.has_answer():
+            self._take_answer(target)
+        if self._count:
+            store.waited(seconds, is_idle=not self._begun, now=self._clock())
+
+    def _send_rest(self) -> None:
+        """The source is gone: what was held back still goes to the tape."""
+        store, target = self._store, self._target
+        if store is None or target is None:
+            return
+        store.ended()
+        while self._stored:
+            if len(self._begun) >= self._limits.writes_max:
+                self._take_answer(target)
+            else:
+                self._send_stored(store)
+
+    def _drop_stored(self) -> None:
+        if self._store is not None:
+            self._stored.clear()
+            self._store.drop()
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -161,7 +232,13 @@ class Run:
         """Take one reply of the source, and pass it on if all is well."""
         transfer = self._asked[0]
         self._waits_for = Stop.LOST_SOURCE
-        head = self._source.receive_head()
+        store = self._store
+        if store is None:
+            head = self._source.receive_head()
+        else:
+            begun_at = self._clock()
+            head = self._source.receive_head()
+            self._notice_wait(store, self._clock() - begun_at)
         self._asked.popleft()
         self._request_bytes -= self._size_of_request(transfer)
         is_whole = head.answer.is_good and head.byte_count == transfer.byte_count
@@ -178,6 +255,13 @@ class Run:
             else:
                 self._stop = Stop.DAMAGED
             return
+        if store is not None and store.takes(transfer.byte_count):
+            self._waits_for = Stop.LOST_SOURCE
+            data = self._source.take_data(transfer.byte_count)
+            self._stored.append((transfer, head.answer.crc32c, data))
+            self._bytes_in_flight -= transfer.byte_count
+            store.stored(transfer.byte_count, now=self._clock())
+            return
         self._waits_for = Stop.LOST_DESTINATION
         if self._kind is Kind.BACKUP:
             records = cast("StreamTarget", self._target)
@@ -187,6 +271,8 @@ class Run:
             blocks.begin_blocks(transfer.entries, transfer.byte_count, head.answer.crc32c)
         self._waits_for = None
         self._carrier.carry(self._source, self._target, transfer.byte_count)
+        if store is not None:
+            store.passed(transfer.byte_count)
         self._begun.append(transfer)
         failpoints.passed("mover.transfer")
 
@@ -203,8 +289,10 @@ class Run:
             self._count_done(transfer)
             if not answer.is_good:
                 self._stop, self._answer = Stop.WARNED, answer
+                self._drop_stored()
             return
         self._has_gap = True
+        self._drop_stored()
         if self._stop is not Stop.WARNED:
             # What happened to an earlier transfer counts more than what a later read has met meanwhile.
             self._stop = Stop.DAMAGED if is_guard_failure(answer) else Stop.REFUSED
@@ -223,6 +311,8 @@ class Run:
         if lost is None:
             lost = Stop.LOST_SOURCE if self._source.is_lost() else Stop.LOST_DESTINATION
         try:
+            if lost is Stop.LOST_SOURCE:
+                self._send_rest()
             while self._begun and self._target is not None:
                 self._take_answer(self._target)
         except LOST:

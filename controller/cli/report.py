@@ -90,6 +90,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
     ]
     if to_tape:
         facts.append(("Written to tape", render.tape_size(to_tape)))
+        facts.append(("Under-runs", str(sum(device.get("under_runs", 0) for device in tapes))))
     if from_tape:
         facts.append(("Read from tape", render.tape_size(from_tape)))
     return [

@@ -44,6 +44,7 @@ _COLUMNS: Final = (
     "records_written",
     "filemarks_written",
     "rereads",
+    "under_runs",
 )
 
 DATA_PURPOSES: Final = frozenset({"data", "restore", "verify"})
@@ -346,7 +347,7 @@ def ledger_document(
                 },
             )
             for column in _COLUMNS:
-                device[column] += entry[column]
+                device[column] += entry.get(column, 0)  # rows of earlier releases lack some
         moved = {column: sum(entry[f"bytes_{column}"] for entry in entries) for column in total}
         if item.purpose not in DATA_PURPOSES:
             metadata_written += moved["written"]

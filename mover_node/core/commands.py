@@ -235,6 +235,8 @@ class Ran:
     source_position: int
     destination_position: int
     reason: str = ""
+    under_runs: int = 0
+    """How often the destination was idle for lack of data."""
 
 
 Outcome: TypeAlias = UnitInfo | Unreachable | Denied | Completed | Ran

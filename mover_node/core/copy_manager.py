@@ -285,6 +285,7 @@ class CopyManager:
             target.bytes_written += ran.data_bytes + ran.padding_bytes
             target.bytes_padded += ran.padding_bytes
             target.records_written += ran.transfers
+            target.under_runs += ran.under_runs
             target.position = ran.destination_position
             return started_at
         source.bytes_read += ran.padding_bytes

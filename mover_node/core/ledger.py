@@ -27,6 +27,7 @@ class Account:
     filemarks_written: int = 0
     rereads: int = 0
     position: int = 0
+    under_runs: int = 0
 
     def entry(self) -> LedgerEntry:
         """Return it as it is reported."""
@@ -41,6 +42,7 @@ class Account:
             filemarks_written=self.filemarks_written,
             rereads=self.rereads,
             position=self.position,
+            under_runs=self.under_runs,
         )
 
 

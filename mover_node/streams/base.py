@@ -52,6 +52,12 @@ class Source(Device, Protocol):
     def receive_head(self) -> Head:
         """Wait for the next reply."""
 
+    def has_head(self) -> bool:
+        """Say whether a reply has begun to arrive."""
+
+    def take_data(self, byte_count: int) -> bytes | bytearray:
+        """Take the data of the reply into memory."""
+
     def drop(self, byte_count: int) -> None:
         """Throw the data of the reply away."""
 
@@ -95,6 +101,9 @@ class StreamTarget(Target, Protocol):
 
     def begin_record(self, byte_count: int, crc32c: int) -> None:
         """Announce the record behind those that were announced already."""
+
+    def put_data(self, data: bytes | bytearray) -> None:
+        """Send the whole of what was announced."""
 
 
 class Carrier(Protocol[S_contra, T_contra]):

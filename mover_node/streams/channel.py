@@ -73,6 +73,18 @@ class ChannelDevice:
             raise RemoteProtocolError("data channel: data that nobody asked for")
         return head.answer
 
+    def has_head(self) -> bool:
+        """Look at the socket, as `has_answer` does."""
+        return self.has_answer()
+
+    def take_data(self, byte_count: int) -> bytes | bytearray:
+        """Receive all of it."""
+        return self.channel.receive_data(byte_count)
+
+    def put_data(self, data: bytes | bytearray) -> None:
+        """Send what was announced."""
+        self._send(data)
+
     def drop(self, byte_count: int) -> None:
         """Receive into a scratch buffer."""
         self.check(byte_count, crc.EMPTY)
@@ -102,9 +114,12 @@ class ChannelDevice:
 
     def send_payload(self, payload: Payload) -> None:
         """Send the parts of a payload that was announced."""
+        for part in payload.parts:
+            self._send(part)
+
+    def _send(self, part: bytes | bytearray | memoryview) -> None:
         try:
-            for part in payload.parts:
-                self.channel.sock.sendall(part)
+            self.channel.sock.sendall(part)
         except OSError as error:
             raise ConnectionClosedError(
                 f"data channel lost: {error.strerror or error}", is_clean=False

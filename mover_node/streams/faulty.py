@@ -47,9 +47,9 @@ class _Faults:
         return any(hits)
 
 
-def flipped(data: bytes) -> bytes:
+def flipped(data: bytes | bytearray) -> bytes:
     """Return data with one bit changed."""
-    return bytes([data[0] ^ 0x40]) + data[1:] if data else data
+    return bytes([data[0] ^ 0x40]) + bytes(data[1:]) if data else b""
 
 
 def _flipped_answer(answer: Completed) -> Completed:
@@ -92,7 +92,7 @@ class FaultyDisk(MemoryDisk):
         if self._faults.hit_any("read", entries):
             self._replies.append(_flipped_answer(self._replies.pop()))
 
-    def put_data(self, data: bytes) -> None:
+    def put_data(self, data: bytes | bytearray) -> None:
         """Give data that are damaged on their way."""
         assert self._announced is not None
         is_hit = self._faults.hit_any("write", self._announced.entries)
@@ -127,7 +127,7 @@ class FaultyTape(MemoryTape):
         if self._hit("read", start):
             self._replies.append(_flipped_answer(self._replies.pop()))
 
-    def put_data(self, data: bytes) -> None:
+    def put_data(self, data: bytes | bytearray) -> None:
         """Give data that are damaged on their way."""
         assert self._announced is not None
         is_hit = self._hit("write", self._announced.position)

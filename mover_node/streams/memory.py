@@ -86,6 +86,10 @@ class MemoryDevice(ABC):
         answer = Completed(reply.status, reply.sense, None, reply.crc32c, reply.position)
         return Head(answer, len(self._reply_data))
 
+    def has_head(self) -> bool:
+        """Say whether a reply waits."""
+        return bool(self._replies)
+
     def take_data(self, byte_count: int) -> bytes:
         """Take data of the reply."""
         taken, self._reply_data = self._reply_data[:byte_count], self._reply_data[byte_count:]
@@ -107,7 +111,7 @@ class MemoryDevice(ABC):
         assert self._announced is None
         self._announced = _Announced(entries, byte_count, crc32c, position)
 
-    def put_data(self, data: bytes) -> None:
+    def put_data(self, data: bytes | bytearray) -> None:
         """Give data to the request that was announced."""
         assert self._announced is not None
         self._announced.data += data

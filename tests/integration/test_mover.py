@@ -100,6 +100,7 @@ class Node:
     address: str = ""
     epoch: int = 1
     through: dict[Designator, str] = field(default_factory=dict)
+    limits: InFlight = InFlight()  # noqa: RUF009 - frozen
 
     def resolution(self, unit: Designator, **changes: Any) -> Resolution:
         """Return address and grant of a unit."""
@@ -143,7 +144,7 @@ class Node:
             timeout_s=10.0,
         )
         carrier: Any = RelayCarrier(open_relay(relay))
-        performer = Performer(parameters, opener, carrier, limits=InFlight())
+        performer = Performer(parameters, opener, carrier, limits=self.limits)
         try:
             return execute(manager, performer), manager
         finally:
@@ -268,9 +269,11 @@ def content_of(device: MemoryDevice) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("relay", "use_runs"), [("splice", True), ("copy", True), ("splice", False)]
+    ("relay", "use_runs", "store"),
+    [("splice", True, 0), ("copy", True, 0), ("splice", False, 0), ("splice", True, 2 * RECORD)],
 )
-def test_blocks_go_to_tape_and_back(node: Node, relay: str, use_runs: bool) -> None:
+def test_blocks_go_to_tape_and_back(node: Node, relay: str, use_runs: bool, store: int) -> None:
+    node.limits = InFlight(store_bytes_max=store)
     ended, manager = node.run(backup(), relay=relay, use_runs=use_runs)
     assert ended.is_good, ended.detail
     disk, tape, _ = manager.ledger.entries()

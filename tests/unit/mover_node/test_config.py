@@ -34,6 +34,12 @@ def test_the_defaults_are_those_of_the_reference_pages(tmp_path: Path) -> None:
     assert (config.relay, config.items) == ("auto", 1)
     assert config.in_flight.bytes_max == 16 * MIB
     assert (config.in_flight.reads_max, config.in_flight.writes_max) == (8, 4)
+    assert config.in_flight.store_bytes_max == 64 * MIB
+
+
+def test_nothing_has_to_be_held_back_for_a_tape(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "stream_buffer = 0\n"))
+    assert config.in_flight.store_bytes_max == 0
 
 
 def test_the_name_auto_is_that_of_the_key(tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from backplane.errors import UnreachableError
 from backplane.scsi import segment as seg
+from backplane.units import MIB
 from backplane.wire.frames import Entry
-from mover_node.core.commands import Completed
-from mover_node.runs import InFlight
+from mover_node.core.commands import Completed, Kind, Point, RunTransfers, Stop, Transfer
+from mover_node.core.store import IDLE_S
+from mover_node.runs import InFlight, Run
 from mover_node.streams.base import Head
-from mover_node.streams.memory import FILEMARK, MemoryDisk, MemoryTape
+from mover_node.streams.memory import FILEMARK, MemoryCarrier, MemoryDisk, MemoryTape
 
 BLOCK = 8
 RECORD = 16
@@ -252,3 +256,180 @@ def test_a_device_lost_while_data_are_carried_is_found_by_looking(bench: Any) ->
     assert sense.field_pointer is not None
     assert sense.field_pointer.field == 16
     assert len(tape.objects) == 4
+
+
+# --- records that are held back ------------------------------------------------------------------
+
+STORED = InFlight(store_bytes_max=6 * RECORD)
+
+
+def test_what_is_held_back_arrives_whole_and_in_order(bench: Any) -> None:
+    disk, tape = ready(bench)
+    bench.limits = STORED
+    assert bench.run(backup(60)).is_good
+    assert b"".join(o for o in tape.objects if isinstance(o, bytes)) == disk.content[: 60 * RECORD]
+    assert tape.meter.reads_most <= STORED.reads_max
+    assert tape.meter.writes_most <= STORED.writes_max
+
+
+def test_a_read_that_fails_leaves_what_was_held_back_before_it_on_the_tape(bench: Any) -> None:
+    disk, tape = ready(bench)
+    bench.limits = STORED
+    disk.bad_addresses.add(13 * RECORD)
+    bench.fail(backup(40))
+    assert len(tape.objects) == 13
+    assert bench.manager.ledger.of(1).records_written == 13
+
+
+@pytest.mark.parametrize("writes_max", [1, 3])
+def test_early_warning_bounds_what_is_written_of_what_was_held_back(
+    bench: Any, writes_max: int
+) -> None:
+    _, tape = ready(bench, warning_bytes=5 * RECORD)
+    bench.limits = InFlight(writes_max=writes_max, store_bytes_max=20 * RECORD)
+    sense = bench.fail(backup(40))
+    assert 6 <= len(tape.objects) < 6 + writes_max
+    assert sense.information == (40 - len(tape.objects)) * RECORD
+    assert bench.manager.ledger.of(1).records_written == len(tape.objects)
+
+
+@pytest.mark.parametrize(
+    ("role", "method"),
+    [
+        ("source", "ask_blocks"),
+        ("source", "receive_head"),
+        ("source", "take_data"),
+        ("target", "begin_record"),
+        ("target", "put_data"),
+        ("target", "receive_answer"),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 3, 7, 12])
+def test_a_device_lost_with_records_held_back_ends_with_what_is_certain(
+    bench: Any, role: str, method: str, after: int
+) -> None:
+    disk, tape = ready(bench)
+    bench.limits = STORED
+    _losing(disk if role == "source" else tape, method, after)
+    disk.is_lost = lambda: role == "source"  # type: ignore[method-assign]
+    sense = bench.fail(backup(30))
+    assert sense.field_pointer is not None
+    assert sense.field_pointer.field == (16 if role == "source" else 48)
+    written = bench.manager.ledger.of(1).records_written
+    assert sense.information == ((30 - written) * RECORD if written else None)
+    assert written <= len(tape.objects) <= written + STORED.writes_max
+    if role == "source":
+        assert written == len(tape.objects) >= after - (method == "ask_blocks") * STORED.reads_max
+
+
+class Time:
+    """A clock that waiting for devices moves."""
+
+    now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+
+class TimedDisk(MemoryDisk):
+    """Its replies come one after the other, `period` seconds apart; the first `quick` ones at once."""
+
+    def __init__(self, content: bytes, time: Time, *, period: float, quick: int = 0) -> None:
+        super().__init__(content, block_bytes=MIB)
+        self.time, self.period, self.quick = time, period, quick
+        self.arrivals: deque[float] = deque()
+        self.last, self.count = 0.0, 0
+
+    def ask_blocks(self, entries: tuple[Entry, ...], byte_count: int) -> None:
+        super().ask_blocks(entries, byte_count)
+        self.count += 1
+        wait = self.period if self.count > self.quick else 0.0
+        self.last = max(self.last, self.time.now) + wait
+        self.arrivals.append(self.last)
+
+    def has_head(self) -> bool:
+        return bool(self.arrivals) and self.arrivals[0] <= self.time.now
+
+    def receive_head(self) -> Head:
+        self.time.now = max(self.time.now, self.arrivals.popleft())
+        return super().receive_head()
+
+
+class TimedTape(MemoryTape):
+    """Takes `period` seconds for a record, and notes for how long it had nothing to do before each."""
+
+    def __init__(self, time: Time, *, period: float) -> None:
+        super().__init__()
+        self.time, self.period = time, period
+        self.free_at = 0.0
+        self.idle: list[float] = []
+
+    def put_data(self, data: bytes | bytearray) -> None:
+        self.idle.append(max(0.0, self.time.now - self.free_at))
+        self.time.now = self.free_at = max(self.time.now, self.free_at) + self.period
+        super().put_data(data)
+
+
+def streamed(*, store: int, disk_period: float, quick: int = 0) -> tuple[Any, TimedTape, Time]:
+    """Copy 64 records of 1 MiB to a tape of 262 MB/s."""
+    time = Time()
+    disk = TimedDisk(bytes(64 * MIB), time, period=disk_period, quick=quick)
+    tape = TimedTape(time, period=0.004)
+    transfers = iter(
+        [
+            Transfer(MIB, 0, (Entry(k * MIB, MIB),), False, Point(0, (k + 1) * MIB, 0, k + 1))
+            for k in range(64)
+        ]
+    )
+    ran = Run(
+        RunTransfers(Kind.BACKUP, 0, 1, transfers),
+        disk,
+        tape,
+        MemoryCarrier(),  # type: ignore[arg-type]  # for devices in memory
+        limits=InFlight(store_bytes_max=store),
+        on_done=lambda _: None,
+        clock=time.read,
+    ).carry_out()
+    assert (ran.stop, ran.transfers, len(tape.objects)) == (Stop.DONE, 64, 64)
+    return ran, tape, time
+
+
+def test_a_slow_disk_reaches_the_tape_in_long_stretches() -> None:
+    ran, tape, stored_time = streamed(store=16 * MIB, disk_period=0.03)
+    stops = [k for k, idle in enumerate(tape.idle) if idle >= IDLE_S]
+    assert stops[0] == 0
+    # 16 records and what came while they went: never one by one.
+    assert all(later - earlier >= 16 for earlier, later in pairwise(stops))
+    assert ran.under_runs == len(stops) - 1 == 2
+    _, tape, plain_time = streamed(store=0, disk_period=0.03)
+    assert sum(idle >= IDLE_S for idle in tape.idle) == 64
+    # The disk sets the pace either way: it is never kept waiting.
+    assert stored_time.now <= plain_time.now + 16 * 0.004 + 0.001
+
+
+def test_a_fast_disk_is_not_held_back_and_not_stored() -> None:
+    ran, tape, time = streamed(store=16 * MIB, disk_period=0.001)
+    assert ran.under_runs == 0
+    assert sum(idle > 0 for idle in tape.idle[1:]) == 0
+    assert time.now == pytest.approx(64 * 0.004 + 8 * 0.001, abs=0.003)
+
+
+def test_a_disk_that_gets_slow_later_is_noticed() -> None:
+    ran, tape, _ = streamed(store=16 * MIB, disk_period=0.05, quick=32)
+    assert ran.under_runs >= 1
+    assert max(tape.idle[1:32]) == 0
+    assert sum(idle >= IDLE_S for idle in tape.idle[32:]) <= 3
+
+
+def test_under_runs_are_in_the_ledger(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time()
+    disk = TimedDisk(bytes(64 * MIB), time, period=0.1)
+    tape = TimedTape(time, period=0.004)
+    bench.disk(disk)
+    bench.tape(tape)
+    bench.limits = InFlight(store_bytes_max=16 * MIB)
+    monkeypatch.setattr("mover_node.runs.time.monotonic", time.read)
+    segment = replace(backup(0), stream_device_transfer_length=MIB, number_of_bytes=64 * MIB)
+    assert bench.run(segment).is_good
+    assert bench.manager.ledger.of(1).entry().under_runs == 3
+    assert bench.manager.ledger.of(0).entry().under_runs == 0

@@ -19,6 +19,7 @@ REPORT = """\
   Bytes:               3,221,225,472 (3GiB) of 3,221,225,472 (3GiB)
   Rate:                1GiB/s while copying (3s)
   Written to tape:     3GiB (3.22 GB)
+  Under-runs:          0
   Cartridge(s):        LTO001L8
   Mover(s):            mover-1
   Work items:          1
