@@ -402,7 +402,7 @@ def test_a_slow_disk_reaches_the_tape_in_long_stretches() -> None:
     assert all(later - earlier >= 16 for earlier, later in pairwise(stops))
     assert ran.under_runs == len(stops) - 1 == 2
     _, tape, plain_time = streamed(store=0, disk_period=0.03)
-    assert sum(idle >= IDLE_S for idle in tape.idle) == 64
+    assert sum(idle > 0.01 for idle in tape.idle) == 64
     # The disk sets the pace either way: it is never kept waiting.
     assert stored_time.now <= plain_time.now + 16 * 0.004 + 0.001
 
