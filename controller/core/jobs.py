@@ -180,6 +180,7 @@ def _submit(desk: Desk, call: Call) -> None:
 
 def submit(desk: Desk, arguments: dict[str, Any]) -> Job:
     """Begin the job that the arguments of `job.submit` describe; raises `BackupError` to refuse it."""
+    require_current(desk, "job.submit", arguments)  # The clock submits as well.
     match arguments["kind"]:
         case "backup":
             return _submit_backup(desk, arguments)

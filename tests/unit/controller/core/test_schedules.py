@@ -11,6 +11,7 @@ import pytest
 from backplane.errors import NotFoundError, RefusedError, UsageError
 from controller.core import effects as core
 from controller.core import schedules
+from controller.core.catalog_age import catch_up, fall_behind
 from controller.operator_verbs import scheduled_arguments
 from tests.site.site import DATA, Site, check_end
 
@@ -114,6 +115,19 @@ def test_what_cannot_be_submitted_is_an_alarm_and_tried_at_the_next_time(site: S
     at(site, 2.2)
     assert kinds(site) == ["backup", "verify"], "names are looked up each time"
     assert site.job(2).backup == 1
+
+
+def test_the_clock_writes_nothing_while_the_catalog_is_older_than_the_tapes(site: Site) -> None:
+    create(site, calendar="*:00")
+    fall_behind(site.machine)
+    at(site, 1.2)
+    assert kinds(site) == []
+    assert "older than the tapes" in site.alarms[-1]
+    with pytest.raises(RefusedError, match="older than the tapes"):
+        site.call("schedule.run", name="nightly", token="by-hand")
+    catch_up(site.machine)
+    at(site, 2.2)
+    assert kinds(site) == ["backup"]
 
 
 def test_a_disabled_schedule_submits_nothing_and_makes_up_for_it_when_it_is_enabled(
