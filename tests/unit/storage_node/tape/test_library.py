@@ -26,8 +26,9 @@ from backplane.testing.tape_content import (
 )
 from storage_node.core.changer import TWICE
 from storage_node.core.tape_sense import END_UNKNOWN
+from storage_node.tape import drive_counters
 from storage_node.tape.cartridge_info import load_cartridge_info
-from storage_node.tape.drive_counters import LOADS_PER_CLEANING, DriveCounters
+from storage_node.tape.drive_counters import DriveCounters
 from storage_node.tape.library import COPIED, CartridgeStatus, TapeLibrary
 
 CAPACITY = 1 << 20
@@ -371,16 +372,20 @@ def test_a_library_whose_numbers_are_damaged_lets_go_of_its_folder(tmp_path: Pat
 # --- cleaning ------------------------------------------------------------------------------------
 
 
-def test_a_cleaning_cartridge_cleans_and_is_used_up(library: TapeLibrary) -> None:
+def test_a_cleaning_cartridge_cleans_and_is_used_up(
+    library: TapeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive_counters, "LOADS_PER_CLEANING", 3)
     add(library, "CLN001CU")
     add(library, "LTO001L8")
-    for _ in range(LOADS_PER_CLEANING):
+    for _ in range(3):
+        assert not library.counters(0).needs_cleaning
         library.load("LTO001L8")
         library.unload()
     assert library.counters(0).needs_cleaning
     library.clean("CLN001CU", drive=0)
     assert not library.counters(0).needs_cleaning
-    assert library.counters(0).loads == LOADS_PER_CLEANING
+    assert library.counters(0).loads == 3
     facts = library.facts("CLN001CU")
     assert (facts.status, facts.detail) == (CartridgeStatus.CLEANING, "49 cleanings left")
     assert library.places()["CLN001CU"] == "slot-1"
