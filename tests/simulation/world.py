@@ -8,16 +8,17 @@ is about some faults and not about a grey mixture of all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from backplane.testing.simulated_network import Chaos, Network, NetworkFaults, Rates, Switchboard
 from backplane.testing.simulator import Process, Simulation
-from controller.catalog.store import CartridgeRow, ItemRow, JobRow, PartRow
+from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow
 from storage_node.tape.cartridge_info import CartridgeInfo
 from tests.simulation.checkers import Checker, Violation, Window, all_checkers
 from tests.simulation.controller_process import CatalogFaults, ControllerHost
 from tests.simulation.facts import Committed, Fact, Told
+from tests.simulation.librarian import COPIES, Habits, Librarian
 from tests.simulation.media import MediaFaults, Shelf
 from tests.simulation.mover_process import MoverHost
 from tests.simulation.storage_process import Rules, StorageHost
@@ -60,6 +61,15 @@ class Bias:
     """A backup is made in peace, before anything goes wrong: there is something to restore."""
     restores: float = 0.6
     """Share of restores among the jobs, as soon as there is a backup."""
+    lanes: tuple[float, ...] = (0.0, 0.2, 0.8)
+    """Share of backups that are written on several drives at once."""
+    copies: tuple[float, ...] = (0.0, 0.1, 0.3)
+    """Share of second copies among the jobs."""
+    prunes: tuple[float, ...] = (0.0, 0.02, 0.2)
+    hands: tuple[float, ...] = (0.0, 0.02, 0.2)
+    """See `Habits`."""
+    scarce: float = 0.4
+    """There are few cartridges: what nobody wants any more is used again."""
 
 
 NONE: Final = (0.0,)
@@ -112,6 +122,9 @@ class World:
         self._volumes: list[dict[str, Any]] = []
         self._restored: list[str] = []
         self._submits = 0
+        self._lanes = self._random.choice(self._bias.lanes)
+        self._copies = self._random.choice(self._bias.copies)
+        self._is_scarce = self._random.random() < self._bias.scarce
         self._build()
         self.checkers: list[Checker] = all_checkers(Window(self._durable, self._content))
 
@@ -165,17 +178,37 @@ class World:
         for number in range(random.choice((1, 2, 3))):
             self._add_mover(f"m{number + 1}")
         self.operator = OperatorHost(self.simulation, self.switchboard, self.emit)
+        self.librarian = Librarian(
+            self.simulation,
+            OperatorHost(self.simulation, self.switchboard, self.emit, name="operator-2"),
+            self._habits(),
+            drives=sorted(self.tape.drives),
+            tags=sorted(self.tape.shelves),
+        )
         self.workstation = Workstation(self.disk, random.choice((0.02, 0.1, 0.3)))
 
     def _add_mover(self, name: str) -> None:
         host = MoverHost(self.network, self.switchboard, self.hosts)
         host.process = self._process(name, host, on_crash=host.crash)
 
+    def _habits(self) -> Habits:
+        random, bias = self._random, self._bias
+        habits = Habits(prunes=random.choice(bias.prunes), hands=random.choice(bias.hands))
+        if not self._is_scarce:
+            return habits
+        return replace(
+            habits,
+            prunes=max(habits.prunes, *bias.prunes),
+            news=random.choice((0.0, 0.1)),
+            allocation=random.choice(("continue", "always")),
+            retain=random.choice(("0", "0", "15s")),
+        )
+
     def _fill_library(self, host: StorageHost) -> None:
         random = self._random
-        drives = random.choice((1, 2))
+        drives = random.choice((1, 2, 2, 3))
         host.drives = {f"drive-{n}": random.randbytes(16).hex() for n in range(drives)}
-        for number in range(5):
+        for number in range(random.choice((2, 3)) if self._is_scarce else 6):
             # The first ones may end early; there is always room in the last ones.
             is_small = number < 2 and random.random() < 0.6
             host.shelves[f"LTO{number:03}L8"] = Shelf(
@@ -219,6 +252,8 @@ class World:
                     self.simulation.probe("part continued on another cartridge")
                 case CartridgeRow(status="full" | "error"):
                     self.simulation.probe(f"cartridge {row.status}")
+                case BackupRow(state="pruned"):
+                    self.simulation.probe("backup pruned")
                 case _:
                     pass
 
@@ -255,10 +290,12 @@ class World:
         )
 
     def _set_up(self) -> None:
-        for process in [*self.processes, self.operator.process]:
+        operators = [self.operator.process, self.librarian.operator.process]
+        for process in [*self.processes, *operators]:
             process.boot()
         made: list[dict[str, Any]] = []
         self.simulation.run(3.0)
+        self.librarian.prepare()
         for number in range(2):
             blocks = self._random.randint(16, 64)
             self.operator.call(
@@ -321,6 +358,7 @@ class World:
             self.simulation.after(random.uniform(5.0, 40.0), self._cancel)
         self._submit()
         self._poll()
+        self.librarian.start()
         self.simulation.run(end)
         chaos.stop()
 
@@ -332,6 +370,7 @@ class World:
         self.workstation.busy = min(self.workstation.busy, 0.02)
         for process in self.processes:
             process.crash_at_points = 0.0
+        self.librarian.tidy_up()
         deadline = self.simulation.now + LIVENESS_S
         self.simulation.run(deadline, stop=self._all_have_ended)
         late = [f"job {job} ({self.jobs_told[job]})" for job in self._running()]
@@ -341,6 +380,15 @@ class World:
         self.simulation.run(last)
         self.workstation.is_on = False
         self.simulation.run(last + 2.0)
+        self._judge_claims()
+
+    def _judge_claims(self) -> None:
+        """Whoever has ended has no drive any more, and nobody handles one."""
+        registry = self.controller.service._machine.registry
+        for what in ("drive_claims", "drive_seats", "drives_by_hand", "volume_claims"):
+            left = getattr(registry, what)
+            if left:
+                raise Violation("I14", f"{what} at the end: {left}")
 
     def _running(self) -> list[int]:
         return sorted(set(self.jobs_told) - self.ended)
@@ -357,6 +405,8 @@ class World:
     def _submit(self) -> None:
         if self._random.random() < 0.15:
             self._with_backup(self._submit_verify)
+        elif len(self.tape.drives) > 1 and self._random.random() < self._copies:
+            self._with_backup(self._submit_copy)
         elif self._random.random() < self._bias.restores:
             self._with_backup(self._submit_restore)
         else:
@@ -366,8 +416,10 @@ class World:
         volume = self._random.choice(self._volumes)["name"]
 
         def listed(document: dict[str, Any] | None) -> None:
-            if document is not None and document["backups"]:
-                submit(self._random.choice(document["backups"]))
+            found = [] if document is None else document["backups"]
+            found = [each for each in found if each["state"] == "completed"]
+            if found:
+                submit(self._random.choice(found))
             else:
                 self._submit_backup()
 
@@ -388,6 +440,7 @@ class World:
             volume=self._random.choice(self._volumes)["name"],
             quiet_s=self._random.choice((0.0, 1.0, 3.0)),
             sync_timeout_s=self._random.choice((5.0, 80.0)),
+            drives=self._random.choice((2, 3)) if self._random.random() < self._lanes else 1,
         )
 
     def _submit_restore(self, backup: dict[str, Any]) -> None:
@@ -401,12 +454,26 @@ class World:
         self._job("restore", backup=str(backup["backup"]), new=name)
 
     def _submit_verify(self, backup: dict[str, Any]) -> None:
-        self._job("verify", backup=str(backup["backup"]))
+        scope = self._random.choice(("backup", "backup", "tag", "pool"))
+        if scope == "backup":
+            self._job("verify", backup=str(backup["backup"]))
+        elif scope == "tag":
+            self._job("verify", tag=backup["tags"][0])
+        else:
+            self._job("verify", pool=backup["pool"])
+
+    def _submit_copy(self, backup: dict[str, Any]) -> None:
+        pool = self._random.choice((COPIES, COPIES, "default"))
+        self._job("copy", backup=str(backup["backup"]), pool=pool)
 
     def _cancel(self) -> None:
-        running = self._running()
-        if running:
-            self.operator.call("job.cancel", job=self._random.choice(running))
+        def listed(document: dict[str, Any] | None) -> None:
+            found = [] if document is None else document["jobs"]
+            running = [each["job"] for each in found if each["exit_code"] is None]
+            if running:  # Lanes are jobs as well.
+                self.operator.call("job.cancel", job=self._random.choice(running))
+
+        self.operator.call("job.list", listed, limit=100, state="")
 
 
 def run_seed(seed: int, *, rules: Rules | None = None, bias: Bias | None = None) -> Verdict:

@@ -6,12 +6,14 @@ with a reader of their own.  Nothing here imports the system.
     backups    I1, I2   what is catalogued reads back from the medium, now and later; nothing is committed twice
     fences     I3       nothing below a fence that was told reaches a medium
     epochs     I4       epochs only grow, are durable before they are used, and are used once
+    drives     I14      no drive and no cartridge has two users, and in the end none
     jobs       I5, I12  jobs never vanish, never go back, and end for a reason
     volumes    I6, I10  online means wholly restored and then only what the workstation wrote; views do not change
     ledgers    I13      byte counts conserve
 """
 
 from tests.simulation.checkers.backups import BackupChecker
+from tests.simulation.checkers.drives import DriveChecker
 from tests.simulation.checkers.epochs import EpochChecker
 from tests.simulation.checkers.fences import FenceChecker
 from tests.simulation.checkers.interface import Checker, Violation, Window
@@ -28,6 +30,7 @@ def all_checkers(window: Window) -> list[Checker]:
         FenceChecker(),
         EpochChecker(),
         JobChecker(),
+        DriveChecker(),
         VolumeChecker(window),
         BackupChecker(window),
         LedgerChecker(),

@@ -1,9 +1,15 @@
-"""I1, I2: what is catalogued reads back from the medium equal to the static view, now and later; nothing twice."""
+"""I1, I2: what is catalogued reads back from the medium equal to the static view, now and later; nothing twice.
+
+A part may go from its cartridge, by being cut off, when nobody wants it any more: its backup is pruned or has failed,
+no living one stands on it, the retention of its pool is over, and the cartridge is not held.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from tests.simulation.checkers import tape_reader
@@ -11,6 +17,10 @@ from tests.simulation.checkers.interface import Violation, Window, kind
 from tests.simulation.facts import Committed, TapeCut, ViewKept
 
 BLOCK = 512
+START = datetime.fromisoformat("2026-01-11T00:00:00Z")
+"""When the simulated time is 0."""
+
+LIVING = ("building", "completed")
 
 
 class BackupChecker:
@@ -23,6 +33,9 @@ class BackupChecker:
         self._backups: dict[int, Any] = {}
         self._parts: dict[int, dict[int, Any]] = defaultdict(dict)
         self._digests: dict[tuple[int, int], str] = {}
+        self._gone: set[tuple[int, int]] = set()
+        self._retain_s: dict[str, int] = defaultdict(int)
+        self._holds: dict[str, str] = {}
 
     def see(self, fact: Any, now: float) -> None:
         """Take one fact."""
@@ -38,7 +51,7 @@ class BackupChecker:
             case TapeCut(tag=tag, number=number):
                 for part in self._parts_on(tag):
                     if number < part.end:
-                        raise Violation("I1", f"{tag} is cut at {number}, before {_name(part)}")
+                        self._cut(part, number, now)
             case _:
                 pass
 
@@ -49,6 +62,8 @@ class BackupChecker:
                 self._read_back(row)
         for parts in self._parts.values():
             for part in parts.values():
+                if (part.backup, part.part) in self._gone:
+                    continue
                 if self._digest(part) != self._digests[part.backup, part.part]:
                     raise Violation("I1", f"{_name(part)} has changed after its commit")
 
@@ -58,13 +73,39 @@ class BackupChecker:
                 self._view_of_job[row.job] = row.view
             case "BackupRow":
                 old = self._backups.get(row.backup)
-                if old is not None and old.state == "completed" != row.state:
-                    raise Violation("I5", f"backup {row.backup} was completed, is {row.state}")
+                after = {"completed": ("completed", "pruned"), "pruned": ("pruned",)}
+                if old is not None and row.state not in after.get(old.state, (row.state,)):
+                    raise Violation("I5", f"backup {row.backup} was {old.state}, is {row.state}")
                 self._backups[row.backup] = row
             case "PartRow":
                 self._take_part(row)
+            case "PoolRow":
+                self._retain_s[row.pool] = row.retain_s
+            case "CartridgeRow":
+                self._holds[row.tag] = row.hold
             case _:
                 pass
+
+    def _cut(self, part: Any, number: int, now: float) -> None:
+        why = self._why_wanted(part, now)
+        if why:
+            raise Violation("I1", f"{part.tag} is cut at {number}, before {_name(part)}: {why}")
+        self._gone.add((part.backup, part.part))
+
+    def _why_wanted(self, part: Any, now: float) -> str:
+        for row in self._backups.values():
+            if row.state in LIVING and part.backup in self._stands_on(row):
+                return f"backup {row.backup} is {row.state}"
+        since = (datetime.fromisoformat(part.created) - START).total_seconds()
+        until = since + self._retain_s[self._backups[part.backup].pool]
+        if now < until:
+            return f"it is retained until {until:.0f} s, it is {now:.3f} s"
+        return f"held: {self._holds[part.tag]}" if self._holds.get(part.tag) else ""
+
+    def _stands_on(self, row: Any) -> Iterator[int]:
+        while row is not None:
+            yield row.backup
+            row = self._backups.get(row.parent)
 
     def _take_part(self, row: Any) -> None:
         known = self._parts[row.backup].get(row.part)
@@ -77,7 +118,8 @@ class BackupChecker:
         self._digests[row.backup, row.part] = self._digest(row)
 
     def _parts_on(self, tag: str) -> list[Any]:
-        return [p for parts in self._parts.values() for p in parts.values() if p.tag == tag]
+        parts = [p for parts in self._parts.values() for p in parts.values()]
+        return [p for p in parts if p.tag == tag and (p.backup, p.part) not in self._gone]
 
     def _tape(self, part: Any) -> list[bytes | None]:
         tape = tape_reader.objects(self._window.tape(part.tag))
@@ -94,16 +136,19 @@ class BackupChecker:
         return digest.hexdigest()
 
     def _read_back(self, row: Any) -> None:
-        view = self._views.get(self._view_of_job[row.job])
+        view = self._views.get(self._view_of_job[self._origin(row).job])
         if view is None:
             raise Violation("I1", f"backup {row.backup} was made without a static view")
-        parts = [self._parts[row.backup][n] for n in sorted(self._parts[row.backup])]
-        if [part.part for part in parts] != list(range(1, len(parts) + 1)) or not parts:
-            raise Violation("I1", f"backup {row.backup} has parts {[p.part for p in parts]}")
+        numbers = sorted(self._parts[row.backup])
+        if numbers != list(range(1, len(numbers) + 1)) or not numbers:
+            raise Violation("I1", f"backup {row.backup} has parts {numbers}")
+        parts = sorted(self._parts[row.backup].values(), key=lambda p: (p.stream_start, p.part))
+        self._judge_lanes(row, parts)
+        self._judge_copy(row, parts)
         content = bytearray(len(view))
         stream = 0
         for part in parts:
-            if part.stream_start != stream or part.is_last != (part is parts[-1]):
+            if part.stream_start != stream:
                 raise Violation("I2", f"{_name(part)} does not continue the one before it")
             stream += self._read_part(part, content, row.record_bytes)
         if stream != row.stream_bytes:
@@ -111,6 +156,37 @@ class BackupChecker:
         if content != view:
             wrong = [n for n in range(len(view) // BLOCK) if _block(content, n) != _block(view, n)]
             raise Violation("I1", f"backup {row.backup} differs from its view at blocks {wrong}")
+
+    def _origin(self, row: Any) -> Any:
+        return self._backups[row.copy_of] if row.copy_of else row
+
+    def _judge_lanes(self, row: Any, parts: list[Any]) -> None:
+        """Each lane has one stretch of the stream, in the order of its parts, and ends once."""
+        lanes = [part.lane for part in parts]
+        ends = [lane for lane, after in zip(lanes, [*lanes[1:], None], strict=True) if lane != after]
+        if ends != list(range(row.lanes)):
+            raise Violation("I2", f"backup {row.backup} of {row.lanes} lanes has them as {lanes}")
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            is_end = after is None or after.lane != part.lane
+            if part.is_last != is_end or (not is_end and after.part < part.part):
+                raise Violation("I2", f"{_name(part)} does not end its lane, or is not in order")
+
+    def _judge_copy(self, row: Any, parts: list[Any]) -> None:
+        """A copy is nowhere where another one has a part: one bad cartridge must not take both."""
+        first = self._origin(row).backup
+        family = [
+            other
+            for other in self._backups.values()
+            if other.backup != row.backup and first in (other.backup, other.copy_of)
+        ]
+        theirs = {p.tag for o in family if o.state == "completed" for p in self._present(o)}
+        shared = sorted(theirs & {part.tag for part in parts})
+        if row.copy_of and shared:
+            raise Violation("I2", f"backup {row.backup}, a copy of {first}, shares {shared}")
+
+    def _present(self, row: Any) -> list[Any]:
+        parts = self._parts[row.backup].values()
+        return [part for part in parts if (part.backup, part.part) not in self._gone]
 
     def _read_part(self, part: Any, content: bytearray, record_bytes: int) -> int:
         tape = self._tape(part)

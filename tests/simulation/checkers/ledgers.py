@@ -3,7 +3,8 @@
 A backup writes the same records again when a tape node has lost them, and a mover may die before it reports.  The job
 keeps that difference as *observed*, and as *repeated* what went onto a cartridge that was given up:
 
-    backup     written + observed - padded - repeated = planned          over all items
+    backup     written + observed - padded - repeated = planned          over all items; of a copy and a lane as well,
+               and the lanes of a backup plan what that has planned
     restore    written = planned = read - discarded                      over items that ended well
     verify     discarded = planned = read                                if all items ended well
 """
@@ -43,7 +44,13 @@ class LedgerChecker:
             job = self._completed[number]
             rows = [row for row in self._items[number].values() if row.purpose in DATA]
             done = [row for row in rows if row.state == "done"]
-            if job.kind == "backup":
+            lanes = [job for job in self._completed.values() if job.kind == "lane"]
+            if job.kind == "backup" and "lane_jobs" in job.plan:
+                numbers = json.loads(job.plan)["lane_jobs"]
+                planned = sum(lane.planned_bytes for lane in lanes if lane.job in numbers)
+                if planned != job.planned_bytes:
+                    raise Violation("I13", f"the lanes of job {job.job} planned {planned} bytes")
+            elif job.kind in ("backup", "lane", "copy"):
                 self._judge_backup(job, _totals(rows))
             elif job.kind == "restore":
                 total = _totals(done)

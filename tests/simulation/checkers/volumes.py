@@ -22,6 +22,7 @@ class VolumeChecker:
         self._window = window
         self._jobs: dict[int, Any] = {}
         self._job_of_backup: dict[int, int] = {}
+        self._copied: dict[int, int] = {}
         self._views: dict[str, tuple[str, bytes]] = {}
         self._held: dict[str, set[str]] = {}
         self._state: dict[str, tuple[str, int]] = {}
@@ -36,6 +37,7 @@ class VolumeChecker:
                         self._jobs[row.job] = row
                     elif kind(row) == "BackupRow":
                         self._job_of_backup[row.backup] = row.job
+                        self._copied[row.backup] = row.copy_of or row.backup
             case VolumeKept():
                 self._keep(fact)
             case VolumeDropped(volume=volume):
@@ -71,7 +73,7 @@ class VolumeChecker:
             raise Violation(
                 "I10", f"volume {volume} is published by job {job}, which is no restore"
             )
-        view = self._jobs[self._job_of_backup[row.backup]].view
+        view = self._jobs[self._job_of_backup[self._copied[row.backup]]].view
         content = self._views[view][1]
         return bytearray(content.ljust(size, b"\0"))
 
