@@ -78,6 +78,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
         *_level(result),
+        *_needs(result),
         *_map(result),
         *_files(result, is_done=detail["state"] in DONE),
         *_holes(result),
@@ -175,8 +176,12 @@ def _level(result: Document) -> list[tuple[str, str]]:
         facts.append(("Full because", str(result["fallback"])))
     if result.get("parents"):
         facts.append(("Stands on", ", ".join(str(number) for number in result["parents"])))
-        facts.append(("Restore needs", ", ".join(result["needs"])))
     return facts
+
+
+def _needs(result: Document) -> list[tuple[str, str]]:
+    """Say which cartridges a restore reads, in order."""
+    return [("Restore needs", ", ".join(result["needs"]))] if result.get("needs") else []
 
 
 def _cartridges(detail: Document) -> list[str]:

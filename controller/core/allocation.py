@@ -18,7 +18,7 @@ stands.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -206,6 +206,17 @@ def request_for_cartridge(row: CartridgeRow, state: CartridgeState | None) -> Op
         place = f"in vault {row.vault}" if row.vault else "offline"
     words = f"{row.tag} ({place})"
     return OperatorRequest(f"waiting: cartridge {words}", words)
+
+
+def needed_words(registry: Registry, tags: Iterable[VolumeTag]) -> str:
+    """List cartridges in the order in which they are needed, and say of each that is not to hand where it is."""
+    words = []
+    for tag in dict.fromkeys(tags):
+        row = registry.cartridges[tag]
+        state = state_of(registry, row)
+        is_asked_for = state is None or is_at_door(state)
+        words.append(request_for_cartridge(row, state).alternative if is_asked_for else str(tag))
+    return ", ".join(words) or "none"
 
 
 def is_at_door(state: CartridgeState | None) -> bool:

@@ -45,6 +45,7 @@ from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
+from controller.core.allocation import needed_words
 from controller.core.chain import Reading, chain_of, everything, lay_over, tape_order
 from controller.core.copies import Outlook, families, look
 from controller.core.damage import damage_of
@@ -251,14 +252,21 @@ def lay_out(
         raise VolumeError(
             f"parts of backup {row.backup}, or of one under it, are not in the catalog"
         )
-    if len(chain) > 1 and job.state is JobState.QUEUED:
-        names = ", ".join(str(member.backup) for member in chain[1:])
-        tags = list(dict.fromkeys(reading.part.tag for reading in readings))
-        parents = [member.backup for member in chain[1:]]
-        job.result.update(level=row.level, parents=parents, needs=tags)
-        told = f"backup {row.backup} is {row.level}; it stands on {names}"
-        desk.log(job, "info", f"{told}; to be read in order: {', '.join(tags) or 'nothing'}")
+    if job.state is JobState.QUEUED:
+        _tell_needs(desk, job, chain, readings)
     return readings
+
+
+def _tell_needs(desk: Desk, job: Job, chain: list[BackupRow], readings: list[Reading]) -> None:
+    """Name all cartridges before the first is loaded: those that are away can be brought meanwhile."""
+    row, tags = chain[0], list(dict.fromkeys(reading.part.tag for reading in readings))
+    job.result.update(needs=tags)
+    if len(chain) > 1:
+        parents = [member.backup for member in chain[1:]]
+        job.result.update(level=row.level, parents=parents)
+        names = ", ".join(map(str, parents))
+        desk.log(job, "info", f"backup {row.backup} is {row.level}; it stands on {names}")
+    desk.log(job, "info", f"cartridges needed, in order: {needed_words(desk.registry, tags)}")
 
 
 def choose_files(

@@ -26,6 +26,7 @@ from backplane.errors import BackupError, ExitCode, MediumError, VolumeError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, ItemRow, PartRow
 from controller.core import drives
+from controller.core.allocation import needed_words
 from controller.core.chain import chain_of, needed_tags
 from controller.core.copies import families
 from controller.core.damage import (
@@ -139,6 +140,8 @@ class _Verification:
             job.result["sample"] = asked | {"records": records, "of": total}
             told = f"a sample of {records} of {total} records is read, with seed {job.plan['seed']}"
             self.desk.log(job, "info", told)
+        needed = needed_words(self.desk.registry, [part.tag for part in self.parts])
+        self.desk.log(job, "info", f"cartridges needed, in order: {needed}")
         if job.row.backup:
             _tell_what_it_needs(self.desk, job, self.desk.backups[job.row.backup])
 

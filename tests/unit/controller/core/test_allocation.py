@@ -308,3 +308,15 @@ def test_a_place_is_an_element_a_vault_or_nowhere() -> None:
     assert allocation.place_of(row("A", vault="X"), state) == "slot-3"
     assert allocation.place_of(row("A", vault="X"), None) == "vault X"
     assert allocation.place_of(row("A"), None) == "offline"
+
+
+def test_what_is_needed_is_listed_in_order_and_what_is_away_with_its_place() -> None:
+    made = registry(row("A"), row("B"), row("C", vault="X"))
+    node = made.nodes[NodeName("tape")]
+    del node.cartridges[VolumeTag("C")]
+    node.cartridges[VolumeTag("B")] = replace(node.cartridges[VolumeTag("B")], element="io-1")
+    tags = [VolumeTag(tag) for tag in ("C", "A", "B", "A")]
+    assert allocation.needed_words(made, tags) == (
+        "C (in vault X), A, B (at io-1: ctl tape import B)"
+    )
+    assert allocation.needed_words(made, []) == "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -142,6 +143,8 @@ def test_a_restore_asks_for_the_cartridge_that_is_away_and_goes_on_when_it_comes
     job = site.submit("restore", backup=backup, new="copy")
     site.run(3600)
     assert site.job(job).reason == "waiting: cartridge LTO001L8 (in vault cellar)"
+    assert "cartridges needed, in order: LTO001L8 (in vault cellar)" in site.log(job)
+    assert json.loads(site.job(job).result)["needs"] == ["LTO001L8"]
     told = status_document(site.machine.registry, site.machine.jobs)
     assert told["requests"] == [{"job": job, "request": "cartridge LTO001L8 (in vault cellar)"}]
     site.tape.put(away)
