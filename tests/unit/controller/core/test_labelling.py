@@ -197,3 +197,18 @@ def test_a_label_that_is_cancelled_is_finished_by_the_next(site: Site) -> None:
     check_end(site, labelled(site))
     assert row(site).status == "writable"
     assert site.alarms == []
+
+
+def test_another_cartridge_than_the_one_that_was_looked_at_is_not_erased(site: Site) -> None:
+    """It was swapped after the last inventory: what is on it, nobody has said that it may go."""
+    backup = backed_up(site)
+    site.call("backup.prune", backups=[str(backup)])
+    other = connected()
+    other.ids = iter(range(10**6, 2 * 10**6))  # type: ignore[assignment]
+    backed_up(other)
+    site.tapes[TAG].objects = list(other.tapes[TAG].objects)
+    job = labelled(site)
+    check_end(site, job, "failed")
+    assert "is another one" in site.job(job).reason
+    assert site.tape.erased == []
+    assert row(site).status == "error"

@@ -245,3 +245,16 @@ def test_a_cartridge_that_has_to_make_room_is_unmounted(site: Site) -> None:
     while drive(site)["job"] == 0:
         site.deliver(*site.wire.pop(0))
     assert drive(site)["state"] == "Unmounting"
+
+
+def test_a_cartridge_that_a_job_has_chosen_stays_where_it_is_before_it_is_loaded(
+    site: Site,
+) -> None:
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    while "tag" not in site.machine.jobs[job].plan:  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    assert site.tape.drives["drive-0"].loaded == ""
+    for verb in ("tape.export", "tape.import"):
+        with pytest.raises(BusyError, match=f"cartridge LTO001L8 is used by job {job}"):
+            site.call_now(verb, tag=TAG)

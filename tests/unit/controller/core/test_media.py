@@ -21,14 +21,15 @@ from controller.core.media import (
     check_label,
     check_tail,
     choose_for_append,
+    media_deadline,
     mount,
     orphan_part,
     put_into_error,
 )
-from controller.core.pools import default_pool
+from controller.core.pools import default_pool, seconds_between
 from controller.core.procedure import NotYet
 from controller.core.registry import Node, Registry
-from tests.site.site import Site
+from tests.site.site import DATA, Site
 
 STORE, UUID = "a" * 32, "b" * 32
 TAG = VolumeTag("LTO001L8")
@@ -336,3 +337,22 @@ def test_a_cartridge_at_the_door_is_asked_for() -> None:
         "waiting: scratch cartridge for pool default, "
         "or LTO001L8 (at io-1: ctl tape import LTO001L8)"
     )
+
+
+def test_the_end_of_a_retention_is_a_deadline_only_while_a_job_waits_for_media(site: Site) -> None:
+    def deadline(now: float = 100.0) -> float | None:
+        return media_deadline(site.machine.registry, site.machine.jobs, now=now, wall=site.wall)
+
+    for tag in site.tapes:
+        site.set_cartridge(tag, status="full", retain_until="2026-01-11T00:05:00Z", hold="")
+    assert deadline() is None, "nobody waits"
+    site.make_volume("vol", data=DATA)
+    site.submit("backup", volume="vol")
+    site.settle()
+    left = seconds_between(site.wall, "2026-01-11T00:05:00Z")
+    assert deadline() == 100.0 + left + 1
+    site.set_cartridge(TAG, retain_until="2027-01-01T00:00:00Z")
+    site.set_cartridge("LTO002L8", hold="lawsuit")
+    assert deadline() == 100.0 + 3600 + 1, "no further than the clock on the wall is believed"
+    site.set_cartridge(TAG, status="retired")
+    assert deadline() is None, "nothing will come of waiting"
