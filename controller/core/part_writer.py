@@ -19,7 +19,7 @@ stream byte after the last record that was written (D5: the record that met earl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final
 
@@ -77,8 +77,8 @@ UNREADABLE: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.BLANK_CHECK})
 class PartWriter(CartridgeWriter):
     """One part on one cartridge, as far as it has come.
 
-    It reaches to the end of the stream, or to `stream_end` if its source has no more.  `besides` are cartridges that it
-    must not be written on.
+    It reaches to the end of the stream, or to `stream_end` if its source has no more.  `besides` returns
+    the cartridges that it must not be written on; it is asked at each attempt to claim one.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PartWriter(CartridgeWriter):
         *,
         source: PartSource,
         stream_end: int | None = None,
-        besides: Collection[VolumeTag] = (),
+        besides: Callable[[], Collection[VolumeTag]] = tuple,
     ) -> None:
         super().__init__(desk, job, pool=row.pool, record_bytes=row.record_bytes)
         self.row, self.source, self._besides = row, source, besides
@@ -197,6 +197,9 @@ class PartWriter(CartridgeWriter):
     def give_up(self, error: VolumeError) -> None:
         """The part goes elsewhere.  A cartridge that is only full stays good for reading; any other is in error."""
         if isinstance(error, NoRoomError):
+            if not self.cartridge.sequence:
+                # There is nothing on it: it could be erased and tried again for ever.
+                self.plan.setdefault("too_small", []).append(self.tag)
             self.desk.record(replace(self.cartridge, status=self._full(), detail=error.message))
             self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
         elif isinstance(error, KeptError):
@@ -248,7 +251,7 @@ class PartWriter(CartridgeWriter):
                 backups=self.desk.backups,
                 wall=self.desk.wall,
                 own=self.job.result.get("tags", ()),
-                besides=self._besides,
+                besides=(*self._besides(), *self.plan.get("too_small", ())),
             )
             if isinstance(found, OperatorRequest) and self.plan.get("no_wait_media"):
                 needed = found.reason.removeprefix("waiting: ")

@@ -175,7 +175,7 @@ class _Copying:
                 self.row,
                 source=source,
                 stream_end=end,
-                besides=self._besides(),
+                besides=self._besides,
             )
             if ended is not None:
                 writer.count(ended)
@@ -202,9 +202,15 @@ class _Copying:
         return last is not None and last.is_last
 
     def _besides(self) -> list[VolumeTag]:
-        """Return the cartridges that this copy is not written on: those of all that has the same stream."""
+        """Return the cartridges that this copy is not written on: those of all that has the same stream, or will have."""
         backups, registry = self.desk.backups, self.desk.registry
         family = others_of(self.row, backups, families(backups))
+        family += [
+            row.backup
+            for row in backups.values()
+            if (row.state, row.copy_of) == ("building", self.row.copy_of)
+            and row.backup != self.row.backup
+        ]
         return list(
             dict.fromkeys(
                 part.tag for number in family for part in parts_of(backups[number], registry)

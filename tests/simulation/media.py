@@ -68,7 +68,6 @@ from tests.simulation.facts import (
     VolumeKept,
 )
 
-
 SLOTS: Final = 40
 IO_SLOTS: Final = 2
 

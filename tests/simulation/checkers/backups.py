@@ -158,12 +158,16 @@ class BackupChecker:
             raise Violation("I1", f"backup {row.backup} differs from its view at blocks {wrong}")
 
     def _origin(self, row: Any) -> Any:
-        return self._backups[row.copy_of] if row.copy_of else row
+        while row.copy_of:
+            row = self._backups[row.copy_of]
+        return row
 
     def _judge_lanes(self, row: Any, parts: list[Any]) -> None:
         """Each lane has one stretch of the stream, in the order of its parts, and ends once."""
         lanes = [part.lane for part in parts]
-        ends = [lane for lane, after in zip(lanes, [*lanes[1:], None], strict=True) if lane != after]
+        ends = [
+            lane for lane, after in zip(lanes, [*lanes[1:], None], strict=True) if lane != after
+        ]
         if ends != list(range(row.lanes)):
             raise Violation("I2", f"backup {row.backup} of {row.lanes} lanes has them as {lanes}")
         for part, after in zip(parts, [*parts[1:], None], strict=True):
@@ -177,7 +181,7 @@ class BackupChecker:
         family = [
             other
             for other in self._backups.values()
-            if other.backup != row.backup and first in (other.backup, other.copy_of)
+            if other.backup != row.backup and self._origin(other).backup == first
         ]
         theirs = {p.tag for o in family if o.state == "completed" for p in self._present(o)}
         shared = sorted(theirs & {part.tag for part in parts})

@@ -37,7 +37,7 @@ class VolumeChecker:
                         self._jobs[row.job] = row
                     elif kind(row) == "BackupRow":
                         self._job_of_backup[row.backup] = row.job
-                        self._copied[row.backup] = row.copy_of or row.backup
+                        self._copied[row.backup] = self._copied.get(row.copy_of, row.backup)
             case VolumeKept():
                 self._keep(fact)
             case VolumeDropped(volume=volume):

@@ -204,6 +204,19 @@ def test_many_full_cartridges_in_a_row_are_no_reason_for_quarantine() -> None:
     assert [part.tag for part in site.machine.registry.parts_of(backup)] == [tags[-1]]
 
 
+@pytest.mark.parametrize("end", [2, 5, 11])
+def test_a_cartridge_that_is_too_small_for_any_part_is_tried_once_and_not_recycled_for_ever(
+    end: int,
+) -> None:
+    site = connected(tags=(TAG,))
+    site.tapes[TAG].end = end
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.run()
+    assert site.job(job).reason == "waiting: scratch cartridge for pool default"
+    assert sum("no room for" in line for line in site.log(job)) == 1
+
+
 def test_a_full_cartridge_and_no_other_ends_the_job_with_exit_code_7(site: Site) -> None:
     site.tapes[TAG].capacity = 8
     site.set_cartridge("LTO002L8", status="error")
