@@ -41,7 +41,7 @@ from controller.catalog.store import (
 )
 from controller.core import drives
 from controller.core.allocation import state_of
-from controller.core.catalog_age import catch_up
+from controller.core.catalog_age import catch_up, is_behind
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.items import BACKOFF_BASE_S, pause
@@ -279,7 +279,10 @@ def _identify(
         raise VolumeError(f"cartridge {tag} has no label of ours that can be read")
     header = decode_payload(reply.header, VolumeHeader)
     row = desk.registry.cartridges[tag]
-    if row.cartridge not in ("", header.cartridge) and row.status != "foreign":
+    # A catalog that is older than the tapes may have labelled it anew after that.
+    is_recycled = is_behind(desk) and header.store == desk.store and header.created > row.created
+    is_other = row.cartridge not in ("", header.cartridge) and row.status != "foreign"
+    if is_other and not is_recycled:
         raise RefusedError(
             f"barcode {tag} is that of another cartridge in this catalog: {row.cartridge}, the label says "
             f"{header.cartridge}"

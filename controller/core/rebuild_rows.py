@@ -273,6 +273,8 @@ def _missing(
         words.append(f"what drives {', '.join(str(lane + 1) for lane in lanes)} wrote")
     elif first.lanes == 1 and not last.is_last:
         words.append(f"what comes behind part {last.part}, which is on {last.tag}")
+    elif not words and sum(part.is_last for part in parts) < first.lanes:
+        words.append("the end of what one of its drives wrote")
     elif not words and behind != total:
         words.append(f"{total - behind} of {total} bytes")
     return "; ".join(words[:MISSING_SHOWN_MAX])

@@ -412,3 +412,52 @@ def test_what_a_backup_lacks_is_shown_with_it() -> None:
     row = site.machine.backups[number]  # type: ignore[index]
     shown = documents.backup_document(row, site.machine.registry, site.machine.backups)
     assert shown["broken"].startswith(f"backup {number} is failed: it lacks what comes behind part")
+
+
+@pytest.mark.parametrize("full", ["LTO001L8", "LTO002L8"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_end_of_a_lane_is_missed_even_if_no_header_says_how_long_it_was(
+    full: str, is_damaged: bool
+) -> None:
+    site = connected(drives=2, tags=("LTO001L8", "LTO002L8", "LTO003L8"))
+    site.machine.stretch_bytes_min = 1
+    site.make_volume("vol", data=content(*range(48)))
+    site.tapes[full].capacity = 9
+    site.submit("backup", volume="vol", drives=2)
+    site.run()
+    parts = site.machine.registry.parts_of(1)
+    [end] = [part.tag for part in parts if part.part == 3]
+    for part in parts:
+        if is_damaged and not part.is_last:
+            site.tapes[part.tag].bad.add(part.header_object)
+    lose_catalog(site)
+    for tag in sorted({part.tag for part in parts} - {end}):
+        rebuild(site, tag)
+    [row] = site.machine.backups.values()
+    assert (row.state, row.is_protected) == ("failed", True)
+    rebuild(site, end)
+    assert restored(site, 1) == content(*range(48))
+
+
+def test_a_cartridge_that_was_recycled_after_the_old_copy_was_made_is_read_as_what_it_is(
+    site: Site,
+) -> None:
+    backed_up(site)
+    copy = site.catalog.reopen()
+    site.catalog = copy.reopen()
+    site.restart()
+    site.now += 60
+    site.call("backup.prune", backups=["1"])
+    site.set_cartridge("LTO001L8", status="full")
+    site.set_cartridge("LTO002L8", status="retired")
+    following = stored(site, volume="vol")
+    assert site.tape.erased == ["LTO001L8"]
+    site.catalog = copy
+    site.restart()
+    assert site.machine.registry.cartridges["LTO001L8"].status == "quarantined"  # type: ignore[index]
+    job = rebuild(site)
+    check_end(site, job.job)
+    assert restored(site, following) == DATA
+    lost = site.submit("restore", backup=1, new="lost")
+    site.run()
+    assert "is not the one any more" in site.job(lost).reason

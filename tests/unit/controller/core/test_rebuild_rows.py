@@ -169,7 +169,7 @@ def test_the_missing_part_completes_it(order: tuple[FoundPart, FoundPart]) -> No
 
 
 def test_two_lanes_are_whole_when_both_are_there() -> None:
-    left = replace(FIRST, lanes=2, runs=ExtentRuns([(0, 4)]))
+    left = replace(FIRST, lanes=2, is_last=True, runs=ExtentRuns([(0, 4)]))
     right = replace(SECOND, lanes=2, lane=1, is_last=True)
     assert take(left, right).row.state == "completed"
     assert take(left).row.state == take(right).row.state == "failed"
