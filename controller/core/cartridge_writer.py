@@ -45,6 +45,12 @@ BAD_MEDIUM: Final = frozenset({SenseKey.MEDIUM_ERROR, SenseKey.DATA_PROTECT})
 """A drive that answers a write so will not write this cartridge the next time either."""
 
 
+ERASING: Final = "it is being erased"
+"""Detail of a cartridge from before its node is asked until the answer: if nobody lives to hear that, the next one who
+finds it empty knows why.
+"""
+
+
 class NoRoomError(VolumeError):
     """The cartridge is full before the part is complete.  Nothing is wrong with it otherwise."""
 
@@ -88,9 +94,14 @@ class CartridgeWriter:
         """Fence and load; compare the cartridge with the catalog; learn where it ends."""
         yield Claim(attempt=self._claim_drive)
         reply: NodeReply = yield from drives.load_cartridge(self.desk, self.job)
-        if self.plan.get("erase"):
+        was_erased = self.cartridge.detail == ERASING and not reply.end
+        if self.plan.get("erase") or was_erased:
             reply = yield from self._make_blank(reply)
         self.check(reply)
+        if (
+            self.cartridge.detail == ERASING
+        ):  # It came to nothing, and no earlier epoch gets through.
+            self.desk.record(replace(self.cartridge, detail=""))
         self.end = reply.end
 
     def _claim_drive(self) -> bool | NotYet:
@@ -118,6 +129,8 @@ class CartridgeWriter:
         tries = 0
         while reply.end:
             self.check_erasable(reply)
+            if self.cartridge.status in CartridgeWriter.erasable:
+                self.desk.record(replace(self.cartridge, detail=ERASING))
             try:
                 yield self._ask_erase()
                 break

@@ -12,6 +12,7 @@ from backplane.errors import MediumError, NotFoundError, StaleError
 from backplane.tape_format import RecordType, decode_metadata, decode_record
 from backplane.wire.messages import TapeErase, TapeRetain
 from controller.core import effects as core
+from controller.core.cartridge_writer import ERASING
 from tests.site.site import DATA, ControllerDied, Site, backed_up, check_end, connected, restored
 from tests.site.tape import Tape
 
@@ -355,3 +356,30 @@ def test_pools_keep_to_their_own_cartridges(site: Site) -> None:
         check_end(site, again(site, pool=name))
     assert [cartridge(site, tag).pool for tag in (TAG, OTHER)] == ["weekly", "monthly"]
     assert [cartridge(site, tag).sequence for tag in (TAG, OTHER)] == [2, 1]
+
+
+@pytest.mark.parametrize("policy", ["always", "continue"])
+def test_a_job_that_is_cancelled_while_it_erases_leaves_a_cartridge_that_is_good(
+    site: Site, policy: str
+) -> None:
+    prune(site, used_up(site))
+    site.set_cartridge(TAG, status="writable")
+    site.call("pool.set", name="default", retain="", allocation="always", scratch="")
+    job = site.submit("backup", volume="vol")
+    while not site.tape.erased:
+        site.settle(steps=1)
+    site.call_now("job.cancel", job=job)
+    site.run()
+    assert (cartridge(site).status, cartridge(site).detail) == ("writable", ERASING)
+    site.call("pool.set", name="default", retain="", allocation=policy, scratch="")
+    check_end(site, again(site))
+    assert cartridge(site).detail == ""
+    assert not site.alarms
+
+
+def test_an_erase_that_came_to_nothing_is_forgotten(site: Site) -> None:
+    backed_up(site)
+    site.set_cartridge(TAG, detail=ERASING)
+    check_end(site, again(site))
+    assert cartridge(site).detail == ""
+    assert restored(site, 1) == DATA
