@@ -19,6 +19,7 @@ from backplane.errors import NotFoundError, RefusedError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, DropMap
 from controller.core.chain import FULL
+from controller.core.copies import Families, families, origin
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.job import Job
@@ -63,14 +64,17 @@ def candidates(
 def users_of(backups: Mapping[BackupId, BackupRow], jobs: Mapping[Any, Job]) -> dict[BackupId, str]:
     """Say of each backup that a job uses which one that is: with it, all that it stands on is used."""
     users: dict[BackupId, str] = {}
+    known = families(backups)
     for job in jobs.values():
         if not job.has_ended:
-            for number in _used_by(job, backups):
+            for number in _used_by(job, backups, known):
                 users.setdefault(number, f"used by job {job.row.job} ({job.row.kind})")
     return users
 
 
-def _used_by(job: Job, backups: Mapping[BackupId, BackupRow]) -> Iterator[BackupId]:
+def _used_by(
+    job: Job, backups: Mapping[BackupId, BackupRow], known: Families
+) -> Iterator[BackupId]:
     row = backups.get(job.row.backup)
     if job.row.kind == "backup" and row is None:
         if job.plan.get("level", FULL) == FULL:
@@ -78,11 +82,14 @@ def _used_by(job: Job, backups: Mapping[BackupId, BackupRow]) -> Iterator[Backup
         # It may choose any of its volume to stand on, and nobody knows which before it has.
         yield from (each.backup for each in backups.values() if each.volume == job.row.volume)
         return
-    wanted = [job.row.backup]
+    wanted = [job.row.backup, BackupId(job.plan.get("of", 0))]
     if job.row.kind == "verify":  # Of a cartridge or a pool: of whatever is on it.
         wanted += {BackupId(int(backup)): None for backup, _ in job.plan.get("parts", ())}
     for number in wanted:
-        yield from _with_parents(number, backups)
+        chain = list(_with_parents(number, backups))
+        yield from chain
+        if job.row.kind in ("restore", "copy"):  # What is damaged or away is read from any of them.
+            yield from (copy for each in chain for copy in known.get(origin(backups[each]), ()))
         source = backups.get(number)
         if source is not None and source.copy_of:
             yield from _with_parents(source.copy_of, backups)

@@ -12,7 +12,7 @@ from backplane.ids import BackupId
 from controller.core.prune import users_of
 from controller.operator_interface import OperatorInterface
 from tests.site.arguments import parse
-from tests.site.site import Site, backed_up
+from tests.site.site import Site, backed_up, connected
 
 
 def state(site: Site, number: int) -> str:
@@ -149,3 +149,17 @@ def test_copies_are_counted_for_themselves(three: Site) -> None:
         (2, True),
         (1, False),
     ]
+
+
+def test_a_job_keeps_all_copies_that_it_may_come_to_read() -> None:
+    site = connected(drives=2)
+    backed_up(site)
+    job = site.submit("copy", backup=1)
+    assert prune(site, 1)["kept"] == [{"backup": 1, "reason": f"used by job {job} (copy)"}]
+    site.run()
+    job = site.submit("restore", backup=1, new="other")
+    assert [each["reason"] for each in prune(site, 1, 2)["kept"]] == [
+        f"used by job {job} (restore)"
+    ] * 2
+    site.run()
+    assert prune(site, 1, 2)["pruned"] == [1, 2]
