@@ -6,7 +6,7 @@ a record the best is taken:
 
     GOOD        its cartridge is in a library, and nothing is known against it
     DOUBTFUL    its cartridge is in error: it can often be read, so it is tried before anybody is sent for another one
-    AWAY        its cartridge is in a vault, its node is away, or nobody may touch it now
+    AWAY        its cartridge is in a vault or at the door, its node is away, or nobody may touch it now
     BAD         the record could not be read when it was last looked at
     GONE        its cartridge has another label now, or nobody knows it
 
@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from backplane.ids import BackupId, CartridgeId, VolumeTag
 from controller.catalog.store import BackupRow, PartRow
+from controller.core.allocation import is_at_door
 from controller.core.damage import Records, bad_of
 from controller.core.registry import Registry
 
@@ -111,7 +112,9 @@ def others_of(
     """Return what has the same stream as a backup, besides itself: the original first."""
     first = origin(row)
     found = []
-    for number in (first, *known.get(first, ())):
+    # A copy of a copy: its original was pruned before that was made.
+    more = known.get(row.backup, ()) if row.copy_of else ()
+    for number in (first, *known.get(first, ()), *more):
         other = backups.get(number)
         if (
             number != row.backup
@@ -150,7 +153,8 @@ def rank_of(part: PartRow, registry: Registry) -> Rank:
     node = registry.nodes.get(cartridge.node)
     if cartridge.status == "quarantined" or node is None or not node.is_online:
         return Rank.AWAY
-    if part.tag not in node.cartridges:
+    state = node.cartridges.get(part.tag)
+    if state is None or is_at_door(state):
         return Rank.AWAY
     return Rank.DOUBTFUL if cartridge.status == "error" else Rank.GOOD
 

@@ -22,6 +22,7 @@ from backplane.scsi.sense import SenseKey
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import ItemRow, PartRow
 from controller.core import drives
+from controller.core.allocation import is_at_door, state_of
 from controller.core.desk import Desk
 from controller.core.effects import UnitUse
 from controller.core.items import forwarded_of, ledger_total, run_list
@@ -113,12 +114,16 @@ class PartReader:
                 f"backup {part.backup} was written on"
             )
         node = registry.nodes.get(row.node)
-        is_there = node is not None and node.is_online and row.tag in node.cartridges
+        state = state_of(registry, row)
+        is_there = state is not None and not is_at_door(state)
         is_missing = not is_there and (row.vault != "" or (node is not None and node.is_online))
         is_quarantined = row.status == "quarantined"
         may_wait = self._waits is None or self._waits(part)
         if (is_missing or is_quarantined) and not may_wait:
-            why = row.status if is_quarantined else f"not in the library of {row.node}"
+            where = (
+                f"at {state.element}" if state is not None else f"not in the library of {row.node}"
+            )
+            why = row.status if is_quarantined else where
             raise CartridgeAwayError(f"cartridge {part.tag} is {why}")
         claims = tag_claims(self.desk.jobs)
         found = mount(registry, self.job.row.job, row, claims=claims, seat=self._seat)

@@ -262,3 +262,10 @@ def test_a_backup_of_nothing_restores_to_nothing(site: Site) -> None:
     assert backed_up(site, {}) == 1
     restore(site, "completed", keep_going=True)
     assert site.disk.by_name("copy").data == {}
+
+
+def test_with_keep_going_a_cartridge_at_the_door_is_not_waited_for(site: Site) -> None:
+    backed_up_with_files(site)
+    site.call("tape.export", tag=TAG)
+    result = restore(site, "partial", keep_going=True)
+    assert "is at io-" in result["unreadable"][0]

@@ -240,6 +240,15 @@ def test_two_copies_across_each_other_both_end() -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+def test_two_copies_at_the_same_time_share_no_cartridge() -> None:
+    site = library(drives=4, tags=3)
+    jobs = [site.submit("copy", backup=1) for _ in range(2)]
+    site.run()
+    for job in jobs:
+        check_end(site, job)
+    assert sorted(tags(site, 2) + tags(site, 3)) == [TWO, THREE]
+
+
 def test_a_damaged_record_ends_a_copy_and_is_named(site: Site) -> None:
     first = first_record(site, 1)
     site.tapes[ONE].bad = {first + 2}
@@ -416,3 +425,36 @@ def test_a_cartridge_with_much_damage_is_left_for_the_copy(
     data, result = restore(site)
     assert data == DATA
     assert result["damaged_records"] == 2, "the others were not even tried"
+
+
+def test_a_cartridge_at_the_door_is_not_waited_for_where_a_copy_has_the_same(site: Site) -> None:
+    copy(site)
+    site.call("tape.export", tag=ONE)
+    assert restore(site)[0] == DATA
+
+
+def test_one_that_goes_to_the_door_while_a_restore_waits_is_not_waited_for(site: Site) -> None:
+    copy(site)
+    job = site.submit("restore", backup=1, new="other")
+    for drive in site.tape.drives.values():
+        drive.loaded = ""
+    site.tapes[ONE].element = "io-1"
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+
+
+def test_copies_of_a_copy_whose_original_is_pruned_know_each_other(site: Site) -> None:
+    copy(site)
+    site.call("backup.prune", backups=["1"])
+    site.tape.take_out(ONE)
+    site.connect("tape")
+    site.set_cartridge(ONE, status="retired")
+    copy(site, backup=2)
+    assert (tags(site, 2), tags(site, 3)) == ([TWO], [THREE])
+    for asked, tag in ((2, TWO), (3, THREE)):
+        taken = site.tape.take_out(tag)
+        site.connect("tape")
+        assert restore(site, backup=asked)[0] == DATA
+        site.tape.put(taken)
+        site.connect("tape")
