@@ -223,7 +223,7 @@ class Registry:
             state
             for state in known.drives.values()
             if self.may_claim((node, state.drive), job=job, seat=seat)
-            and not self.why_unusable(node, state.drive)
+            and not self._why_not_for((node, state.drive), job=job)
         ]
         free.sort(
             key=lambda state: (
@@ -248,6 +248,10 @@ class Registry:
         by_hand = self.drives_by_hand.get((node, drive))
         return f"is in use: {by_hand}" if by_hand else ""
 
+    def _why_not_for(self, key: tuple[NodeName, str], *, job: JobId) -> str:
+        """Say what keeps a drive from a job: who has it keeps it to the end."""
+        return "" if self.drive_claims.get(key) == job else self.why_unusable(*key)
+
     def why_not_from_drive(
         self, node: NodeName, tag: VolumeTag, *, job: JobId, seat: str = ""
     ) -> str:
@@ -255,7 +259,7 @@ class Registry:
         for state in self.nodes[node].drives.values():
             if state.loaded != tag:
                 continue
-            why = self.why_unusable(node, state.drive)
+            why = self._why_not_for((node, state.drive), job=job)
             if not self.may_claim((node, state.drive), job=job, seat=seat):
                 why = "is in use"
             return f"is in drive {state.drive}, which {why}" if why else ""

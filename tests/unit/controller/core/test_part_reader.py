@@ -19,7 +19,7 @@ from controller.core.planner import PartData, PartPicks
 from controller.core.procedure import Ask
 from controller.core.verify import part_data
 from tests.site.mover import STALE, UNREADABLE, copy_aborted
-from tests.site.site import DATA, Site, backed_up
+from tests.site.site import DATA, Site, backed_up, check_end, connected
 
 
 @pytest.fixture
@@ -164,3 +164,21 @@ def drain(site: Site, step: Any) -> None:
             wish = step.send(answer)
     except StopIteration:
         return
+
+
+def test_a_drive_that_is_put_down_serves_the_job_that_has_it_to_the_end() -> None:
+    site = connected(drives=2)
+    backed_up(site)
+    job = site.submit("restore", backup=1, new="copy")
+    while "drive" not in site.machine.jobs[job].plan:  # type: ignore[index]
+        site.settle(steps=1)
+    drive = site.machine.jobs[job].plan["drive"]  # type: ignore[index]
+    site.call_now("drive.down", drive=drive, reason="noise")
+    site.lose_after = [1]
+    site.connect_mover("m2")
+    site.run()
+    check_end(site, job)
+    site.submit("restore", backup=1, new="next")
+    site.settle()
+    [reason] = [each.row.reason for each in site.machine.jobs.values()]
+    assert reason == f"waiting: cartridge LTO001L8 is in drive {drive}, which is down: noise"
