@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from backplane.testing.cluster import LocalCluster, is_running
+from controller.cli import main
+
+# The installed program is started by `LocalCluster.up` and `start_ctl`, and by test_ctl_local.py for every command.
+LocalCluster.main = staticmethod(main)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_real_backup_and_its_incremental_come_back_without_any_of_our_programs
     source.write_bytes(image_with(((0, 700), (9000, 5000)), seed=5, before=bytes(16 << 20)))
     cluster.ctl("volume", "create", "vol", "--from", str(source))
     assert cluster.finish("backup", "vol")["state"] == "completed"
-    folders = [path.parent for path in (cluster.folder / "state").glob("**/data")]
+    folders = [path.parent for path in cluster.state.glob("**/data")]
     cartridges = [path for path in folders if (path / "cartridge.json").exists()]
     cluster.down()
     listed = [run("list", path).stdout for path in cartridges]

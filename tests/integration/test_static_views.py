@@ -88,8 +88,11 @@ def left_behind(cluster: LocalCluster) -> list[str]:
 
 
 def assert_nothing_is_left(cluster: LocalCluster) -> None:
+    # What the node has, and what it has told the controller.
     cluster.wait_until(lambda: not left_behind(cluster), what="the views to go", timeout_s=10)
-    assert cluster.ctl("view", "list")["views"] == []
+    cluster.wait_until(
+        lambda: cluster.ctl("view", "list")["views"] == [], what="word of it", timeout_s=10
+    )
 
 
 def restored(cluster: LocalCluster, backup: object, name: str) -> bytes:
@@ -410,7 +413,11 @@ def test_a_job_that_finds_no_quiet_ends_with_code_6_and_the_workstation_notices_
     assert detail["wait"]["last_writer"] == "unix", detail["wait"]
     assert_nothing_is_left(cluster)
     for name in ("restless", "calm"):
-        assert cluster.ctl("volume", "show", name)["held_by"] == 0
+        cluster.wait_until(
+            lambda name=name: cluster.ctl("volume", "show", name)["held_by"] == 0,
+            what=f"{name} to be let go",
+            timeout_s=10,
+        )
     assert cluster.ctl("backup", "list", "--volume", "restless")["backups"] == []
     assert cluster.ctl("volume", "quiet", "restless")["found"] == 0
     # Nothing is in the way of the next one.
