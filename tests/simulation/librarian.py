@@ -1,8 +1,8 @@
 """Who looks after the tapes: prunes backups, handles cartridges and drives by hand, and brings what jobs ask for.
 
 A second operator at a terminal of its own, so that a call that waits for a node holds up nobody else.  During the
-chaos it does what comes to its mind; afterwards it tidies up: every drive is up, every cartridge is in its slot, nothing
-is held, and whoever waits for a cartridge gets a new one.
+chaos it does what comes to its mind; afterwards it tidies up: every drive is up, every cartridge is in its slot,
+nothing is held, and whoever waits for a cartridge gets a new one.
 """
 
 from __future__ import annotations

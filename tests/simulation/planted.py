@@ -12,6 +12,10 @@ from typing import Any, Final
 
 from backplane.ids import Designator, Epoch, JobId, VolumeId
 from backplane.wire.messages import VolumePublish, VolumeState
+from controller.catalog.store import CartridgeRow
+from controller.core.allocation import why_kept
+from controller.core.pools import FOREVER
+from controller.core.registry import Registry
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Floor, Request, Session
 from storage_node.core.volume_state import VolumeBook
@@ -21,6 +25,8 @@ from storage_node.tape.drive import Outcome
 from tests.simulation.media import SimulatedDrive
 from tests.simulation.storage_process import Rules
 from tests.simulation.world import Bias
+
+WRITTEN: Final = ("writable", "full")
 
 
 class NoFenceCheck(Admission):
@@ -85,6 +91,26 @@ class TrustingBook(VolumeBook):
         return True
 
 
+def keeps_nothing(
+    row: CartridgeRow, _registry: object, *, statuses: tuple[str, ...] = WRITTEN, **_: object
+) -> str:
+    """Stand for `why_kept`: whatever is on a cartridge, nobody wants it."""
+    return "" if row.status in statuses else row.status
+
+
+def keeps_no_retention(row: CartridgeRow, registry: Registry, **how: Any) -> str:
+    """Stand for `why_kept`: every retention is over."""
+    return why_kept(row, registry, **how | {"wall": FOREVER})
+
+
+def _erases_all(*_: object, **__: object) -> str:
+    return ""
+
+
+def _lets_anybody(*_: object, **__: object) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Planted:
     """One missing guard."""
@@ -115,6 +141,19 @@ LATE: Final = Bias(
     restores=0.9,
 )
 """Packets that arrive when the world has moved on, and little else."""
+
+RECYCLING: Final = Bias(
+    late=(0.0,),
+    damage=(0.0,),
+    read_error=(0.0,),
+    flush_error=(0.0,),
+    first_backup=1.0,
+    restores=0.2,
+    copies=(0.0, 0.1),
+    prunes=(0.3,),
+    scarce=1.0,
+)
+"""Cartridges that run out, and are used again."""
 
 PLANTED: Final = {
     planted.name: planted
@@ -149,6 +188,41 @@ PLANTED: Final = {
             rules=Rules(access=NoFence, disk_control=PublishesAtOnce, book=TrustingBook),
             bias=LATE,
             noticed_as=("I3", "I10"),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-kept-check",
+            what="the controller erases cartridges although backups are on them",
+            rules=Rules(
+                patches=tuple(
+                    (f"controller.core.{module}.why_kept", keeps_nothing)
+                    for module in ("allocation", "cartridge_writer")
+                )
+            ),
+            bias=RECYCLING,
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-retention-check",
+            what="neither the controller nor the node minds the retention of a cartridge",
+            rules=Rules(
+                patches=(
+                    ("storage_node.tape_control.erase_refusal", _erases_all),
+                    ("controller.core.allocation.why_kept", keeps_no_retention),
+                    ("controller.core.cartridge_writer.why_kept", keeps_no_retention),
+                )
+            ),
+            bias=replace(RECYCLING, retains=("15s",)),
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-drive-claim",
+            what="jobs take drives that others have",
+            rules=Rules(patches=(("controller.core.registry.Registry.may_claim", _lets_anybody),)),
+            bias=Bias(),
+            noticed_as=("I14",),
             seeds_max=40,
         ),
     )

@@ -81,6 +81,8 @@ class Rules:
     disk_control: type[DiskControl] = DiskControl
     access: type[Access] = Access
     drive: type[SimulatedDrive] = SimulatedDrive
+    patches: tuple[tuple[str, object], ...] = ()
+    """Names of the controller's guards, and what stands in their place."""
 
 
 @dataclass(frozen=True, slots=True)

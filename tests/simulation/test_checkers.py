@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from tests.simulation.checkers import Violation, Window
+from tests.simulation.checkers import Violation, Window, tape_reader
 from tests.simulation.checkers.backups import BackupChecker
+from tests.simulation.checkers.drives import DriveChecker
 from tests.simulation.checkers.epochs import EpochChecker
 from tests.simulation.checkers.fences import FenceChecker
 from tests.simulation.checkers.jobs import JobChecker
@@ -23,6 +25,7 @@ from tests.simulation.facts import (
     Fenced,
     Origin,
     Sent,
+    TapeCut,
     TapeWritten,
     Told,
     ViewKept,
@@ -61,6 +64,10 @@ class BackupRow:
     state: str = "completed"
     record_bytes: int = 512
     stream_bytes: int = 512
+    pool: str = "default"
+    copy_of: int = 0
+    parent: int = 0
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,22 @@ class PartRow:
     tag: str = "TAPE"
     header_object: int = 4
     end: int = 9
+    created: str = "2026-01-11T00:00:00Z"
+    lane: int = 0
+    stream_start: int = 0
+    is_last: bool = True
+
+
+@dataclass(frozen=True)
+class PoolRow:
+    pool: str = "default"
+    retain_s: int = 0
+
+
+@dataclass(frozen=True)
+class CartridgeRow:
+    tag: str = "TAPE"
+    hold: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +140,7 @@ def rows(*found: object) -> Committed:
 def test_no_checker_imports_the_system() -> None:
     """A checker that shares code with the system shares its mistakes."""
     allowed = {"__future__", "awscrt", "collections", "dataclasses", "hashlib", "json", "struct"}
-    allowed |= {"typing", "tests"}
+    allowed |= {"datetime", "typing", "tests"}
     for path in CHECKERS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -243,6 +266,104 @@ def test_a_completed_backup_without_its_parts_is_a_violation() -> None:
 
 def test_a_part_beyond_what_is_durable_is_a_violation() -> None:
     Judge(BackupChecker(EMPTY)).refuses(rows(PartRow()), match="durable are 0")
+
+
+# --- cartridges that are used again, lanes, copies ------------------------------------------------
+
+TAPE = b"".join(tape_reader.ENTRY.pack(2, 0, 0, 0, 32 * n, 0, 0, 0, 0) for n in range(9))
+"""Nine filemarks."""
+
+FULL = Window(lambda tag: TAPE, lambda volume: b"")
+CUT = TapeCut("TAPE", "unit", 0, None)
+
+
+def committed(*more: object, state: str = "pruned") -> Judge:
+    return Judge(BackupChecker(FULL)).sees(
+        rows(*more, BackupRow(1, job=1, state="building"), PartRow()),
+        rows(BackupRow(1, job=1, state=state)),
+    )
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed"])
+def test_what_nobody_wants_may_be_cut_off_and_is_not_looked_at_again(state: str) -> None:
+    judge = committed(state=state).sees(CUT, rows(PartRow(backup=2)))
+    judge.checker.finish()  # type: ignore[attr-defined]
+
+
+def test_cutting_what_a_living_backup_needs_is_a_violation() -> None:
+    committed(state="building").refuses(CUT, match="backup 1 is building")
+    child = BackupRow(2, job=2, state="building", parent=1)
+    committed(child).refuses(CUT, match="backup 2 is building")
+
+
+def test_cutting_what_is_retained_or_held_is_a_violation() -> None:
+    judge = committed(PoolRow(retain_s=30))
+    judge.refuses(CUT, match="retained until 30 s")
+    judge.checker.see(CUT, 30.0)  # type: ignore[attr-defined]
+    committed(CartridgeRow(hold="audit")).refuses(CUT, match="held: audit")
+
+
+def test_a_pruned_backup_that_comes_back_is_a_violation() -> None:
+    committed().refuses(rows(BackupRow(1, job=1, state="building")), match="was pruned")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [PartRow(part=1), PartRow(part=2, lane=1, is_last=False)],
+        [PartRow(part=1, lane=1), PartRow(part=2, lane=0, stream_start=512)],
+        [PartRow(part=1), PartRow(part=2, stream_start=512)],
+        [PartRow(part=1, lane=2), PartRow(part=2, lane=1, stream_start=512)],
+    ],
+)
+def test_lanes_that_do_not_follow_each_other_are_a_violation(wrong: list[PartRow]) -> None:
+    parts = [replace(part, header_object=n, end=n + 1) for n, part in enumerate(wrong)]
+    judge = Judge(BackupChecker(FULL)).sees(ViewKept("view", "v", BLOCK), rows(JobRow(1), *parts))
+    judge.refuses(rows(BackupRow(1, job=1, lanes=2)), match="lane")
+
+
+def test_a_copy_on_the_cartridge_of_its_original_is_a_violation() -> None:
+    first = rows(JobRow(1), BackupRow(1, job=1, state="building"), PartRow(end=5))
+    judge = Judge(BackupChecker(FULL)).sees(ViewKept("view", "v", BLOCK), first)
+    judge.checker._backups[1] = BackupRow(1, job=1)  # type: ignore[attr-defined]
+    judge.sees(rows(PartRow(backup=2, header_object=5)))
+    judge.refuses(rows(BackupRow(2, job=2, copy_of=1)), match="shares")
+
+
+def place(job: int, drive: str, tag: str, *, state: str = "copying", seat: str = "") -> JobRow:
+    found: dict[str, object] = {"tag": tag, "tape_node": "node", "drive": drive}
+    plan = {"seats": {seat: found}} if seat else found
+    return JobRow(job, state=state, plan=json.dumps(plan))
+
+
+def test_a_drive_or_a_cartridge_with_two_users_is_a_violation() -> None:
+    Judge(DriveChecker()).sees(rows(place(1, "drive-0", "A"))).refuses(
+        rows(place(2, "drive-0", "B")), match="node/drive-0 has two users: jobs 1 and 2"
+    )
+    Judge(DriveChecker()).sees(rows(place(1, "drive-0", "A", seat="source"))).refuses(
+        rows(place(2, "drive-1", "A")), match="cartridge A has two users"
+    )
+
+
+def test_a_drive_that_is_handed_on_has_one_user() -> None:
+    judge = Judge(DriveChecker()).sees(rows(place(1, "drive-0", "A")))
+    judge.sees(rows(JobRow(1), place(2, "drive-0", "A")))
+    judge.sees(rows(place(2, "drive-0", "A", state="failed"), place(3, "drive-0", "A")))
+    with pytest.raises(Violation, match="at the end"):
+        judge.checker.finish()  # type: ignore[attr-defined]
+
+
+def test_a_lane_that_never_ends_is_a_violation() -> None:
+    judge = Judge(JobChecker()).sees(rows(JobRow(1, kind="lane"), JobRow(2, kind="lane")))
+    with pytest.raises(Violation, match="is copying at the end"):
+        judge.checker.finish()  # type: ignore[attr-defined]
+
+
+def test_lanes_that_planned_less_than_their_backup_are_a_violation() -> None:
+    leader = JobRow(1, state="completed", plan='{"lane_jobs": [2]}')
+    lane = JobRow(2, kind="lane", state="completed", planned_bytes=0)
+    with pytest.raises(Violation, match="I13"):
+        Judge(LedgerChecker()).sees(rows(leader, lane)).checker.finish()  # type: ignore[attr-defined]
 
 
 def test_a_ledger_that_does_not_add_up_is_a_violation() -> None:

@@ -8,8 +8,10 @@ is about some faults and not about a grey mixture of all.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from unittest import mock
 
 from backplane.testing.simulated_network import Chaos, Network, NetworkFaults, Rates, Switchboard
 from backplane.testing.simulator import Process, Simulation
@@ -68,6 +70,7 @@ class Bias:
     prunes: tuple[float, ...] = (0.0, 0.02, 0.2)
     hands: tuple[float, ...] = (0.0, 0.02, 0.2)
     """See `Habits`."""
+    retains: tuple[str, ...] = ("0", "0", "15s")
     scarce: float = 0.4
     """There are few cartridges: what nobody wants any more is used again."""
 
@@ -201,7 +204,7 @@ class World:
             prunes=max(habits.prunes, *bias.prunes),
             news=random.choice((0.0, 0.1)),
             allocation=random.choice(("continue", "always")),
-            retain=random.choice(("0", "0", "15s")),
+            retain=random.choice(bias.retains),
         )
 
     def _fill_library(self, host: StorageHost) -> None:
@@ -478,4 +481,7 @@ class World:
 
 def run_seed(seed: int, *, rules: Rules | None = None, bias: Bias | None = None) -> Verdict:
     """Run one seed."""
-    return World(seed, rules=rules, bias=bias).run()
+    with ExitStack() as stack:
+        for target, replacement in rules.patches if rules is not None else ():
+            stack.enter_context(mock.patch(target, replacement))
+        return World(seed, rules=rules, bias=bias).run()
