@@ -18,7 +18,6 @@ begun is answered, and transfers count as written only up to the first one that 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Final, cast
 
 from backplane.errors import RemoteProtocolError, UnreachableError
 from backplane.runtime import failpoints
+from backplane.runtime.clock import SystemClock
 from backplane.units import KIB, MIB
 from backplane.wire.frames import ENTRY_BYTES, HEADER_BYTES
 from mover_node.core.abort import is_guard_failure, is_written
@@ -79,7 +79,7 @@ class Run:
         on_done: Callable[[Transfer], None],
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._clock = clock if clock is not None else time.monotonic
+        self._clock = clock if clock is not None else SystemClock().monotonic
         self._store: RecordStore | None = None
         if run.kind is Kind.BACKUP and limits.store_bytes_max:
             self._store = RecordStore(

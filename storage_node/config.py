@@ -55,7 +55,7 @@ class StorageNodeConfig:
     slots: Annotated[int, Between(1, SLOTS_MAX)] = SLOTS
     io_slots: Annotated[int, Between(0, IO_SLOTS_MAX)] = IO_SLOTS
     compression: bool = True
-    drive_model: Literal["", "lto7", "lto8", "lto9"] = ""
+    drive_model: Literal["none", "lto7", "lto8", "lto9"] = "none"
     """Keep account of what such a drive would have spent."""
     drive_model_speed: Annotated[float, Between(0, DRIVE_MODEL_SPEED_MAX)] = 0.0
     """0 only keeps account; else waits, so many times faster than the drive."""
@@ -86,7 +86,7 @@ class StorageNodeConfig:
             raise ValueError("nbd_listen, nbd_advertise: at most 8 addresses")
         if len({hooks.volume for hooks in self.hooks}) != len(self.hooks):
             raise ValueError("hooks: a volume twice")
-        if self.drive_model_speed and not self.drive_model:
+        if self.drive_model_speed and self.drive_model == "none":
             raise ValueError("drive_model_speed: of which drive_model?")
         if self.nbd_listen and "disk" not in self.roles:
             raise ValueError("nbd_listen: only a node with the disk role has volumes")

@@ -194,13 +194,15 @@ class StorageNode:
             make_drive=partial(_make_drive, config),
         )
         stack.callback(library.close)
-        return TapeControl(
+        tape = TapeControl(
             library,
             self._access,
             state_folder=self._config.state_folder,
             clock=clock,
             new_uuid=lambda: uuid.uuid4().hex,
         )
+        stack.callback(tape.end)
+        return tape
 
     def _unit(self, designator: Designator) -> LogicalUnit | None:
         """Find a logical unit; called by the threads of the data server."""
@@ -254,7 +256,7 @@ def run(config: StorageNodeConfig) -> None:
 
 
 def _make_drive(config: StorageNodeConfig) -> VirtualDrive:
-    if not config.drive_model:
+    if config.drive_model == "none":
         return VirtualDrive()
     return ModelledDrive(SPECIFICATIONS[config.drive_model], pace=config.drive_model_speed)
 

@@ -275,13 +275,21 @@ class TapeControl:
             self._facts[message.tag] = facts
             return self._state(message.tag)
 
-    def close(self) -> None:
-        """Unload all drives; what is in their buffers becomes durable."""
+    def end(self) -> None:
+        """Keep what drives have counted; the library can be closed then."""
+        for drive in self._library.drives:
+            if isinstance(drive, ModelledDrive):
+                drive.hurry()
         with self._lock:
             for number, unit, drive in self._drives.values():
                 with unit.mutex:
                     if drive.cartridge is not None:
                         self._note_load(number, unit, drive.cartridge)
+
+    def close(self) -> None:
+        """Unload all drives; what is in their buffers becomes durable."""
+        self.end()
+        with self._lock:
             self._library.close()
 
     # --- inside ----------------------------------------------------------------------------------

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 import click
 
-from backplane.errors import BackupError, ExitCode
+from backplane.errors import BackupError, ExitCode, NotFoundError, UsageError
 from controller.cli import render
 from controller.cli.client import Client, connect, new_token
 from controller.cli.drive import drive_table
-from controller.cli.follow import follow_jobs, worst
+from controller.cli.follow import Caller, follow_jobs, worst
 from controller.cli.options import SIZE, Group, Settings
 from controller.cli.render import Document, Screen
+from controller.cli.submit import run_verify
+from controller.cli.tape_bench import run_bench
 
 CAPACITY = "16GiB"
+BENCH_SIZE = "1GiB"
+CLEANING_PREFIX = "CLN"
 STATUSES = ("blank", "writable", "full", "error", "retired")
 
 
@@ -224,6 +228,59 @@ def vault(settings: Settings, tag: str, name: str) -> None:
         _show_one(settings, client.call("tape.vault", tag=tag, vault=name))
 
 
+# --- trying and cleaning --------------------------------------------------------------------------
+
+
+@tape.command(examples=["ctl tape verify LTO001L8 --wait", "ctl tape verify LTO001L8 --sample 200"])
+@click.argument("tag")
+@click.option(
+    "--sample",
+    metavar="N%|COUNT",
+    default="",
+    help="Read only so many records of each part. [default: every record]",
+)
+@_wait
+@click.pass_obj
+def verify(settings: Settings, tag: str, sample: str, wait: bool) -> int:
+    """Read all that is on the cartridge TAG and check it: `ctl submit verify --tape TAG`."""
+    chosen = {"sample": sample} if sample else {}
+    with connect(settings) as client:
+        job = run_verify(client, tag=tag, **chosen)
+        return _finish(client, [job], settings=settings, wait=wait)
+
+
+@tape.command(examples=["ctl tape clean drive-0"])
+@click.argument("drive")
+@click.option("--tag", default="", help="Cleaning cartridge. [default: one that is left]")
+@click.pass_obj
+def clean(settings: Settings, drive: str, tag: str) -> None:
+    """Clean DRIVE (DRIVE or NODE/DRIVE) with a cleaning cartridge, which goes back to its slot."""
+    with connect(settings) as client:
+        _show_one(settings, run_clean(client, drive=drive, tag=tag))
+
+
+@tape.command(examples=["ctl tape bench", "ctl tape bench --size 4GiB"])
+@click.option(
+    "--size",
+    type=SIZE,
+    default=BENCH_SIZE,
+    show_default=True,
+    help="Random data to write; a real drive needs more than its buffer of about 1 GiB.",
+)
+@click.pass_obj
+def bench(settings: Settings, size: float) -> int:
+    """Measure how fast a volume goes to tape and is read back here.
+
+    Makes a volume of random data, backs it up to a scratch cartridge, verifies the backup, and removes all of it again;
+    the cartridge is scratch as before.
+    """
+    count = int(size)
+    if not count or count % 512:
+        raise UsageError("the size has to be a whole number of blocks of 512 bytes")
+    with connect(settings) as client:
+        return run_bench(client, size_bytes=count, screen=Screen(settings.output))
+
+
 # --- keeping --------------------------------------------------------------------------------------
 
 
@@ -290,6 +347,35 @@ def run_label(client: Client, *, tag: str, pool: str, force: bool) -> int:
         "job.submit", token=new_token(), kind="label", tag=tag, pool=pool, force=force
     )
     return int(answer["job"])
+
+
+def run_clean(client: Caller, *, drive: str, tag: str) -> Document:
+    """Clean a drive; without a tag, with the first cleaning cartridge of its library that still can."""
+    if not tag:
+        drives = client.call("drive.list")["drives"]
+        found = [each for each in drives if drive in (each["drive"], each["name"])]
+        nodes = {each["node"] for each in found}
+        if len(found) != 1:
+            raise UsageError(
+                f"{len(found)} drives are called {drive}", hint="NODE/DRIVE; ctl drive list"
+            )
+        tags = [
+            row["tag"]
+            for row in client.call("tape.list")["cartridges"]
+            if row["status"] == "cleaning"
+            and row["node"] in nodes
+            and row["location"].startswith("slot-")
+            and not row["detail"].startswith("0 ")
+        ]
+        if not tags:
+            raise NotFoundError(
+                f"no cleaning cartridge that can be used is in the library of {found[0]['node']}",
+                hint="ctl tape add CLN001CU; barcodes of cleaning cartridges begin with CLN",
+            )
+        tag = min(tags)
+    if not tag.startswith(CLEANING_PREFIX):
+        raise UsageError(f"{tag} is no cleaning cartridge: its barcode would begin with CLN")
+    return client.call("tape.load", tag=tag, drive=drive)
 
 
 def _finish(client: Client, jobs: Sequence[int], *, settings: Settings, wait: bool) -> int:

@@ -148,6 +148,8 @@ class DriveModel:
         self._backlog = 0.0
         self._is_moving = False
         self._has_run_out = False
+        self._ahead_s = 0.0
+        """How long the tape has moved since the host read last: nothing, if it never reads again."""
         self._ready_at = 0.0
         """Before that, the tape cannot start."""
         self._loads = self._locates = self._synchronisations = self._back_hitches = 0
@@ -241,6 +243,8 @@ class DriveModel:
         begun = self._enter(now)
         if self._mode is not mode:
             self._settle(mode)
+        self._streaming_s += self._ahead_s
+        self._ahead_s = 0.0
         self._backlog += count
         if self._backlog > self._full:
             self._start()
@@ -301,15 +305,22 @@ class DriveModel:
             left = until - self._time
             if seconds > left:
                 self._backlog = max(low, self._backlog - left * speed)
-                self._streaming_s += self._spend(left)
+                self._stream_for(left)
                 return
             self._backlog = low
-            self._streaming_s += self._spend(seconds)
+            self._stream_for(seconds)
             if not low:
                 if self._time < until:
                     self._has_run_out = True
                     self._stop()
                 return
+
+    def _stream_for(self, seconds: float) -> None:
+        self._spend(seconds)
+        if self._mode is Mode.READING:
+            self._ahead_s += seconds
+        else:
+            self._streaming_s += seconds
 
     def _catch_up(self, goal: float) -> None:
         """Move the tape at full speed until no more than that is to be done."""
@@ -335,5 +346,6 @@ class DriveModel:
         if self._is_moving:
             self._stop()
         self._has_run_out = False
+        self._ahead_s = 0.0
         self._mode = mode
         self._backlog = self._full if mode is Mode.READING else 0.0

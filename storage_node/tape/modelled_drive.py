@@ -8,10 +8,11 @@ What the node looks up with a head of its own (`side_view`: labels, trailers, in
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from backplane.runtime.clock import SystemClock
 from backplane.wire.messages import DriveUsage
 from storage_node.core.drive_model import DriveModel, Specification
 from storage_node.core.tape_position import SpaceCode
@@ -21,27 +22,32 @@ from storage_node.tape.virtual_drive import VirtualDrive
 
 
 class ModelledDrive(VirtualDrive):
-    """Implements `Drive`.  `clock` is monotonic, in seconds; `sleep` waits for so many."""
+    """Implements `Drive`.  `clock` is monotonic, in seconds; `sleep` waits for so many, by default until `hurry`."""
 
     def __init__(
         self,
         specification: Specification,
         *,
         pace: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         super().__init__()
         assert pace >= 0
         self._model = DriveModel(specification)
         self._pace = pace
-        self._clock = clock
-        self._sleep = sleep
+        self._clock = clock if clock is not None else SystemClock().monotonic
+        self._is_hurried = threading.Event()
+        self._sleep = sleep if sleep is not None else self._is_hurried.wait
 
     @property
     def usage(self) -> DriveUsage:
         """The totals so far."""
         return self._model.usage()
+
+    def hurry(self) -> None:
+        """Never wait again: the node ends.  From any thread."""
+        self._is_hurried.set()
 
     def side_view(self) -> VirtualDrive:  # type: ignore[override]
         """Return a second head on the same cartridge; it has no model."""
@@ -172,7 +178,7 @@ class ModelledDrive(VirtualDrive):
         return outcome
 
     def _take(self, seconds: float) -> None:
-        if self._pace and seconds:
+        if self._pace and seconds and not self._is_hurried.is_set():
             waited = seconds / self._pace
             self._sleep(waited)
             self._model.waited(waited)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import UnreachableError
+from backplane.runtime.clock import SystemClock
 from backplane.scsi import segment as seg
 from backplane.units import MIB
 from backplane.wire.frames import Entry
@@ -428,7 +429,7 @@ def test_under_runs_are_in_the_ledger(bench: Any, monkeypatch: pytest.MonkeyPatc
     bench.disk(disk)
     bench.tape(tape)
     bench.limits = InFlight(store_bytes_max=16 * MIB)
-    monkeypatch.setattr("mover_node.runs.time.monotonic", time.read)
+    monkeypatch.setattr(SystemClock, "monotonic", lambda _: time.read())
     segment = replace(backup(0), stream_device_transfer_length=MIB, number_of_bytes=64 * MIB)
     assert bench.run(segment).is_good
     assert bench.manager.ledger.of(1).entry().under_runs == 3

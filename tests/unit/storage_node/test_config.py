@@ -33,7 +33,7 @@ def test_the_least_configuration_has_sensible_defaults(tmp_path: Path) -> None:
     assert config.library == tmp_path / "state" / "library"
     assert config.attach_paths == ()
     assert config.drives == 1
-    assert (config.drive_model, config.drive_model_speed) == ("", 0.0)
+    assert (config.drive_model, config.drive_model_speed) == ("none", 0.0)
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:

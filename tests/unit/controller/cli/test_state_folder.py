@@ -86,7 +86,7 @@ def test_only_the_tape_node_has_a_model_of_a_drive(folder: StateFolder) -> None:
             )
             for daemon in daemons[1:3]
         )
-        assert (disk.drive_model, tape.drive_model) == ("", model)
+        assert (disk.drive_model, tape.drive_model) == ("none", model or "none")
 
 
 def test_too_long_a_path_for_a_unix_socket_leaves_tcp(tmp_path: Path) -> None:

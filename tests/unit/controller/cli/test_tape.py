@@ -249,3 +249,60 @@ def test_barcode_label_with_nothing_blank_says_so(
 ) -> None:
     controller.answers["tape.list"] = {"cartridges": [documents["cartridge"]]}
     assert ctl("tape", "barcode-label") == (0, "", "no cartridge is blank\n")
+
+
+# --- trying and cleaning --------------------------------------------------------------------------
+
+
+def test_verify_is_a_verification_of_the_cartridge(controller: Any, ctl: Any) -> None:
+    controller.answers["job.submit"] = {"job": 12}
+    assert ctl("tape", "verify", "LTO001L8", "--sample", "5%") == (0, "job 12\n", "")
+    found = controller.arguments("job.submit")
+    assert (found["kind"], found["tag"], found["sample"]) == ("verify", "LTO001L8", "5%")
+
+
+def cleaners(documents: Any) -> list[Any]:
+    shared = documents["cartridge"] | {"status": "cleaning", "node": "tape"}
+    return [
+        shared | {"tag": "CLN001CU", "location": "slot-1", "detail": "0 cleanings left"},
+        shared | {"tag": "CLN002CU", "location": "io-1", "detail": "50 cleanings left"},
+        shared | {"tag": "CLN004CU", "location": "slot-3", "detail": "7 cleanings left"},
+        shared | {"tag": "CLN003CU", "location": "slot-2", "detail": "50 cleanings left"},
+        shared | {"tag": "CLN000CU", "location": "slot-2", "node": "tape2", "detail": "9"},
+        documents["cartridge"],
+    ]
+
+
+def test_clean_loads_a_cleaning_cartridge_that_still_can(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    controller.answers |= {
+        "drive.list": {"drives": [documents["drive"]]},
+        "tape.list": {"cartridges": cleaners(documents)},
+        "tape.load": documents["cartridge"],
+    }
+    assert ctl("tape", "clean", "drive-0")[0] == 0
+    assert controller.arguments("tape.load") == {"tag": "CLN003CU", "drive": "drive-0"}
+    controller.calls.clear()
+    assert ctl("tape", "clean", "tape/drive-0", "--tag", "CLN009CU")[0] == 0
+    assert controller.arguments("tape.load") == {"tag": "CLN009CU", "drive": "tape/drive-0"}
+
+
+def test_clean_says_what_is_missing(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers |= {
+        "drive.list": {"drives": [documents["drive"]]},
+        "tape.list": {"cartridges": cleaners(documents)[:2]},
+    }
+    code, _, told = ctl("tape", "clean", "drive-0")
+    assert code == 4
+    assert "no cleaning cartridge that can be used" in told
+    code, _, told = ctl("tape", "clean", "drive-7")
+    assert code == 2
+    assert "0 drives are called drive-7" in told
+    assert ctl("tape", "clean", "drive-0", "--tag", "LTO001L8")[0] == 2
+
+
+def test_bench_wants_whole_blocks(controller: Any, ctl: Any) -> None:
+    assert ctl("tape", "bench", "--size", "100")[0] == 2
+    assert ctl("tape", "bench", "--size", "0")[0] == 2
+    assert controller.calls == []

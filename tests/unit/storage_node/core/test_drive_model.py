@@ -188,6 +188,14 @@ def test_a_reader_waits_for_its_first_bytes_and_not_for_those_read_ahead() -> No
     assert model.read(1, 4 * MIB) == 0
 
 
+def test_what_is_read_ahead_for_nobody_is_not_counted() -> None:
+    model = DriveModel(LTO9)
+    for number in range(1024):
+        model.read(number * 0.001, MIB)
+    model.locate(100, 10**9, 0)
+    assert model.usage().streaming_s == pytest.approx(GIB / LTO9.fastest, rel=0.01)
+
+
 def test_a_slow_reader_makes_it_hitch_and_a_fast_one_does_not() -> None:
     for rate, is_hitching in ((50e6, True), (200e6, False)):
         model = DriveModel(LTO9)

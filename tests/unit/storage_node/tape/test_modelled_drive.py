@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from backplane.crc import crc32c
+from backplane.runtime.clock import SystemClock
 from backplane.testing.contracts.tape_drive import TapeDriveContract
 from backplane.units import KIB
 from storage_node.core.drive_model import SPECIFICATIONS
@@ -173,6 +175,25 @@ def test_what_is_refused_costs_nothing(load: Load) -> None:
     drive.unload()
     assert not drive.unload().is_good
     assert drive.usage.load_s == LTO9.load_s + LTO9.unload_s
+
+
+def test_a_node_that_ends_waits_no_more(load: Load, time: Time) -> None:
+    drive = load(pace=1.0)
+    drive.hurry()
+    drive.unload()
+    assert time.slept == [LTO9.load_s]
+    assert drive.usage.load_s == LTO9.load_s + LTO9.unload_s
+
+
+def test_a_wait_is_ended_by_hurrying(tmp_path: Path) -> None:
+    drive = ModelledDrive(LTO9, pace=1.0)
+    timer = threading.Timer(0.05, drive.hurry)
+    timer.start()
+    begun = SystemClock().monotonic()
+    drive.load(create(tmp_path / "A"))
+    assert SystemClock().monotonic() - begun < LTO9.load_s / 2
+    drive.unload()
+    timer.join()
 
 
 def test_looking_at_a_cartridge_costs_nothing(load: Load) -> None:
