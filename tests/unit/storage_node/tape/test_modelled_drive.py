@@ -14,7 +14,7 @@ from backplane.crc import crc32c
 from backplane.runtime.clock import SystemClock
 from backplane.testing.contracts.tape_drive import TapeDriveContract
 from backplane.units import KIB
-from storage_node.core.drive_model import SPECIFICATIONS
+from storage_node.core.drive_model import SPECIFICATIONS, DriveModel
 from storage_node.core.tape_position import SpaceCode
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import new_cartridge_info
@@ -131,7 +131,11 @@ def test_compressed_bytes_count(load: Load) -> None:
 
 
 @pytest.mark.parametrize("pace", [1.0, 10.0])
-def test_a_played_drive_really_waits(load: Load, time: Time, pace: float) -> None:
+def test_a_played_drive_really_waits(
+    load: Load, time: Time, pace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(DriveModel, "waited", lambda _, seconds: told.append(seconds))
     drive = load(pace=pace)
     assert time.slept == [LTO9.load_s / pace]
     write(drive, 1)
@@ -142,6 +146,7 @@ def test_a_played_drive_really_waits(load: Load, time: Time, pace: float) -> Non
     spent = total.load_s + total.rewind_s + total.streaming_s
     # Behind the filemark the tape had to stop and go back, which rewinding does not wait for.
     assert sum(time.slept) == pytest.approx(spent / pace)
+    assert told == time.slept
 
 
 @pytest.mark.parametrize(
