@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from backplane.errors import BusyError, MediumError, NotFoundError, VolumeError
+from backplane.errors import BusyError, MediumError, NotFoundError, RefusedError, VolumeError
 from backplane.ids import Designator, NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad, UnitFence
 from controller.core.desk import Desk
@@ -21,6 +21,9 @@ from controller.core.procedure import Ask, Step
 
 BUSY_PAUSE_S: Final = 1.0
 """Between attempts to load a cartridge that is still in another drive."""
+
+DOOR_PAUSE_S: Final = 5.0
+"""Between attempts to load a cartridge that is in an import/export element."""
 
 PLACE: Final = ("tag", "tape_node", "drive", "drive_unit")
 """What a place says about the cartridge and drive that a job uses."""
@@ -72,6 +75,11 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
         except BusyError as error:
             yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
             _follow(desk, job, node, tag, seat=seat)
+            continue
+        except RefusedError:
+            # An export that nobody told us of: it is brought in again, and this drive is kept for it meanwhile.
+            why = f"cartridge {tag} (at the door: ctl tape import {tag})"
+            yield from pause(desk, job, DOOR_PAUSE_S, why=why)
             continue
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from backplane.testing.simulator import Simulation
@@ -17,6 +18,7 @@ from tests.simulation.workload import OperatorHost
 LOOK_S: Final = 4.0
 """Between looks at what jobs wait for."""
 
+TRIES_MAX: Final = 30
 NEW_MAX: Final = 20
 """New cartridges of one seed; the library has room for them."""
 
@@ -72,11 +74,21 @@ class Librarian:
         """The last fault is over."""
         self._is_tidy = True
         for drive in sorted(self._down):
-            self._call("drive.up", drive=drive)
+            self._insist("drive.up", drive=drive)
         for tag in sorted(self._held):
-            self._call("tape.unprotect", tag=tag)
+            self._insist("tape.unprotect", tag=tag)
         for tag in sorted(self._away):
-            self._call("tape.import", tag=tag)
+            self._insist("tape.import", tag=tag)
+
+    def _insist(self, verb: str, *, tries: int = TRIES_MAX, **arguments: Any) -> None:
+        """Call again while it is refused: the node of the library may be away still."""
+
+        def done(document: dict[str, Any] | None) -> None:
+            if document is None and tries:
+                again = partial(self._insist, verb, tries=tries - 1, **arguments)
+                self.simulation.after(LOOK_S, again)
+
+        self.operator.call(verb, done, **arguments)
 
     def _call(self, verb: str, **arguments: Any) -> None:
         def done(document: dict[str, Any] | None) -> None:

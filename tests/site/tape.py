@@ -284,6 +284,8 @@ class TapeNode:
         self._tape(message.tag)
         if any(d.loaded == message.tag and d is not drive for d in self.drives.values()):
             raise BusyError(f"cartridge {message.tag} is in another drive")
+        if message.tag in self.tapes and self.tapes[message.tag].element.startswith("io-"):
+            raise RefusedError(f"cartridge {message.tag} is at the door")
         tape = self.tapes[message.tag]
         if tape.unreadable:
             raise MediumError(tape.unreadable)

@@ -11,6 +11,7 @@ from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.ids import NodeName
 from backplane.wire.messages import TapeLoad, TapeUnload
 from controller.core import effects as core
+from controller.core.allocation import is_request
 from controller.core.documents import cartridge_document
 from controller.core.library_documents import drive_documents, status_document
 from tests.site.site import DATA, Site, backed_up, check_end, connected, restored
@@ -255,6 +256,19 @@ def test_a_cartridge_that_a_job_has_chosen_stays_where_it_is_before_it_is_loaded
     while "tag" not in site.machine.jobs[job].plan:  # type: ignore[index]
         site.deliver(*site.wire.pop(0))
     assert site.tape.drives["drive-0"].loaded == ""
-    for verb in ("tape.export", "tape.import"):
-        with pytest.raises(BusyError, match=f"cartridge LTO001L8 is used by job {job}"):
-            site.call_now(verb, tag=TAG)
+    with pytest.raises(BusyError, match=f"cartridge LTO001L8 is used by job {job}"):
+        site.call_now("tape.export", tag=TAG)
+
+
+def test_a_job_that_finds_its_cartridge_at_the_door_asks_for_it_and_goes_on(site: Site) -> None:
+    """It was brought there behind our back: the answer to an export was lost with an earlier controller."""
+    site.make_volume("vol", data=DATA)
+    site.tapes[TAG].element = "io-1"
+    job = site.submit("backup", volume="vol")
+    site.run(20)
+    words = "waiting: cartridge LTO001L8 (at the door: ctl tape import LTO001L8)"
+    assert site.job(job).reason.startswith(words)
+    assert is_request(site.job(job).reason)
+    site.call("tape.import", tag=TAG)
+    site.run()
+    check_end(site, job)
