@@ -70,12 +70,14 @@ def verify(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     if job.state is JobState.QUEUED:
         work.begin()
         desk.enter(job, JobState.COPYING)
-    ended = yield from adopt_item(desk, job, item)
-    while job.plan["part"] <= len(work.parts):
+    if job.plan["part"] <= len(work.parts):
+        # In this order: between the end of a list and what is made of it, nothing may come.
         yield from work.turn()
+        ended = yield from adopt_item(desk, job, item)
         if ended is not None:
             work.take(ended)
-            ended = None
+    while job.plan["part"] <= len(work.parts):
+        yield from work.turn()
         yield from work.read_part()
     desk.enter(job, JobState.COMMITTING)
     yield from work.name_files()
