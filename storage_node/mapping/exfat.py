@@ -16,13 +16,13 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import partial
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import (
     NO_TIME,
     PATH_BYTES_MAX,
     ByteRun,
+    FileExtent,
     FileRow,
     FileSystem,
     Identity,
@@ -34,6 +34,7 @@ from storage_node.mapping.exfat_entries import (
     NO_FAT_CHAIN,
     UPCASE,
     Entry,
+    Fields,
     Sets,
 )
 from storage_node.mapping.fat_bits import FIRST_CLUSTER, ClusterSet
@@ -58,7 +59,7 @@ DIRECTORY_BYTES_MAX: Final = 256 * 1024 * 1024
 BITMAP_BYTES_MAX: Final = 64 * 1024 * 1024
 """512 million clusters: 16 TiB of 32 KiB, 64 TiB of 128 KiB."""
 PIECE_BYTES: Final = 1024 * 1024
-TOGETHER_BYTES: Final = 64 * 1024
+TOGETHER_BYTES: Final = 256 * 1024
 """Of a directory in many short runs, what is looked at together: many checksums take little longer than one."""
 LABEL_CHARACTERS_MAX: Final = 11
 
@@ -73,8 +74,7 @@ _UNCHECKED: Final = (106, 107, 112)
 _DIRTY: Final = 2
 _SINGLE: Final = struct.Struct("<BB18xIQ")
 
-_new_row: Final = partial(tuple.__new__, FileRow)
-_new_identity: Final = partial(tuple.__new__, Identity)
+_make: Final = tuple.__new__
 
 
 class _Boot(NamedTuple):
@@ -313,10 +313,7 @@ class _Walk:
         names: set[bytes] = set()
         size = min(one.size, DIRECTORY_BYTES_MAX)
         for data in self._pieces(one.runs, size):
-            for entry in sets.feed(data):
-                row = self._row(one, entry, names)
-                if row is not None:
-                    yield row
+            yield from self._rows(one, sets.feed(data), names)
             if sets.has_ended:
                 break
         sets.end()
@@ -345,30 +342,59 @@ class _Walk:
                 waiting, count = [], 0
         yield b"".join(waiting)
 
-    def _row(self, one: _Pending, entry: Entry, names: set[bytes]) -> FileRow | None:
-        """Return the row of an entry; a directory becomes pending."""
-        name = entry.name
-        if name in names:
-            name = another_name(name, names)
-            entry = entry._replace(error=entry.error or "its name is there twice")
-        names.add(name)
-        path = one.path + b"/" + name if one.path else name
-        if len(path) > PATH_BYTES_MAX:
-            self._problems.add(f"a path is longer than {PATH_BYTES_MAX} bytes")
-            return None
-        runs, error = self._clusters(entry)
-        if entry.attributes & DIRECTORY:
-            kind, mode = DIRECTORY_KIND, DIRECTORY_MODE
-            error = self._directory(path, entry, runs, error)
-        else:
+    def _rows(self, one: _Pending, entries: list[Fields], names: set[bytes]) -> list[FileRow]:
+        """Return the rows of entries; a directory becomes pending."""
+        prefix = one.path + b"/" if one.path else b""
+        unit, base = self._heap.cluster_bytes, self._heap.first_byte
+        end = FIRST_CLUSTER + self._heap.clusters
+        claimed, in_use = self._claimed.bits, self._bitmap.bits
+        rows = []
+        for fields in entries:
+            (
+                name, attributes, flags, first, size, valid,
+                written, accessed, created, place, error,
+            ) = fields  # fmt: skip
+            if name in names:
+                name = another_name(name, names)
+                error = error or "its name is there twice"
+            names.add(name)
+            path = prefix + name
+            if len(path) > PATH_BYTES_MAX:
+                self._problems.add(f"a path is longer than {PATH_BYTES_MAX} bytes")
+                continue
             kind, mode = FILE_KIND, FILE_MODE
-        identity = _new_identity((0, runs[0][0] if runs else EMPTY_FILE + self._place(entry.at), 0))
-        extents = self._heap.extents(runs, entry.size, entry.valid) if runs else ()
-        return _new_row((
-            path, kind, entry.size, mode, -1, -1,
-            entry.written_ns, entry.accessed_ns, NO_TIME, entry.created_ns,
-            1, identity, 0, b"", (), extents, error,
-        ))  # fmt: skip
+            extents: tuple[FileExtent, ...] = ()
+            at = first - FIRST_CLUSTER
+            bit = 1 << (at & 7)
+            # What is below, in few steps for the files that most are: one cluster or none, and nothing wrong with it.
+            if (
+                0 < size <= unit
+                and size == valid
+                and flags & NO_FAT_CHAIN
+                and not attributes & DIRECTORY
+                and not error
+                and FIRST_CLUSTER <= first < end
+                and not claimed[at >> 3] & bit
+                and in_use[at >> 3] & bit
+            ):
+                claimed[at >> 3] |= bit
+                inode = first
+                extents = (_make(FileExtent, (0, base + at * unit, unit, 0, 0, 0, 0, "")),)
+            elif not (size or first or error or attributes & DIRECTORY):
+                inode = EMPTY_FILE + self._place(place)
+            else:
+                entry = Entry._make((*fields[:-1], error))
+                runs, error = self._clusters(entry)
+                if attributes & DIRECTORY:
+                    kind, mode = DIRECTORY_KIND, DIRECTORY_MODE
+                    error = self._directory(path, entry, runs, error)
+                inode = runs[0][0] if runs else EMPTY_FILE + self._place(place)
+                extents = self._heap.extents(runs, size, valid) if runs else ()
+            rows.append(_make(FileRow, (
+                path, kind, size, mode, -1, -1, written, accessed, NO_TIME, created,
+                1, _make(Identity, (0, inode, 0)), 0, b"", (), extents, error,
+            )))  # fmt: skip
+        return rows
 
     def _directory(self, path: bytes, entry: Entry, runs: list[tuple[int, int]], error: str) -> str:
         """Let a directory wait for its turn; return what is wrong with it."""

@@ -30,6 +30,11 @@ class ClusterSet:
         self._bits = bytearray(count) if bits is None else bytearray(bits[:count])
         assert len(self._bits) == count, f"{len(self._bits)} bytes for {clusters} clusters"
 
+    @property
+    def bits(self) -> bytearray:
+        """The bits themselves, for who asks of many clusters one by one."""
+        return self._bits
+
     def claim(self, first: int, count: int) -> int:
         """Add clusters up to the first that is there already; return how many were not."""
         at = first - FIRST_CLUSTER
