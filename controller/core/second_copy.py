@@ -202,7 +202,7 @@ class _Copying:
         return last is not None and last.is_last
 
     def _besides(self) -> list[VolumeTag]:
-        """Return the cartridges that this copy is not written on: those of all that has the same stream, or will have."""
+        """Return the cartridges that this copy is not written on: all with the same stream, or that will have it."""
         backups, registry = self.desk.backups, self.desk.registry
         family = others_of(self.row, backups, families(backups))
         family += [

@@ -127,7 +127,8 @@ def has_right_sum(raw: bytes, number: int, seed: int) -> bool:
         low, extra, high = _SUM.unpack_from(raw, _SUM_AT)
         if extra >= _SUM_HIGH_END:
             covered = b"".join((own, raw[:124], _NO_SUM, raw[126:130], _NO_SUM, raw[132:]))
-            return crc32c(covered, start=seed) ^ CRC_MASK == high << 16 | low
+            told: int = high << 16 | low
+            return crc32c(covered, start=seed) ^ CRC_MASK == told
     covered = b"".join((own, raw[:124], _NO_SUM, raw[126:]))
     stored = raw[124] | raw[125] << 8
     return (crc32c(covered, start=seed) ^ CRC_MASK) & 0xFFFF == stored

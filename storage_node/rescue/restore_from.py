@@ -100,7 +100,8 @@ def list_backups(shelf: Sequence[Shelved]) -> list[str]:
 
 def _what_is_missing(shelf: Sequence[Shelved], parts: Sequence[Found]) -> Iterator[str]:
     last, lanes = parts[-1], 1
-    with suppress(MediumError, VolumeError):  # Whoever needs this trailer will say that it is damaged.
+    # Whoever needs this trailer will say that it is damaged.
+    with suppress(MediumError, VolumeError):
         lanes = shelf[last.shelf].trailer(last).lanes
     for number in missing_parts(parts, lanes):
         if number:

@@ -7,10 +7,12 @@ from backplane.file_map.model import FileSystem
 from backplane.testing.file_rows import ordinary_tree
 from backplane.testing.packed_map import PackedMap
 
-LIST = """\
-BACKUP  NAME                       LEVEL  STATE      CREATED              VOLUME SIZE            DATA  PARTS  POOL    NEEDS
-     3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48         4GiB  3GiB (3.22 GB)      1  weekly  LTO001L8
-"""
+LIST = (
+    "BACKUP  NAME                       LEVEL  STATE      CREATED              "
+    "VOLUME SIZE            DATA  PARTS  POOL    NEEDS\n"
+    "     3  vol1/2026-01-11T10:43:48Z  full   completed  2026-01-11 10:43:48  "
+    "       4GiB  3GiB (3.22 GB)      1  weekly  LTO001L8\n"
+)
 
 PAGE = """\
   Backup:         3
