@@ -22,7 +22,6 @@ SAME_SEEDS = pytest.mark.xdist_group("seeds")
 REACHED = (
     "backup cancelled",
     "a job asks for a cartridge",
-    "a job asks for one cartridge",
     "backup completed",
     "backup pruned",
     "cartridge full",
