@@ -33,7 +33,8 @@ ALTERNATIVES_MAX: Final = 3
 """Cartridges that a request to an operator names beside what would do as well."""
 
 _REQUEST: Final = re.compile(
-    r"waiting: (scratch cartridge for pool |a cartridge for pool |cartridge \S+ \()"
+    r"waiting: (scratch cartridge for pool |a cartridge for pool |"
+    r"cartridge \S+ (\(|is quarantined|is foreign))"
 )
 _FOR_POOL: Final = re.compile(r"waiting: (scratch|a) cartridge for pool ")
 

@@ -23,6 +23,7 @@ from backplane.errors import NotFoundError, UnreachableError
 from backplane.ids import CartridgeId, VolumeTag
 from backplane.wire.messages import CartridgeState, NodeInventory
 from controller.catalog.store import CartridgeRow
+from controller.core.allocation import state_of
 from controller.core.catalog_age import fall_behind
 from controller.core.desk import Desk
 from controller.core.media import ask_retain, tag_claims
@@ -179,7 +180,7 @@ class Arrivals:
         """Two barcodes with one label: one of them is a copy, and nobody can say which."""
         tags: dict[CartridgeId, set[VolumeTag]] = {}
         for row in self._desk.registry.cartridges.values():
-            if row.cartridge:
+            if row.cartridge and not self._was_taken_away(row):
                 tags.setdefault(row.cartridge, set()).add(row.tag)
         for state in node.cartridges.values():
             if state.cartridge:
@@ -188,6 +189,11 @@ class Arrivals:
             if len(found) > 1:
                 names = " and ".join(sorted(found))
                 self.quarantine(sorted(found), f"{names} have one label, {cartridge}")
+
+    def _was_taken_away(self, row: CartridgeRow) -> bool:
+        """Say whether it is a twin in no library any more: then an operator may say that the other one is right."""
+        is_away = state_of(self._desk.registry, row) is None
+        return row.status == "quarantined" and is_away and self._desk.registry.is_online(row.node)
 
     def quarantine(self, tags: Iterable[VolumeTag], why: str) -> None:
         """Let nobody use cartridges until an operator says which is which; a person is told once."""

@@ -113,7 +113,10 @@ def mount(
     if holder != job:
         return NotYet(f"waiting: cartridge {row.tag} is used by job {holder}")
     if row.status in untouched:
-        return NotYet(f"waiting: cartridge {row.tag} is {row.status}: {row.detail}")
+        words = f"waiting: cartridge {row.tag} is {row.status}: {row.detail}"
+        if row.status == "quarantined":
+            words += f"; if it is the right one: ctl tape set-status {row.tag} STATUS"
+        return NotYet(words)
     state = state_of(registry, row)
     if (
         is_at_door(state)

@@ -10,6 +10,7 @@ import pytest
 from backplane.ids import JobId, NodeName, ViewId
 from backplane.wire.messages import NodeInventory, ViewMember
 from controller.core import effects as core
+from controller.core.allocation import is_request
 from tests.site.site import DATA, Site, backed_up, check_end, connected, restored
 from tests.site.tape import Tape, TapeNode
 
@@ -91,7 +92,10 @@ def test_nobody_writes_or_reads_a_cartridge_in_quarantine(site: Site) -> None:
     restore = site.submit("restore", backup=backup, new="copy")
     site.run(120)
     assert site.machine.registry.parts_of(int(site.job(again).backup))[0].tag == "LTO002L8"
-    assert "waiting: cartridge LTO001L8 is quarantined: barcode" in site.job(restore).reason
+    reason = site.job(restore).reason
+    assert "waiting: cartridge LTO001L8 is quarantined: barcode" in reason
+    assert reason.endswith("; if it is the right one: ctl tape set-status LTO001L8 STATUS")
+    assert is_request(reason), "ctl tape status lists it"
     tell(site, "other", TapeNode(name="other", boot=b"o" * 16).inventory())
     site.call("tape.set", tag="LTO001L8", status="writable", node="", pool="")
     site.run()
@@ -115,6 +119,25 @@ def test_one_label_under_two_barcodes_quarantines_both(site: Site) -> None:
         assert row_of(site, tag).status == "quarantined"
         assert row_of(site, tag).detail.startswith("LTO001L8 and LTO009L8 have one label")
     assert len(site.alarms) == 1
+
+
+def test_the_right_one_of_two_stays_in_use_when_the_other_was_taken_away(site: Site) -> None:
+    backed_up(site)
+    site.tape.put(Tape("LTO009L8", objects=list(site.tapes["LTO001L8"].objects)))
+    site.connect("tape")
+    site.call("tape.set", tag="LTO001L8", status="writable", node="", pool="")
+    tell(site, "tape", site.tape.inventory())
+    assert row_of(site).status == "quarantined", "its twin is still here"
+    copy = site.tape.take_out("LTO009L8")
+    tell(site, "tape", site.tape.inventory())
+    assert row_of(site).status == "quarantined", "nobody has said that it is the right one"
+    site.call("tape.set", tag="LTO001L8", status="writable", node="", pool="")
+    tell(site, "tape", site.tape.inventory())
+    assert row_of(site).status == "writable"
+    assert row_of(site, "LTO009L8").status == "quarantined"
+    site.tape.put(copy)
+    tell(site, "tape", site.tape.inventory())
+    assert row_of(site).status == "quarantined"
 
 
 def test_a_cartridge_that_was_swapped_is_found_before_anybody_loads_it(site: Site) -> None:
