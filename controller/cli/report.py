@@ -185,6 +185,10 @@ def _needs(result: Document) -> list[tuple[str, str]]:
 
 
 def _cartridges(detail: Document) -> list[str]:
+    needed = detail["result"].get("needs")
+    if detail["kind"] == "restore" and needed:
+        # Those of its backup alone lack what that stands on, and may not be what was read: there are copies.
+        return [str(tag) for tag in needed]
     if detail.get("tags"):
         return [str(tag) for tag in detail["tags"]]
     return sorted({str(d["name"]) for d in detail["ledger"]["devices"] if d["role"] == "tape"})

@@ -54,6 +54,12 @@ def test_the_whole_report(documents: Any) -> None:
     assert job_report(documents["detail"] | {"tags": ["LTO001L8"]}) == REPORT
 
 
+def test_a_restore_names_the_cartridges_of_its_chain_and_not_of_its_backup(documents: Any) -> None:
+    detail = documents["detail"] | {"tags": ["B"], "result": {"needs": ["A", "B"]}}
+    assert "Cartridge(s):        B\n" in job_report(detail), "a backup names what it wrote"
+    assert "Cartridge(s):        A, B\n" in job_report(detail | {"kind": "restore"})
+
+
 def test_a_ledger_that_does_not_balance_cannot_be_overlooked(documents: Any) -> None:
     detail = documents["detail"]
     detail["ledger"]["is_balanced"] = False
