@@ -169,11 +169,15 @@ def _end(desk: Desk, job: Job) -> None:
         catch_up(desk)
     words = []
     if failed:
-        words.append(f"{len(failed)} of {len(job.plan['tags'])} cartridges are left out")
+        words.append(
+            f"{len(failed)} of {len(job.plan['tags'])} cartridges are left out: {failed[0]}"
+        )
     if refused:
         words.append(f"{len(refused)} backups are refused: {refused[0]}")
     if incomplete:
         words.append(f"{len(incomplete)} backups are incomplete: {incomplete[0]}")
+    if job.plan["all"] and is_behind(desk):
+        words.append("if nothing of ours is in what was not read: ctl catalog accept")
     reason = "; ".join(words)
     if len(failed) == len(job.plan["tags"]):
         desk.end_job(job, JobState.FAILED, reason=failed[0], exit_code=job.plan["code"])

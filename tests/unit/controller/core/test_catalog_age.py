@@ -90,6 +90,18 @@ def test_a_rebuild_that_could_not_read_a_cartridge_does_not(stale: Site) -> None
     assert is_behind(stale.machine)
 
 
+def test_a_tape_of_others_is_named_with_what_to_do_about_it(stale: Site) -> None:
+    stale.tapes["LTO002L8"].objects = [b"tar" * 100, None]
+    stale.set_cartridge("LTO002L8", status="foreign")
+    job = rebuild(stale)
+    assert job.state == "partial"
+    assert (
+        "cartridges are left out: LTO002L8: cartridge LTO002L8 has no label of ours" in job.reason
+    )
+    assert job.reason.endswith("; if nothing of ours is in what was not read: ctl catalog accept")
+    assert is_behind(stale.machine), "only a person knows"
+
+
 def test_an_operator_may_say_that_nothing_is_missing(stale: Site) -> None:
     assert stale.call_now("catalog.accept") == {"was_behind": True}
     assert not is_behind(stale.machine)
