@@ -117,6 +117,8 @@ def retention_document(
     unknown = sorted(volumes - {row.volume_name for row in backups.values()})
     if unknown:
         raise NotFoundError(f"no backup is of a volume {unknown[0]!r}", hint="ctl backup list")
+    if pool and all(row.pool != pool for row in backups.values()):
+        raise NotFoundError(f"no backup is in a pool {pool!r}", hint="ctl pool list")
     verdicts = decide(
         rules,
         candidates(backups, jobs, volumes=volumes, pool=pool),

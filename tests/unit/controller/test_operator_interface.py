@@ -94,6 +94,7 @@ def test_verbs_that_change_something_are_not_answered_here(full: Site) -> None:
     full.call("schedule.create", name="vol", calendar="daily", arguments=submitted)
     there: dict[str, Any] = {"job": 1, "name": "vol", "tag": "LTO001L8"}
     there |= dict.fromkeys(("backup", "before", "after"), "1") | {"volumes": ["vol"]}
+    there["pool"] = "default"
     for verb in VERBS:
         arguments = parse(verb, good(verb)) | {
             name: value

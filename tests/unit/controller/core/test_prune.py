@@ -125,7 +125,8 @@ def test_the_preview_says_what_would_happen_and_changes_nothing(three: Site) -> 
         (1, False, []),
     ]
     assert state(three, 1) == "completed"
-    assert preview(three, last=1, pool="elsewhere")["backups"] == []
+    with pytest.raises(NotFoundError, match="'elsewhere'"):
+        preview(three, last=1, pool="elsewhere")
     with pytest.raises(NotFoundError, match="'attic'"):
         preview(three, last=1, volumes=["attic"])
 
