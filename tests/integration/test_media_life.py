@@ -56,7 +56,13 @@ def ended(cluster: LocalCluster, job: int) -> dict[str, Any]:
 
 
 def prune(cluster: LocalCluster) -> None:
-    cluster.ctl("backup", "prune", "vol", "--keep-within", "1ms", "--yes")
+    """Forget all backups; one of this very second is not older than anything yet."""
+
+    def are_gone() -> bool:
+        found = cluster.ctl("backup", "prune", "vol", "--keep-within", "1s", "--yes")
+        return not any(row["is_kept"] for row in found["backups"])
+
+    cluster.wait_until(are_gone, what="all backups to be old enough")
 
 
 def test_a_cartridge_is_recycled_held_labelled_and_retained(cluster: LocalCluster) -> None:
@@ -119,7 +125,8 @@ def test_what_is_away_is_asked_for_and_what_is_down_or_doubled_is_not_used(
     shutil.move(place, vault)
     cluster.ctl("tape", "scan")
     waiting = cluster.submit("restore", backup, "--new", "copy")
-    assert requests(cluster) == [{"job": waiting, "request": f"cartridge {TAG} (in vault bank 3)"}]
+    wanted = [{"job": waiting, "request": f"cartridge {TAG} (in vault bank 3)"}]
+    cluster.wait_until(lambda: requests(cluster) == wanted, what="the scan to be heard of")
     shutil.move(vault, place)
     cluster.ctl("tape", "scan")
     cluster.wait_until(
