@@ -303,12 +303,16 @@ def _serve(cluster: Cluster, movers: int, *, screen: Screen) -> None:
 
 @contextlib.contextmanager
 def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Let signals do what Ctrl-C does: raise, so that whatever was begun is unwound."""
+    """Let signals do what Ctrl-C does: raise, so that whatever was begun is unwound; but not those that are ignored.
+
+    (`nohup` has hangups ignored, so that what it starts outlives its terminal.)
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(interrupt, signals):
+    heard = tuple(each for each in signals if signal.getsignal(each) is not signal.SIG_IGN)
+    with _handled(interrupt, heard):
         yield
 
 

@@ -80,7 +80,8 @@ class Session:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._end) for number in _END_SIGNALS}
+        heard = [each for each in _END_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._end) for number in heard}
         before[signal.SIGIO] = signal.signal(signal.SIGIO, _ignored)
         descriptor = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         try:

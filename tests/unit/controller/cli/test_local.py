@@ -134,6 +134,25 @@ def test_in_the_foreground_it_serves_until_a_signal_and_stops_everything(
     assert after == before
 
 
+def test_a_hangup_that_nohup_has_ignored_ends_nothing(trial: Trial) -> None:
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        threading.Event().wait(0.1)
+        served.append("stopping" not in trial.talk())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    served: list[bool] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        thread = trial.when_serving(act)
+        assert trial.up() == 0
+        thread.join()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert served == [True]
+
+
 def test_the_foreground_says_when_a_process_ends_by_itself(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
