@@ -209,7 +209,8 @@ class Arrivals:
         """Have the node keep what the catalog keeps: it was told while the cartridge was away, or has forgotten."""
         is_short = known.retain_until > max(state.retain_until, self._desk.wall)
         if is_short or (known.hold and not state.is_held):
-            self._tidy(f"retain {known.tag}", ask_retain(known, gives_up=True))
+            ask = ask_retain(self._desk.registry, known.tag, gives_up=True)
+            self._tidy(f"retain {known.tag}", ask)
 
     def _tidy_up(self, node: Node) -> None:
         name = node.row.name

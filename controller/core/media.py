@@ -259,14 +259,35 @@ def media_deadline(
     return now + left + 1
 
 
-def ask_retain(row: CartridgeRow, *, gives_up: bool = False) -> Ask:
-    """Return the wish that the node of a cartridge keeps it from being erased, as its row says."""
+def ask_retain(
+    registry: Registry,
+    tag: VolumeTag,
+    *,
+    retain_until: str = "",
+    lets_go: bool = False,
+    gives_up: bool = False,
+) -> Ask:
+    """Return the wish that the node of a cartridge keeps it from being erased, as its row says, until then at least.
+
+    What the node holds stays held unless the wish `lets_go`: this catalog may have been made anew and not know why.
+    The message is made when it is sent, and each time anew: a hold that came meanwhile is in it.
+    """
+
+    def make(request: int) -> TapeRetain:
+        row = registry.cartridges[tag]
+        state = state_of(registry, row)
+        is_held_there = state is not None and state.is_held and not lets_go
+        return TapeRetain(
+            request=request,
+            tag=tag,
+            retain_until=max(row.retain_until, retain_until),
+            is_held=bool(row.hold) or is_held_there,
+        )
+
     return Ask(
-        node=row.node,
-        make=lambda request: TapeRetain(
-            request=request, tag=row.tag, retain_until=row.retain_until, is_held=bool(row.hold)
-        ),
-        what=f"retain cartridge {row.tag}",
+        node=registry.cartridges[tag].node,
+        make=make,
+        what=f"retain cartridge {tag}",
         gives_up=gives_up,
     )
 

@@ -40,7 +40,7 @@ def protect(desk: Desk, call: Call) -> None:
     if state_of(desk.registry, row) is None:
         _answer(desk, call, row)
     else:
-        desk.spawn(_tell(desk, call, row), call=call.call)
+        desk.spawn(_tell(desk, call, row, lets_go=False), call=call.call)
 
 
 def unprotect(desk: Desk, call: Call) -> None:
@@ -50,11 +50,11 @@ def unprotect(desk: Desk, call: Call) -> None:
     """
     row = replace(require_here(desk, call.arguments["tag"]), hold="")
     desk.record(row)
-    desk.spawn(_tell(desk, call, row), call=call.call)
+    desk.spawn(_tell(desk, call, row, lets_go=True), call=call.call)
 
 
-def _tell(desk: Desk, call: Call, row: CartridgeRow) -> Procedure:
-    yield ask_retain(row)
+def _tell(desk: Desk, call: Call, row: CartridgeRow, *, lets_go: bool) -> Procedure:
+    yield ask_retain(desk.registry, row.tag, lets_go=lets_go)
     _answer(desk, call, desk.registry.cartridges[row.tag])
 
 

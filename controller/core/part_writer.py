@@ -442,13 +442,10 @@ class PartWriter(CartridgeWriter):
                 f"cartridge {self.tag}: the trailer at object {trailer.trailer_object} "
                 "does not read back as written"
             )
-        retained = replace(
-            self.cartridge,
-            retain_until=max(self.cartridge.retain_until, trailer.retain_until),
-        )
-        if retained.retain_until or retained.hold:
+        until = max(self.cartridge.retain_until, trailer.retain_until)
+        if until or self.cartridge.hold:
             # Before the part counts: from here on nobody erases it, whatever becomes of this catalog.
-            yield ask_retain(retained)
+            yield ask_retain(self.desk.registry, self.tag, retain_until=until)
         part = part_row(trailer, tag=self.tag, end=end)
         cartridge = replace(
             self.cartridge,
@@ -456,7 +453,7 @@ class PartWriter(CartridgeWriter):
             sequence=trailer.sequence,
             first_written=self.cartridge.first_written or trailer.created,
             last_written=trailer.created,
-            retain_until=retained.retain_until,
+            retain_until=until,
         )
         if not self.is_whole and not self.plan.get("is_cut"):
             cartridge = replace(cartridge, status=self._full(), detail="early warning")

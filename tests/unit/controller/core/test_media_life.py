@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from backplane.errors import BackupError, BusyError, NotFoundError, RefusedError, UsageError
+from backplane.wire.messages import TapeRetain
+from controller.core.effects import Tick
 from tests.site.site import DATA, Site, backed_up
 
 TAG = "LTO001L8"
@@ -41,6 +43,39 @@ def test_a_hold_of_what_is_away_reaches_the_node_when_it_comes_back(site: Site) 
     site.connect("tape")
     site.settle()
     assert away.is_held
+
+
+def test_a_hold_that_only_the_node_knows_of_outlives_the_next_commit(site: Site) -> None:
+    """A catalog that was rebuilt does not know who holds a cartridge, and lets nothing go."""
+    backed_up(site)
+    site.tapes[TAG].is_held = True
+    site.connect("tape")
+    site.call("pool.set", name="default", retain="30d", allocation="", scratch="")
+    site.run(site.submit("backup", volume="vol"))
+    assert row(site).retain_until
+    assert site.tapes[TAG].is_held
+    site.call("tape.unprotect", tag=TAG)
+    assert not site.tapes[TAG].is_held
+
+
+def test_a_hold_that_comes_while_a_part_is_committed_stays_when_the_commit_asks_again(
+    site: Site,
+) -> None:
+    backed_up(site)
+    site.call("pool.set", name="default", retain="30d", allocation="", scratch="")
+    site.submit("backup", volume="vol")
+    while not isinstance(site.wire[0][1], TapeRetain):
+        site.deliver(*site.wire.pop(0))
+    _, asked = site.wire.pop(0)  # It is lost.
+    assert not asked.is_held
+    site.call("tape.protect", tag=TAG, reason="lawsuit")
+    site.now += 10
+    site.feed(Tick())
+    again = [message for _, message in site.wire if isinstance(message, TapeRetain)]
+    assert [message.is_held for message in again] == [True]
+    site.run()
+    assert site.machine.backups[2].state == "completed"  # type: ignore[index]
+    assert site.tapes[TAG].is_held
 
 
 def test_a_hold_has_a_reason(site: Site) -> None:
