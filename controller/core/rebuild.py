@@ -252,6 +252,7 @@ def _take_in(desk: Desk, job: Job, tag: VolumeTag) -> Step:
     if not found.is_clean and not facts.why_read_only:
         facts = replace(facts, why_read_only="its last trailers cannot all be read")
     intake = _Intake(desk, job, scan, facts)
+    intake.shelf.left_out = found.left_out
     yield from intake.take(found.parts)
     for note in found.notes:
         _list(job, "notes", f"{tag}: {note}")

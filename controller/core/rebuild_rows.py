@@ -383,19 +383,22 @@ class Shelf:
 def cartridge_row(
     facts: CartridgeFacts, shelf: Shelf, *, before: CartridgeRow | None
 ) -> CartridgeRow:
-    """Return the row of a cartridge with these parts; one that the catalog has is only brought up to date."""
+    """Return the row of a cartridge with these parts; one that the catalog has is only brought up to date.
+
+    One with parts that are left out is held: nothing here knows who wants those, and whoever does has to say.
+    """
     ordered = sorted(shelf.parts, key=lambda part: part.sequence)
     last = ordered[-1] if ordered else None
     is_ours = (
         before is not None and before.cartridge == facts.cartridge and before.status != "foreign"
     )
+    left = f"{shelf.left_out} of its parts are not in this catalog" if shelf.left_out else ""
     if is_ours and before is not None and (last is None or last.sequence <= before.sequence):
-        return before
+        return replace(before, hold=before.hold or left)
     status, detail = "writable", ""
     if last is not None and not last.is_last:
         status, detail = "full", "early warning"
     if facts.why_read_only or shelf.left_out:
-        left = f"{shelf.left_out} of its parts are not in this catalog" if shelf.left_out else ""
         status, detail = "full", facts.why_read_only or left
     row = CartridgeRow(
         tag=facts.tag,
@@ -411,9 +414,11 @@ def cartridge_row(
         first_written=ordered[0].created if ordered else "",
         last_written=last.created if last is not None else "",
         retain_until=max((part.retain_until for part in ordered), default=""),
+        hold=left,
     )
     if is_ours and before is not None:
-        row = replace(row, pool=before.pool or row.pool, vault=before.vault, hold=before.hold)
+        row = replace(row, pool=before.pool or row.pool, vault=before.vault)
+        row = replace(row, hold=before.hold or left)
     return row
 
 

@@ -80,6 +80,8 @@ class Findings:
     """In the order of the tape."""
     notes: list[str] = field(default_factory=list)
     """What is missing or damaged, in words."""
+    left_out: int = 0
+    """Committed parts that contradict themselves and are none of `parts`."""
     is_clean: bool = True
     """Whether the last trailer says everything: then the cartridge may be appended to."""
     highest: tuple[int, int] = (0, 0)
@@ -181,6 +183,7 @@ class CartridgeScan:
 
     def _leave_out(self, name: str, error: VolumeError) -> None:
         self.found.note(f"{name} is left out: {error.message}")
+        self.found.left_out += 1
         self.found.is_clean = False
 
     # --- from header to header -------------------------------------------------------------------

@@ -156,6 +156,7 @@ def test_cartridges_of_another_catalog_are_only_taken_on_demand_and_never_writte
     row = site.machine.registry.cartridges[tag]  # type: ignore[index]
     assert (row.status, row.sequence, site.machine.store) == ("full", 3, store)
     assert "another catalog" in row.detail
+    assert row.hold == "1 of its parts are not in this catalog"
     assert [each.backup for each in before["backups"].values()] == [1]
     assert sorted(site.machine.backups) == [1, 2, 3]
     assert restored(site, 2) == DATA

@@ -377,6 +377,15 @@ def test_one_that_the_catalog_knows_is_only_brought_up_to_date() -> None:
     assert (row.hold, row.vault, row.pool) == ("a dispute", "bank", "mine")
 
 
+@pytest.mark.parametrize("before", [cartridge(), cartridge(status="full", sequence=1)])
+def test_one_with_parts_that_are_left_out_is_held(before: CartridgeRow) -> None:
+    """Nothing in this catalog stands on those parts, and without a hold it would be recycled."""
+    row = cartridge_row(FACTS, Shelf([PART], left_out=2), before=before)
+    assert row.hold == "2 of its parts are not in this catalog"
+    held = replace(before, hold="a dispute", status="full")
+    assert cartridge_row(FACTS, Shelf([PART], left_out=2), before=held).hold == "a dispute"
+
+
 def test_pools_that_nobody_knows_keep_their_cartridges_for_ever() -> None:
     default = replace(PART, pool="")
     odd = replace(PART, pool="a b")

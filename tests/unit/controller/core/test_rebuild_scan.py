@@ -279,6 +279,7 @@ def test_a_trailer_that_says_something_else_than_the_directory_is_left_out() -> 
     bench.tape.objects[place] = objects[-2]  # type: ignore[call-overload]
     found = bench.scan()
     assert [each.backup for each in found.parts] == [1, 3]
+    assert found.left_out == 1
     assert "says something else than the directory" in found.notes[0]
 
 
