@@ -371,6 +371,7 @@ class ControllerService:
                 holder=holder,
                 ttl_s=GRANT_TTL_S,
                 bytes_max=use.bytes_max,
+                lane=use.lane,
             )
         )
         key = grants.grant_key(grants.agree(self._keys.secret, node.public_key))

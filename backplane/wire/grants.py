@@ -34,12 +34,14 @@ from backplane.errors import NotAuthorizedError
 from backplane.ids import Designator, Epoch, ItemId, JobId, NodeName
 from backplane.wire.packing import PackingError, pack, unpack
 
-GRANT_VERSION: Final = 1
+GRANT_VERSION: Final = 2
 GRANT_BYTES_MAX: Final = 64 * 1024
 GRANT_EXTENTS_MAX: Final = 4096
 """More extents than this are merged by the planner into covering ones."""
 NONCE_BYTES: Final = 16
 KEY_BYTES: Final = 32
+LANES_MAX: Final = 64
+"""Lanes of one logical unit, numbered from 1: as many as a node may have drives."""
 
 
 class Rights(IntFlag):
@@ -57,6 +59,8 @@ class Grant:
     `extents` bounds a block device, as (first LBA, blocks) pairs; empty for tape.
     `position` is the object number from which APPEND starts (tape), otherwise 0.
     `bytes_max` bounds what may be moved through one grant, retries of a damaged frame included.
+    `lane` is 0 for a writer of the whole unit; 1 to `LANES_MAX` for one of several that write disjoint extents of a
+    block device at once, each with a fence floor of its own.
     """
 
     node: NodeName
@@ -70,6 +74,7 @@ class Grant:
     holder: bytes
     ttl_s: float
     bytes_max: int
+    lane: int = 0
 
 
 def encode_grant(grant: Grant) -> bytes:
@@ -89,6 +94,7 @@ def encode_grant(grant: Grant) -> bytes:
             grant.holder,
             grant.ttl_s,
             grant.bytes_max,
+            grant.lane,
         ]
     )
 
@@ -112,17 +118,18 @@ def decode_grant(body: bytes) -> Grant:
             holder,
             ttl_s,
             most,
+            lane,
         ) = fields
         _expect(type(node) is str and type(designator) is bytes and len(designator) == 8)
         _expect(
             all(
                 type(n) is int and n >= 0
-                for n in (version, rights, position, job, item, epoch, most)
+                for n in (version, rights, position, job, item, epoch, most, lane)
             )
         )
         _expect(version == GRANT_VERSION and type(ttl_s) is float and ttl_s > 0)
         _expect(type(holder) is bytes and len(holder) == KEY_BYTES and rights <= 7)
-        _expect(len(extents) <= GRANT_EXTENTS_MAX)
+        _expect(len(extents) <= GRANT_EXTENTS_MAX and lane <= LANES_MAX)
         pairs = tuple((lba, blocks) for lba, blocks in extents)
         _expect(all(type(n) is int and n >= 0 for pair in pairs for n in pair))
     except (PackingError, TypeError, ValueError) as error:
@@ -139,6 +146,7 @@ def decode_grant(body: bytes) -> Grant:
         holder=holder,
         ttl_s=ttl_s,
         bytes_max=most,
+        lane=lane,
     )
 
 

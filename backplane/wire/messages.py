@@ -439,13 +439,15 @@ class NodeInventory(Message):
 class UnitFence(Message):
     """Raise the fence floor of a logical unit to `epoch`, durably, and say where it stands.
 
-    After the answer no request of a lower epoch can reach the medium.  Answered by `unit.fenced`.
+    After the answer no request of a lower epoch can reach the medium.  With a `lane` (1 to `LANES_MAX`) this is so for
+    writers in that lane only; 0 fences the whole unit, all lanes included.  Answered by `unit.fenced`.
     """
 
     kind: ClassVar[str] = "unit.fence"
     request: int
     designator: Designator
     epoch: Epoch
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

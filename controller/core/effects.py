@@ -89,7 +89,10 @@ Event: TypeAlias = PeerReady | PeerLost | FromPeer | Call | ExtentsFetched | Map
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitUse:
-    """What a work item may do at one logical unit: the content of a grant."""
+    """What a work item may do at one logical unit: the content of a grant.
+
+    `lane` 0 is the whole unit, which then has one writer; 1 to `LANES_MAX` one of several writers of disjoint extents.
+    """
 
     designator: Designator
     node: NodeName
@@ -97,6 +100,7 @@ class UnitUse:
     extents: tuple[tuple[int, int], ...]
     position: int
     bytes_max: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

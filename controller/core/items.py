@@ -16,7 +16,7 @@ from typing import Any, Final
 from backplane.errors import BackupError, UnreachableError
 from backplane.ids import Epoch, ItemId, NodeName
 from backplane.scsi.sense import Sense, SenseError
-from backplane.wire.grants import Rights
+from backplane.wire.grants import LANES_MAX, Rights
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX, MOVERS_MAX
@@ -57,8 +57,17 @@ def tape_use(
     )
 
 
-def disk_use(node: NodeName, designator: bytes, planned: PlannedList, *, rights: Rights) -> UnitUse:
-    """Return the use of a volume or view: the extents of the list and no others."""
+def disk_use(
+    node: NodeName, designator: bytes, planned: PlannedList, *, rights: Rights, lane: int = 0
+) -> UnitUse:
+    """Return the use of a volume or view: the extents of the list and no others.
+
+    A `lane` (1 to `LANES_MAX`) lets other lanes write at the same time.  The node opens it only after a fence of the
+    whole unit, and while its extents touch none of another lane: plan the list with `is_exact`, since a cover has gaps
+    that are not ours.
+    """
+    assert 0 <= lane <= LANES_MAX
+    assert not lane or rights & Rights.WRITE
     return UnitUse(
         designator=designator,  # type: ignore[arg-type]
         node=node,
@@ -66,6 +75,7 @@ def disk_use(node: NodeName, designator: bytes, planned: PlannedList, *, rights:
         extents=planned.extents,
         position=0,
         bytes_max=2 * planned.data_bytes + BYTES_SLACK,
+        lane=lane,
     )
 
 

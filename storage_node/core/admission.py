@@ -404,6 +404,8 @@ def _check_shape(grant: Grant, unit: Unit) -> None:
     possible = Rights.READ | (Rights.WRITE if unit.kind is UnitKind.BLOCK else Rights.APPEND)
     if not grant.rights or grant.rights & ~possible:
         raise denied("rights that the unit does not have")
+    if grant.lane:
+        raise denied("lanes are not served")
     if unit.kind is UnitKind.TAPE and grant.extents:
         raise denied("extents on a tape")
     if any(lba + blocks > unit.blocks for lba, blocks in grant.extents):

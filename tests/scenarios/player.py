@@ -343,7 +343,8 @@ class Player:
             case messages.NodeReply() if message.drives:
                 return f"loaded, the tape ends at object {message.end}"
             case messages.UnitFence():
-                return f"fence {self._unit(message.designator)} at {message.epoch}"
+                lane = f"lane {message.lane} of " if message.lane else ""
+                return f"fence {lane}{self._unit(message.designator)} at {message.epoch}"
             case messages.TapeLoad():
                 return f"load {message.tag} into {message.drive}, fence at {message.epoch}"
             case messages.TapeMetadata():

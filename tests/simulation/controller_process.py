@@ -190,6 +190,7 @@ class SimulatedController(ControllerService):
                 holder=holder,
                 ttl_s=GRANT_TTL_S,
                 bytes_max=use.bytes_max,
+                lane=use.lane,
             )
         )
         return Resolution(

@@ -115,6 +115,7 @@ class UnitFence:
     request: int
     epoch: int
     designator: bytes = b"unit"
+    lane: int = 0
 
 
 @dataclass
@@ -181,6 +182,7 @@ def test_an_epoch_that_is_used_twice_is_a_violation() -> None:
     judge.refuses(Sent(UnitFence(9, 3)), match="is used for")
     judge = Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3)), Sent(UnitFence(9, 3)))
     judge.refuses(Sent(UnitFence(9, 3, b"other")), match="is used for")
+    judge.refuses(Sent(UnitFence(9, 3, lane=1)), match="is used for")
 
 
 def test_a_fence_that_the_next_life_asks_for_again_is_the_same_use() -> None:

@@ -100,6 +100,7 @@ class DiskNode:
     narrow_error: BackupError | None = None
     released: set[str] = field(default_factory=set)
     floor: dict[bytes, int] = field(default_factory=dict)
+    lane_floor: dict[tuple[bytes, int], int] = field(default_factory=dict)
     never_quiet: set[str] = field(default_factory=set)
     writers: dict[str, str] = field(default_factory=dict)
     """Volumes that are being written all the time, and by whom: they are waited for until the timeout."""
@@ -168,9 +169,13 @@ class DiskNode:
         volume = self.by_name(name)
         volume.row = replace(volume.row, connections=volume.row.connections - 1)
 
-    def raise_floor(self, unit: bytes, epoch: int) -> None:
-        """Let nobody with a lower epoch in."""
-        self.floor[unit] = max(self.floor.get(unit, 0), epoch)
+    def raise_floor(self, unit: bytes, epoch: int, lane: int = 0) -> None:
+        """Let nobody with a lower epoch in; with a lane: nobody into that lane."""
+        if lane:
+            key = unit, lane
+            self.lane_floor[key] = max(self.lane_floor.get(key, 0), epoch)
+        else:
+            self.floor[unit] = max(self.floor.get(unit, 0), epoch)
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -179,7 +184,7 @@ class DiskNode:
         reply = {"request": message.request, "boot_id": self.boot}
         match message:
             case UnitFence():
-                self.raise_floor(message.designator, message.epoch)
+                self.raise_floor(message.designator, message.epoch, message.lane)
                 return UnitFenced(
                     request=message.request,
                     designator=message.designator,

@@ -91,11 +91,15 @@ class Execution:
         """Carry the list out; return the sense data it ends with."""
         for unit in self.uses:
             floor = max(self.disk.floor.get(unit, 0), self.tape.floor.get(unit, 0))
+            lane = self.uses[unit].lane
+            floor = max(floor, self.disk.lane_floor.get((unit, lane), 0))
             if self.work.item.epoch < floor:
                 return copy_aborted(segment=0, destination=STALE)
             # Opening raises the floor, as it does at a real node.
-            node = self.tape if unit in (self.drive.unit, self.source.unit) else self.disk
-            node.raise_floor(unit, self.work.item.epoch)
+            if unit in (self.drive.unit, self.source.unit):
+                self.tape.raise_floor(unit, self.work.item.epoch)
+            else:
+                self.disk.raise_floor(unit, self.work.item.epoch, lane)
         if not (self.drive.loaded and self.source.loaded):
             not_ready = Sense(key=SenseKey.NOT_READY, asc=0x3A)
             return copy_aborted(segment=0, destination=not_ready)

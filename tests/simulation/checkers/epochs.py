@@ -12,7 +12,7 @@ USES = {
     "TapeLoad": ("request",),
     "TapeUnload": ("request",),
     "TapeErase": ("request",),
-    "UnitFence": ("designator",),
+    "UnitFence": ("designator", "lane"),
     "VolumeOffline": ("volume", "job"),
     "VolumePublish": ("volume", "job", "state"),
 }

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from backplane.errors import BackupError, MediumError
-from backplane.ids import BackupId, JobId
+from backplane.ids import BackupId, Designator, Epoch, ItemId, JobId, NodeName
 from backplane.runtime.keys import KeyPair
 from backplane.runtime.loop import Loop
 from backplane.testing.clock import ManualClock
@@ -500,6 +500,24 @@ def test_a_work_item_brings_a_grant_for_every_unit_and_its_mover_only(
     assert (grant.rights, grant.position, grant.epoch) == (Rights.APPEND, 0, work.epoch)
     assert (grant.job, grant.item) == (1, work.item)
     assert grant.bytes_max < 2**30
+
+
+@pytest.mark.parametrize("lane", [0, 3])
+def test_the_lane_of_a_use_is_in_its_grant(world: World, lane: int) -> None:
+    node, mover = world.node(world.disk), world.peer("mover", "m1")
+    use = effects.UnitUse(
+        designator=Designator(b"\x30disk..."),
+        node=NodeName(node.keys.name),
+        rights=Rights.WRITE,
+        extents=((0, 1),),
+        position=0,
+        bytes_max=1,
+        lane=lane,
+    )
+    unit = world.service._resolve(
+        use, holder=mover.keys.public, job=JobId(1), item=ItemId(2), epoch=Epoch(3)
+    )
+    assert check_grant(world, node, unit.grant, unit.tag, mover).lane == lane
 
 
 # --- revoked keys ---------------------------------------------------------------------------------

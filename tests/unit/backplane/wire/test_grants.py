@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backplane.errors import NotAuthorizedError
 from backplane.ids import Designator, Epoch, ItemId, JobId, NodeName
 from backplane.wire import grants
-from backplane.wire.grants import GRANT_BYTES_MAX, GRANT_EXTENTS_MAX, Grant, Rights
+from backplane.wire.grants import GRANT_BYTES_MAX, GRANT_EXTENTS_MAX, LANES_MAX, Grant, Rights
 from backplane.wire.packing import pack, unpack
 
 GRANT = Grant(
@@ -44,6 +44,7 @@ numbers = st.integers(0, 2**63 - 1)
         holder=st.binary(min_size=32, max_size=32),
         ttl_s=st.floats(0.001, 1e6),
         bytes_max=numbers,
+        lane=st.integers(0, LANES_MAX),
     )
 )
 def test_a_grant_survives_the_wire(grant: Grant) -> None:
@@ -73,7 +74,8 @@ def test_a_truncated_body_is_refused(length: int) -> None:
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        (0, 2),
+        (0, 1),
+        (0, 3),
         (1, b"node-1"),
         (2, b"short"),
         (3, 8),
@@ -88,6 +90,9 @@ def test_a_truncated_body_is_refused(length: int) -> None:
         (10, 0.0),
         (10, 60),
         (11, 1.0),
+        (12, -1),
+        (12, True),
+        (12, LANES_MAX + 1),
     ],
 )
 def test_a_field_that_is_not_as_it_must_be_is_refused(index: int, value: Any) -> None:

@@ -179,6 +179,16 @@ def test_uses_grant_what_the_list_needs_and_a_little_more(site: Site) -> None:
     disk = items.disk_use(node, UNIT, PLANNED, rights=Rights.READ)
     assert disk.extents == PLANNED.extents
     assert disk.bytes_max >= 2 * PLANNED.data_bytes
+    assert disk.lane == 0
+
+
+def test_a_use_in_a_lane_is_one_that_writes(site: Site) -> None:
+    node = NodeName("n")
+    lane = items.disk_use(node, UNIT, PLANNED, rights=Rights.READ | Rights.WRITE, lane=3)
+    assert lane.lane == 3
+    for wrong in ({"rights": Rights.READ, "lane": 1}, {"rights": Rights.WRITE, "lane": 65}):
+        with pytest.raises(AssertionError):
+            items.disk_use(node, UNIT, PLANNED, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [1, 254, 255, 256, 10**9])
