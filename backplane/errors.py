@@ -128,6 +128,12 @@ class StaleError(RefusedError):
     default_sense = SenseTriple(0x06, 0x29, 0x00)
 
 
+class RetainedError(RefusedError):
+    """A retention or a hold lasts: it has to be kept for now, and nothing is wrong with it."""
+
+    kind = "retained"
+
+
 class BusyError(BackupError):
     """Somebody else uses it; waiting helps."""
 

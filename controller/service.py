@@ -351,6 +351,7 @@ class ControllerService:
             parameter_list=item.parameter_list,
             units=units,
         )
+        failpoints.passed("controller.work")
         self._endpoint.send(work, peer=live.peer)
 
     def _resolve(

@@ -16,7 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import BackupError, MediumError, NotFoundError, RefusedError, StaleError
+from backplane.errors import (
+    BackupError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    RetainedError,
+    StaleError,
+)
 from backplane.ids import CartridgeId, Designator, Epoch, VolumeTag
 from backplane.runtime.clock import Clock
 from backplane.scsi.designator import designator_of
@@ -35,7 +42,7 @@ from backplane.wire.messages import (
 )
 from storage_node.access import Access, audit
 from storage_node.core.admission import Unit, UnitKind
-from storage_node.core.retention import erase_refusal, latest, moment
+from storage_node.core.retention import erase_refusal, kept_because, latest, moment
 from storage_node.core.tape_alert import Health, medium_alerts
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
@@ -390,6 +397,8 @@ class TapeControl:
             audit.info("erased", extra=told)
             return
         audit.warning("refused", extra=told | {"reason": reason})
+        if kept_because(facts, now=now):
+            raise RetainedError(reason)
         is_matter_of_force = not erase_refusal(facts, now=now, is_forced=True)
         raise RefusedError(
             reason, hint="--force erases it all the same" if is_matter_of_force else ""

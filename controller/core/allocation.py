@@ -27,7 +27,7 @@ from backplane.wire.messages import CartridgeState
 from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
 from controller.core.pools import ALWAYS, allocation_of, seconds_between
 from controller.core.procedure import NotYet
-from controller.core.registry import Registry
+from controller.core.registry import Keeping, Registry
 
 ALTERNATIVES_MAX: Final = 3
 """Cartridges that a request to an operator names beside what would do as well."""
@@ -107,6 +107,7 @@ def candidates(
     for group in (ours, scratch):
         written = [row for row in group if not is_unused(row)]
         old = [row for row in written if not why_kept(row, registry, used=used, wall=wall)]
+        old = [row for row in old if not _kept(registry, row.tag, wall=wall)]
         old.sort(key=lambda row: (row.last_written, row.tag))
         yield from (Choice(row, must_erase=True) for row in old)
 
@@ -166,6 +167,18 @@ def why_kept(
     return ""
 
 
+def kept_for(keeping: Keeping, *, wall: str) -> float:
+    """Return for how many seconds more a node is believed that keeps a cartridge; 0 if it may be asked again."""
+    past = seconds_between(keeping.since, wall)
+    return max(0.0, keeping.again_s - past) if past >= 0 else 0.0
+
+
+def _kept(registry: Registry, tag: VolumeTag, *, wall: str) -> str:
+    """Return the words of a node that keeps a cartridge, empty if it may be asked."""
+    keeping = registry.kept.get(tag)
+    return keeping.why if keeping is not None and kept_for(keeping, wall=wall) else ""
+
+
 def next_expiry(registry: Registry, *, wall: str) -> CartridgeRow | None:
     """Return the cartridge whose retention is over next, None if none has any."""
     waiting = [
@@ -196,6 +209,10 @@ def request_for_pool(
     following = next_expiry(registry, wall=wall)
     if following is not None and following.pool in (pool.pool, ""):
         words += f"; {following.tag} is retained until {following.retain_until}"
+    # Its retention is over by our clock, and not by the node's.
+    refused = [row.tag for row in registry.cartridges.values() if row.pool in (pool.pool, "")]
+    for why in [why for tag in sorted(refused) if (why := _kept(registry, tag, wall=wall))][:1]:
+        words += f"; {why}"
     return OperatorRequest(f"waiting: {words}")
 
 

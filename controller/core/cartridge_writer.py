@@ -17,7 +17,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from backplane.errors import MediumError, NotFoundError, RefusedError, StaleError, VolumeError
+from backplane.errors import (
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    RetainedError,
+    StaleError,
+    VolumeError,
+)
 from backplane.ids import CartridgeId, Designator, ItemId, NodeName, VolumeTag
 from backplane.scsi.sense import Sense, SenseKey
 from backplane.tape_format.content import LABEL_OBJECTS
@@ -36,7 +43,7 @@ from controller.core.items import (
     tape_use,
 )
 from controller.core.job import Job
-from controller.core.media import check_label
+from controller.core.media import check_label, keep
 from controller.core.part_content import label_objects
 from controller.core.planner import MetadataObject, plan_metadata
 from controller.core.procedure import Ask, Claim, NotYet, Step
@@ -143,6 +150,9 @@ class CartridgeWriter:
                     ) from error
                 yield from pause(self.desk, self.job, BACKOFF_BASE_S * tries, why=error.message)
                 reply = yield from drives.load_cartridge(self.desk, self.job)
+            except RetainedError as error:
+                self._note_kept(error)
+                raise KeptError(f"cartridge {self.tag} is not erased: {error.message}") from error
             except (RefusedError, MediumError) as error:
                 raise VolumeError(
                     f"cartridge {self.tag} cannot be erased: {error.message}"
@@ -187,8 +197,15 @@ class CartridgeWriter:
             what=f"erase cartridge {self.tag}",
         )
 
+    def _note_kept(self, error: RetainedError) -> None:
+        """Its node has the last word, and its own clock: nothing is wrong with the cartridge, which is left alone."""
+        keep(self.desk, self.cartridge, error.message)
+        if self.cartridge.detail == ERASING:
+            self.desk.record(replace(self.cartridge, detail=""))
+
     def _note_erased(self) -> None:
         row = self.cartridge
+        self.desk.registry.kept.pop(row.tag, None)
         gone = {part.backup for part in self.desk.registry.parts_on(self.tag)}
         blank = replace(
             row,

@@ -29,6 +29,7 @@ from controller.core.allocation import (
     candidates,
     is_at_door,
     is_pool_request,
+    kept_for,
     next_expiry,
     request_for_cartridge,
     request_for_pool,
@@ -38,10 +39,13 @@ from controller.core.desk import Desk
 from controller.core.job import Job, places_of
 from controller.core.pools import seconds_between
 from controller.core.procedure import Ask, NotYet
-from controller.core.registry import Drive, Registry
+from controller.core.registry import Drive, Keeping, Registry
 
 LOOK_AGAIN_S: Final = 3600.0
 """How long a job that waits for the end of a retention relies on the clock on the wall."""
+
+KEPT_S: Final = 60.0
+"""How long a job believes, the first time, that a node keeps a cartridge whose retention is over by our own clock."""
 
 UNTOUCHED: Final = ("quarantined", "cleaning", "foreign")
 """What is in no state to be read, either."""
@@ -252,11 +256,11 @@ def media_deadline(
     if not any(is_pool_request(job.row.reason) for job in jobs.values()):
         return None
     following = next_expiry(registry, wall=wall)
-    if following is None:
-        return None
+    waits = [left for each in registry.kept.values() if (left := kept_for(each, wall=wall))]
+    if following is not None:
+        waits.append(max(0.0, seconds_between(wall, following.retain_until)))
     # Not further away than the clock on the wall may be believed.
-    left = min(max(0.0, seconds_between(wall, following.retain_until)), LOOK_AGAIN_S)
-    return now + left + 1
+    return now + min(*waits, LOOK_AGAIN_S) + 1 if waits else None
 
 
 def ask_retain(
@@ -290,6 +294,14 @@ def ask_retain(
         what=f"retain cartridge {tag}",
         gives_up=gives_up,
     )
+
+
+def keep(desk: Desk, row: CartridgeRow, why: str) -> None:
+    """Believe a node that keeps a cartridge, for a minute at first, then for ever longer; then it is asked again."""
+    before = desk.registry.kept.get(row.tag)
+    again_s = min(2 * before.again_s, LOOK_AGAIN_S) if before is not None else KEPT_S
+    why = f"{why} (node {row.node}; the controller's clock is at {desk.wall})"
+    desk.registry.kept[row.tag] = Keeping(why=why, since=desk.wall, again_s=again_s)
 
 
 def put_into_error(desk: Desk, tag: VolumeTag, why: str) -> None:

@@ -67,6 +67,15 @@ class Mover:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """A node keeps a cartridge that the catalog would have erased: why, since when, and for how long it is believed."""
+
+    why: str
+    since: str
+    again_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Drive:
     """A drive that a job may claim."""
 
@@ -92,6 +101,8 @@ class Registry:
         """Pools of cartridges that are being added, and have no row yet."""
         self.drives: dict[tuple[NodeName, str], DriveRow] = {}
         """What operators have said of drives."""
+        self.kept: dict[VolumeTag, Keeping] = {}
+        """Cartridges that their nodes have refused to erase, for a retention or a hold."""
         self.drives_by_hand: dict[tuple[NodeName, str], str] = {}
         """Drives with which an operator's call does something, and what."""
         self.drive_activity: dict[tuple[NodeName, str], str] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from backplane.errors import UsageError
@@ -49,13 +49,25 @@ class EraseFacts:
     unknown: str = ""
 
 
-def erase_refusal(facts: EraseFacts, *, now: datetime, is_forced: bool) -> str:
-    """Say why a cartridge must not be erased, "" if it may be."""
+def kept_because(facts: EraseFacts, *, now: datetime) -> str:
+    """Say what keeps a cartridge for now, "" if nothing does; `now` is the clock of this node, which is named."""
     if facts.is_held:
         return f"cartridge {facts.tag} is held: nothing is erased while a hold lasts"
     until = latest(facts.retain_until)
     if until and now < moment(until):
-        return f"cartridge {facts.tag} is retained until {until}"
+        clock = f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return (
+            f"cartridge {facts.tag} is retained until {until} "
+            f"by the clock of its node, which is at {clock}"
+        )
+    return ""
+
+
+def erase_refusal(facts: EraseFacts, *, now: datetime, is_forced: bool) -> str:
+    """Say why a cartridge must not be erased, "" if it may be."""
+    kept = kept_because(facts, now=now)
+    if kept:
+        return kept
     if facts.is_worm:
         return f"cartridge {facts.tag} is WORM: it is written once"
     if facts.is_write_protected:

@@ -17,6 +17,7 @@ from backplane.errors import (
     MediumError,
     NotFoundError,
     RefusedError,
+    RetainedError,
     StaleError,
     VolumeError,
 )
@@ -270,8 +271,13 @@ class TapeNode:
         if drive.loaded != message.tag:
             raise NotFoundError(f"cartridge {message.tag} is not in drive {drive.name}")
         tape = self.tapes[message.tag]
-        if tape.refuses_erase or tape.is_held or tape.is_worm or tape.retain_until > self.wall():
-            raise RefusedError(tape.refuses_erase or f"cartridge {tape.tag} is retained or held")
+        if tape.is_held or tape.retain_until > self.wall():
+            raise RetainedError(
+                f"cartridge {tape.tag} is retained until {tape.retain_until} by the clock of its node, "
+                f"which is at {self.wall()}"
+            )
+        if tape.refuses_erase or tape.is_worm:
+            raise RefusedError(tape.refuses_erase or f"cartridge {tape.tag} is WORM")
         if tape.objects and self._header(tape) is None and not message.is_forced:
             raise RefusedError(f"cartridge {tape.tag} is none of ours")
         tape.objects, tape.durable, tape.bad, drive.position = [], 0, set(), 0

@@ -21,6 +21,7 @@ from backplane.errors import (
     BusyError,
     NotFoundError,
     RefusedError,
+    RetainedError,
     StaleError,
     UsageError,
     VolumeError,
@@ -637,7 +638,7 @@ def test_nobody_erases_what_is_retained(
     data = (node.folder / "library" / FIRST / "data").read_bytes()
     with caplog.at_level(logging.INFO, "storage_node.audit"):
         for epoch, is_forced in ((6, False), (7, True)):
-            with pytest.raises(RefusedError, match=reason):
+            with pytest.raises(RetainedError, match=reason):
                 node.erase(epoch=epoch, is_forced=is_forced)
     told = [r for r in caplog.records if r.name == "storage_node.audit"]
     assert [(r.message, r.request, r.cartridge, r.forced) for r in told] == [  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -306,6 +307,90 @@ def test_the_end_of_a_retention_is_noticed_without_anybody_asking(site: Site) ->
     site.run(3700)
     check_end(site, job)
     assert site.tape.erased == [TAG]
+
+
+def refusals(site: Site, job: int) -> int:
+    """Return how often a job was told that a cartridge is kept."""
+    return sum("is not erased" in line for line in site.log(job))
+
+
+def behind(site: Site, seconds: float) -> None:
+    """Let the clock of the tape node be behind the controller's."""
+    ours = type(site).wall.fget  # type: ignore[attr-defined]
+
+    def wall() -> str:
+        at = datetime.fromisoformat(ours(site)) - timedelta(seconds=seconds)
+        return f"{at:%Y-%m-%dT%H:%M:%SZ}"
+
+    site.tape.wall = wall
+
+
+def test_a_node_whose_clock_is_behind_keeps_the_cartridge_which_is_erased_later() -> None:
+    site = connected()
+    pool(site, retain="1h")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    site.set_cartridge(TAG, status="full")
+    site.set_cartridge(OTHER, status="retired")
+    prune(site, 1)
+    behind(site, 600)
+    before = cartridge(site)
+    site.now += 3610
+    job = site.submit("backup", volume="vol", pool="weekly")
+    site.settle()
+    until = before.retain_until
+    reason = site.job(job).reason
+    assert reason.startswith("waiting: scratch cartridge for pool weekly; cartridge LTO001L8 is ")
+    assert f"retained until {until} by the clock of its node, which is at 2026-" in reason
+    assert "(node tape; the controller's clock is at 2026-" in reason
+    assert cartridge(site) == before, "nothing is wrong with it"
+    assert site.alarms == []
+    # It is left alone for a while, then asked again, and in the end it goes.
+    assert refusals(site, job) == 1
+    site.run(30)
+    assert refusals(site, job) == 1
+    site.run(1200)
+    check_end(site, job)
+    assert site.tape.erased == [TAG]
+    assert 2 <= refusals(site, job) <= 5
+
+
+def test_who_waits_beside_a_cartridge_that_is_kept_takes_another_one() -> None:
+    site = connected(tags=("LTO001L8", "LTO002L8", "LTO003L8"))
+    pool(site, retain="1h", scratch=False)
+    for tag in (TAG, OTHER):
+        site.set_cartridge(tag, pool="weekly")
+    site.make_volume("vol", data=DATA)
+    for _ in (TAG, OTHER):
+        check_end(site, again(site, pool="weekly"))
+        full = cartridge(site, TAG)
+        site.set_cartridge(TAG, status="full")
+    assert full.sequence == 1
+    prune(site, 1, 2)
+    site.set_cartridge(OTHER, status="full", retain_until="")
+    site.tapes[OTHER].retain_until = ""
+    behind(site, 600)
+    site.now += 3610
+    job = again(site, pool="weekly")
+    check_end(site, job)
+    assert site.tape.erased == [OTHER]
+    assert cartridge(site, TAG).status == "full"
+
+
+def test_a_label_that_its_node_keeps_away_leaves_the_cartridge_as_it_is() -> None:
+    site = connected()
+    pool(site, retain="1h")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    prune(site, 1)
+    behind(site, 600)
+    before = cartridge(site)
+    site.now += 3610
+    job = site.submit("label", tag=TAG)
+    site.run()
+    check_end(site, job, "failed")
+    assert "by the clock of its node" in site.job(job).reason
+    assert (cartridge(site), site.alarms) == (before, [])
 
 
 def test_a_pool_that_takes_scratch_from_now_on_lets_the_job_go_on(site: Site) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from backplane.errors import UsageError
-from storage_node.core.retention import EraseFacts, erase_refusal, latest, moment
+from storage_node.core.retention import EraseFacts, erase_refusal, kept_because, latest, moment
 
 NOW = datetime(2026, 1, 11, 10, 43, 48, tzinfo=UTC)
 PAST, FUTURE = "2026-01-11T10:43:48Z", "2026-01-11T10:43:49Z"
@@ -52,6 +52,17 @@ def test_retention_ends_at_its_moment() -> None:
     facts = replace(FREE, retain_until=(FUTURE,))
     assert erase_refusal(facts, now=NOW, is_forced=False)
     assert not erase_refusal(facts, now=NOW + timedelta(seconds=1), is_forced=False)
+
+
+def test_who_keeps_for_a_while_says_what_time_it_is() -> None:
+    facts = replace(FREE, retain_until=(FUTURE,))
+    there = NOW.astimezone(timezone(timedelta(hours=2)))
+    assert kept_because(facts, now=there) == (
+        f"cartridge LTO001L8 is retained until {FUTURE} by the clock of its node, which is at {PAST}"
+    )
+    assert kept_because(replace(FREE, is_held=True), now=NOW)
+    for lasting in ({"is_worm": True}, {"is_write_protected": True}, {"unknown": "LTFS"}):
+        assert kept_because(replace(FREE, **lasting), now=NOW) == ""  # type: ignore[arg-type]
 
 
 def test_the_latest_moment_counts_not_the_longest_text() -> None:
