@@ -76,6 +76,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "tags": _LIST,
         "all": Argument(bool, False),
         "adopt": Argument(bool, False),
+        "with_pruned": Argument(bool, False),
     },
     "job.list": {"limit": Argument(int, 100), "state": _TEXT},
     "job.show": {"job": _NUMBER, "items_from": Argument(int, 0), "items_max": Argument(int, 64)},

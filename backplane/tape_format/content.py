@@ -15,7 +15,7 @@ belong to is not in it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final
 
 from backplane.errors import VolumeError
@@ -34,6 +34,9 @@ SINCE_3: Final = {"since": 3}
 SINCE_4: Final = {"since": 4}
 """Fields that records before version 4 do not have: no pool, no retention, no copies, and one drive for each backup."""
 LANES_MAX: Final = 64
+UNKNOWN_START: Final = -1
+PRUNED_RUNS_MAX: Final = 4096
+"""Runs of numbers of pruned backups in a trailer; of more, those of the oldest backups are left out."""
 MAP_STATES: Final = ("none", "raw", "complete", "incomplete")
 """Nobody could make a map; nobody wanted one; there is one; there is one that lacks what its reasons say."""
 SELECTION_CHARACTERS_MAX: Final = 1 << 20
@@ -47,6 +50,8 @@ _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.A
 
 Extents = tuple[tuple[int, int], ...]
 """(LBA, blocks), in the order of the stream."""
+Runs = tuple[tuple[int, int], ...]
+"""(first number, count), ascending; they neither overlap nor touch."""
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -75,6 +80,14 @@ def _require_life(retain_until: str, copy_of_uuid: str, *, lane: int = 0, lanes:
     _require(is_moment, f"no moment in UTC: {retain_until!r}")
     _require(not copy_of_uuid or bool(_UUID.fullmatch(copy_of_uuid)), "no UUID of a backup")
     _require(1 <= lanes <= LANES_MAX and 0 <= lane < lanes, "a lane that is not one of the lanes")
+
+
+def _require_runs(runs: Runs) -> None:
+    _require(len(runs) <= PRUNED_RUNS_MAX, "more pruned backups than are told")
+    behind = -1
+    for first, count in runs:
+        _require(behind < first and count > 0, "numbers of pruned backups out of order")
+        behind = first + count
 
 
 def _require_selection(map_state: str, selection: str) -> None:
@@ -206,7 +219,7 @@ class PartHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryEntry:
-    """One committed part of this cartridge."""
+    """One committed part of this cartridge.  `stream_start` is -1 in directories from before version 4."""
 
     backup_uuid: str
     backup: int
@@ -223,13 +236,22 @@ class DirectoryEntry:
     level: str = field(default="full", metadata=SINCE_2)
     parent_uuid: str = field(default="", metadata=SINCE_2)
     copy_of_uuid: str = field(default="", metadata=SINCE_4)
+    stream_start: int = field(default=UNKNOWN_START, metadata=SINCE_4)
+    lane: int = field(default=0, metadata=SINCE_4)
 
     def __post_init__(self) -> None:
         _require_level(self.level, self.parent_uuid)
-        _require_life("", self.copy_of_uuid)
+        _require_life("", self.copy_of_uuid, lane=self.lane, lanes=LANES_MAX)
+        _require(self.stream_start >= UNKNOWN_START, "a negative number")
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
         _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
+
+    def is_same(self, other: DirectoryEntry) -> bool:
+        """Say whether two entries tell the same, as far as both tell it."""
+        if UNKNOWN_START in (self.stream_start, other.stream_start):
+            return replace(self, stream_start=other.stream_start) == other
+        return self == other
 
 
 def _require_objects(header: int, data: int, records: int, trailer: int) -> None:
@@ -247,6 +269,7 @@ class PartTrailer:
 
     `record_crc32c` are the checksums of its data records, `root` the digest over them.  `results` says what happened to
     each work item; it is carried, not interpreted.  `directory` lists every part of the cartridge including this one.
+    `pruned` are the numbers of all backups, on whatever cartridge, that the catalog had pruned when this was written.
     """
 
     cartridge: str
@@ -281,6 +304,7 @@ class PartTrailer:
     copy_of_uuid: str = field(default="", metadata=SINCE_4)
     lane: int = field(default=0, metadata=SINCE_4)
     lanes: int = field(default=1, metadata=SINCE_4)
+    pruned: Runs = field(default=(), metadata=SINCE_4)
 
     TYPE_NAME: ClassVar[str] = "part trailer"
 
@@ -294,6 +318,7 @@ class PartTrailer:
         _require_selection(self.map_state, self.selection)
         _require_zeros(self.zero_extents, level=self.level, part=self.part)
         _require_life(self.retain_until, self.copy_of_uuid, lane=self.lane, lanes=self.lanes)
+        _require_runs(self.pruned)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require_record_bytes(self.record_bytes)
         _require_extents(self.extents)
@@ -333,4 +358,6 @@ class PartTrailer:
             level=self.level,
             parent_uuid=self.parent_uuid,
             copy_of_uuid=self.copy_of_uuid,
+            stream_start=self.stream_start,
+            lane=self.lane,
         )

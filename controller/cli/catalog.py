@@ -89,15 +89,26 @@ def accept(settings: Settings, yes: bool) -> None:
     is_flag=True,
     help="Take in cartridges of another catalog as well; nobody appends to those.",
 )
+@click.option(
+    "--with-pruned",
+    is_flag=True,
+    help="Bring back pruned backups as well, as far as they are still on the cartridges.",
+)
 @click.option("--wait", is_flag=True, help="Watch the job until it ends; exit with the job's code.")
 @click.pass_obj
 def rebuild(
-    settings: Settings, tags: tuple[str, ...], is_all: bool, is_adopted: bool, wait: bool
+    settings: Settings,
+    tags: tuple[str, ...],
+    is_all: bool,
+    is_adopted: bool,
+    with_pruned: bool,
+    wait: bool,
 ) -> int:
     """Read backups, parts, extents and maps of files back from cartridges, as they were.
 
     Only what cartridges say about themselves is read, no data. What the catalog knows already stays as it is; what
     contradicts it is refused and told. Backups of which cartridges are missing are listed, and the exit code is 3.
+    What the newest cartridge says was pruned is pruned, unless it is wanted back.
     """
     if bool(tags) == is_all:
         raise UsageError("say which cartridges", hint="either --from CARTRIDGE or --all")
@@ -106,17 +117,29 @@ def rebuild(
             client,
             tags=tags,
             is_adopted=is_adopted,
+            with_pruned=with_pruned,
             wait=wait,
             screen=Screen(settings.output),
         )
 
 
 def run_rebuild(
-    client: Caller, *, tags: tuple[str, ...], is_adopted: bool, wait: bool, screen: Screen
+    client: Caller,
+    *,
+    tags: tuple[str, ...],
+    is_adopted: bool,
+    with_pruned: bool,
+    wait: bool,
+    screen: Screen,
 ) -> int:
     """Submit a rebuild, from all cartridges if none is named."""
     answer = client.call(
-        "catalog.rebuild", token=new_token(), tags=list(tags), all=not tags, adopt=is_adopted
+        "catalog.rebuild",
+        token=new_token(),
+        tags=list(tags),
+        all=not tags,
+        adopt=is_adopted,
+        with_pruned=with_pruned,
     )
     job = int(answer["job"])
     if wait:

@@ -21,6 +21,7 @@ from typing import Final
 from backplane.errors import VolumeError
 from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.tape_format import DirectoryEntry, VolumeHeader
+from backplane.tape_format.content import UNKNOWN_START
 from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply, TapeRetain
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow, PoolRow
@@ -227,7 +228,9 @@ def orphan_part(
     if (found.backup, found.part) in registry.parts or not is_next:
         return None
     numbers = (found.header_object, found.data_object, found.trailer_object, found.records)
-    start = sum(part.stream_bytes for part in before)
+    start = found.stream_start
+    if start == UNKNOWN_START:  # From before there were lanes: all parts stand behind each other.
+        start = sum(part.stream_bytes for part in before)
     if max(*numbers, start + found.stream_bytes, reply.durable_end) >= NUMBER_END:
         return None
     return PartRow(
@@ -246,6 +249,7 @@ def orphan_part(
         root=found.root,
         is_last=found.is_last,
         created=found.created,
+        lane=found.lane,
     )
 
 

@@ -86,7 +86,10 @@ def header_objects(
 ) -> list[PlannedObject]:
     """Return the part header as planned in the job, the records of the map, and a filemark."""
     plan = job.plan
-    previous = desk.registry.parts.get((row.backup, plan["part"] - 1))
+    # Of the same lane: what others have written by now depends on how fast they are.
+    lane = [p for p in desk.registry.parts_of(row.backup) if p.lane == plan.get("lane", 0)]
+    earlier = [part for part in lane if part.part < plan["part"]]
+    previous = max(earlier, key=lambda part: part.part, default=None)
     last = desk.registry.last_part(cartridge.tag)
     header = PartHeader(
         cartridge=cartridge.cartridge,
@@ -178,6 +181,7 @@ def part_trailer(
         copy_of_uuid=original_uuid(desk.backups, row),
         lane=plan.get("lane", 0),
         lanes=row.lanes,
+        pruned=tuple((first, count) for first, count in plan.get("trailer_pruned", ())),
     )
     # The directory includes the part itself, so that the last trailer alone is enough.
     return replace(trailer, directory=(*trailer.directory, trailer.directory_entry()))
@@ -212,6 +216,8 @@ def directory_entry(
         level=row.level,
         parent_uuid=parent_uuid(backups, row),
         copy_of_uuid=original_uuid(backups, row),
+        stream_start=part.stream_start,
+        lane=part.lane,
     )
 
 

@@ -37,6 +37,7 @@ from controller.core.cartridge_writer import CartridgeWriter, KeptError, NoRoomE
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
+from controller.core.forgotten import pruned_runs
 from controller.core.items import (
     BACKOFF_BASE_S,
     forwarded_of,
@@ -188,7 +189,7 @@ class PartWriter(CartridgeWriter):
         self.plan.update(
             header_object=self.end, part_created=self.desk.wall, retain_s=pool.retain_s
         )
-        for name in ("records", "is_cut", "trailer_created"):
+        for name in ("records", "is_cut", "trailer_created", "trailer_pruned"):
             self.plan.pop(name, None)
         self._header = None
         # One that was labelled as scratch belongs to the pool from its first part on.
@@ -232,6 +233,7 @@ class PartWriter(CartridgeWriter):
             "header_object",
             "part_created",
             "trailer_created",
+            "trailer_pruned",
             "retain_s",
         ):
             self.plan.pop(name, None)
@@ -419,7 +421,9 @@ class PartWriter(CartridgeWriter):
                 f"cartridge {self.tag}: {len(digests) // 4} data records in the part, {self.records} expected"
             )
         if "trailer_created" not in self.plan:
-            self.plan.update(trailer_created=self.desk.wall)
+            # Both stay: after a restart the trailer is made again, byte for byte.
+            pruned = pruned_runs(self.desk.backups, self.desk.registry)
+            self.plan.update(trailer_created=self.desk.wall, trailer_pruned=pruned)
             self.desk.save(self.job)
         return part_trailer(
             self.desk,

@@ -27,6 +27,7 @@ from controller.core.retention import Candidate, Rules, decide
 
 PRUNED: Final = "pruned"
 COMPLETED: Final = "completed"
+FAILED: Final = "failed"
 OUTSIDE: Final = "not asked about"
 
 
@@ -155,12 +156,11 @@ def prune(desk: Desk, call: Call) -> None:
         _require(desk, number)
     users = users_of(desk.backups, desk.jobs)
     pruned, kept = [], []
-    living = (row for row in desk.backups.values() if row.state not in (PRUNED, "failed"))
-    staying = {row.backup for row in living} - numbers
+    staying = {row.backup for row in desk.backups.values() if is_living(row)} - numbers
     # Newest first: what stands on another is seen before that, and keeps it if it stays.
     for number in sorted(numbers, reverse=True):
         row = desk.backups[number]
-        why = _why_kept(row, desk.backups, staying, users)
+        why = why_kept(row, desk.backups, staying, users)
         if why:
             staying.add(number)
             kept.append({"backup": number, "reason": why})
@@ -173,12 +173,18 @@ def prune(desk: Desk, call: Call) -> None:
     desk.answer(call.call, {"pruned": sorted(pruned), "kept": kept})
 
 
-def _why_kept(
+def is_living(row: BackupRow) -> bool:
+    """Say whether somebody may want a backup: also one that is protected until its other cartridges are read."""
+    return row.state not in (PRUNED, FAILED) or row.is_protected
+
+
+def why_kept(
     row: BackupRow,
     backups: Mapping[BackupId, BackupRow],
     staying: set[BackupId],
     users: Mapping[BackupId, str],
 ) -> str:
+    """Say why a backup is not pruned, empty if nothing keeps it; `staying` are those that live on."""
     if row.state not in (COMPLETED, PRUNED):
         return f"it is {row.state}"
     if row.is_protected:

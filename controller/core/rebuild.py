@@ -44,15 +44,24 @@ from controller.core.allocation import state_of
 from controller.core.catalog_age import catch_up, is_behind
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
+from controller.core.forgotten import (
+    MISSING,
+    Told,
+    bring_back_listed,
+    is_newest,
+    lines,
+    settle,
+    without_parents,
+)
 from controller.core.items import BACKOFF_BASE_S, pause
 from controller.core.job import Job, JobState
 from controller.core.job_row import job_row
 from controller.core.media import Mounted, mount, tag_claims
 from controller.core.procedure import Claim, Extents, NotYet, Procedure, Step
+from controller.core.prune import FAILED, PRUNED
 from controller.core.rebuild_maps import FetchedMap, drop_fetched, fetch_map, has_map
 from controller.core.rebuild_parts import FoundPart
 from controller.core.rebuild_rows import (
-    MISSING,
     CartridgeFacts,
     Known,
     Shelf,
@@ -98,6 +107,7 @@ def submit_rebuild(desk: Desk, arguments: dict[str, Any]) -> Job:
                 "tags": [row.tag for row in rows],
                 "at": 0,
                 "adopt": bool(arguments["adopt"]),
+                "with_pruned": bool(arguments["with_pruned"]),
                 "all": bool(arguments["all"]),
             },
         )
@@ -131,6 +141,7 @@ def rebuild(desk: Desk, job: Job) -> Procedure:
             backups=0,
             parts=0,
             maps=0,
+            pruned=[],
             incomplete=[],
             refused=[],
             notes=[],
@@ -153,6 +164,7 @@ def rebuild(desk: Desk, job: Job) -> Procedure:
         desk.save(job)
     _adopt_volumes(desk, job)
     desk.enter(job, JobState.COMMITTING)
+    _forget(desk, job)
     _end(desk, job)
 
 
@@ -193,7 +205,7 @@ def _incomplete(desk: Desk) -> list[str]:
     return [
         f"{row.volume_name}/{row.created} (backup {row.backup}) lacks {_detail(row)[MISSING]}"
         for row in sorted(desk.backups.values(), key=lambda row: row.backup)
-        if MISSING in _detail(row)
+        if MISSING in _detail(row) and row.state == FAILED
     ]
 
 
@@ -206,6 +218,51 @@ def _list(job: Job, name: str, line: str) -> None:
     lines = job.result[name]
     if len(lines) < LISTED_MAX and line not in lines:
         lines.append(line)
+
+
+def _forget(desk: Desk, job: Job) -> None:
+    """Prune what was pruned, if the newest trailer of all that is known was among those that were read."""
+    told = _told(job)
+    if told is not None and _with_pruned(job):
+        bring_back_listed(desk, told)
+    elif told is not None and is_newest(told, desk.registry):
+        settled = settle(desk, told)
+        for line in lines(settled.pruned):
+            _list(job, "pruned", line)
+        if settled.pruned:
+            count = f"{len(settled.pruned)} backups are pruned, as {told.tag} says"
+            desk.log(job, "info", f"{count}; --with-pruned brings back what is still on tape")
+        for row, why in settled.kept:
+            note = f"backup {row.backup} was pruned, as {told.tag} says, and is kept: {why}"
+            _note(desk, job, note)
+        for row in settled.back:
+            note = f"backup {row.backup} is not pruned any more, as {told.tag} says"
+            _note(desk, job, f"{note}; its map of files comes with {_again_with(desk, row)}")
+    elif told is not None:
+        _note(desk, job, f"what {told.tag} lists as pruned is not: there are newer cartridges")
+    for row, parent in without_parents(desk.backups):
+        told_parent = f"backup {row.backup} stands on {parent.backup}, which is {parent.state}"
+        _note(desk, job, f"{told_parent}: {_again_with(desk, parent)}")
+
+
+def _again_with(desk: Desk, row: BackupRow) -> str:
+    """Return the command that brings back a pruned backup."""
+    tags = dict.fromkeys(part.tag for part in desk.registry.parts_of(row.backup))
+    return " ".join(["ctl catalog rebuild --with-pruned", *(f"--from {tag}" for tag in tags)])
+
+
+def _note(desk: Desk, job: Job, note: str) -> None:
+    _list(job, "notes", note)
+    desk.log(job, "warning", note)
+
+
+def _with_pruned(job: Job) -> bool:
+    return bool(job.plan.get("with_pruned"))
+
+
+def _told(job: Job) -> Told | None:
+    told = job.plan.get("told")
+    return None if told is None else Told.from_json(told)
 
 
 def _adopt_volumes(desk: Desk, job: Job) -> None:
@@ -235,6 +292,7 @@ def _read_cartridge(desk: Desk, job: Job, tag: VolumeTag) -> Step:
 def _take_in(desk: Desk, job: Job, tag: VolumeTag) -> Step:
     reply: NodeReply = yield from _load(desk, job, tag)
     facts, changes = _identify(desk, job, tag, reply)
+    is_ours = not facts.why_read_only
     where = f"{tag} ({job.plan['at'] + 1} of {len(job.plan['tags'])})"
 
     def progress(parts: int) -> None:
@@ -251,6 +309,12 @@ def _take_in(desk: Desk, job: Job, tag: VolumeTag) -> Step:
     found: Findings = yield from scan.run(entry=reply.trailer, sequence=reply.trailer_sequence)
     if not found.is_clean and not facts.why_read_only:
         facts = replace(facts, why_read_only="its last trailers cannot all be read")
+    last = found.last
+    if last is not None and is_ours:
+        before, part = _told(job), (last.backup, last.part)
+        told = Told(tag=tag, as_of=last.created, part=part, runs=last.pruned)
+        if before is None or before.age <= told.age:
+            job.plan["told"] = told.to_json()  # Durable with the commit of the cartridge.
     intake = _Intake(desk, job, scan, facts)
     intake.shelf.left_out = found.left_out
     yield from intake.take(found.parts)
@@ -375,6 +439,7 @@ class _Intake:
             cartridge=self._facts.cartridge,
             known=self._known,
             runs=runs,
+            brought_back=self._brought_back(number),
         )
         taken = yield from self._with_map(taken)
         self._backups[number] = taken.row
@@ -382,10 +447,20 @@ class _Intake:
         if taken.is_changed:
             self.taken.append(taken)
 
+    def _brought_back(self, number: BackupId) -> str:
+        """Return the time if an operator wants back what was pruned, and this was."""
+        before = self._desk.backups.get(number)
+        was_pruned = before is not None and before.state == PRUNED
+        return self._desk.wall if was_pruned and _with_pruned(self._job) else ""
+
     def _with_map(self, taken: Taken) -> Step:
         """Fetch the map of a backup, if this cartridge has it and the catalog does not."""
-        if taken.map is None or taken.row.state == "pruned":
+        if taken.map is None or taken.row.state == PRUNED:
             return taken
+        told = _told(self._job)
+        is_listed = told is not None and told.names(taken.row.backup)
+        if is_listed and not _with_pruned(self._job):
+            return taken  # It is going to be pruned, and would lose it.
         if (yield from has_map(taken.row, taken.map)):
             return taken
         fetched = yield from fetch_map(self._desk, self._job, self._scan, taken.row, taken.map)

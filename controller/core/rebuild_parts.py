@@ -148,7 +148,7 @@ def found_part(
         if header is None or entry is None:
             raise VolumeError("neither its header nor its trailer can be read")
         return _from_entry(header, entry, header_records, end=end)
-    if entry is not None and trailer.directory_entry() != entry:
+    if entry is not None and not entry.is_same(trailer.directory_entry()):
         raise VolumeError("its trailer says something else than the directory")
     _require(trailer.sequence == sequence, f"it says that it is part {trailer.sequence} here")
     if header is not None:

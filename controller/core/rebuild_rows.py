@@ -9,7 +9,7 @@ as it is, so taking in the same cartridge once more changes nothing.
                               cartridges for free; once the others are taken in, it is completed
 
 Parents and originals are named by UUID on tape.  One that is not known yet is kept in `detail` until it is (`linked`).
-Nobody's record says that a backup was pruned: as long as it is on tape, it comes back.
+Whether a backup had been pruned is asked at the end of a rebuild, when all is there (`forgotten`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ from controller.catalog.store import (
 from controller.core.chain import FULL
 from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns, unite
+from controller.core.forgotten import MISSING, bring_back
 from controller.core.pools import CONTINUE, DEFAULT, RETAIN_FOREVER
+from controller.core.prune import COMPLETED, FAILED, PRUNED
 from controller.core.rebuild_parts import FoundMap, FoundPart
 
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"
 BUILDING: Final = "building"
 
-MISSING: Final = "missing"
 PARENT: Final = "parent_uuid"
 ORIGINAL: Final = "copy_of_uuid"
 """Names in `BackupRow.detail` of what a later cartridge may bring."""
@@ -104,10 +103,12 @@ def take_backup(
     cartridge: CartridgeId,
     known: Known,
     runs: ExtentRuns | None,
+    brought_back: str = "",
 ) -> Taken:
     """Return what the parts of one backup on a cartridge change; raises `RefusedError`.
 
-    `runs` are the extents that the catalog has of it already.
+    `runs` are the extents that the catalog has of it already.  `brought_back` is when somebody wanted it although it
+    was pruned, empty if nobody does.
     """
     first = min(found, key=lambda part: part.part)
     _require_same(found)
@@ -128,6 +129,8 @@ def take_backup(
     whole = _extents(first, found, runs if before else None)
     missing = _missing(first, found, sorted(have.values(), key=_place), whole, known)
     made = _row(first, found, before, whole, missing)
+    if brought_back:
+        made = bring_back(made, wall=brought_back)
     row = linked(made, known.backups)
     packed = whole.pack()
     is_new = before is None or runs is None or runs.pack() != packed
@@ -292,6 +295,8 @@ def _row(
     if missing:
         detail[MISSING] = missing
     if before is not None:
+        if before.state == PRUNED:
+            return replace(before, detail=_json(detail))
         if before.state != FAILED or (missing and not was_missing):
             return before  # Whatever became of it here is known here.
         return replace(

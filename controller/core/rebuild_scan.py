@@ -86,6 +86,8 @@ class Findings:
     """Whether the last trailer says everything: then the cartridge may be appended to."""
     highest: tuple[int, int] = (0, 0)
     """The highest numbers of a backup and of a job in headers of parts that were never committed."""
+    last: PartTrailer | None = None
+    """The newest trailer that could be read."""
     way: str = "trailers"
     """`trailers` if the last one named all, `headers` if parts were found without it."""
 
@@ -131,9 +133,11 @@ class CartridgeScan:
         """Take every part that the last trailer names; returns the object behind the last commit."""
         found = yield from self._content(last.trailer_object)
         trailer, count = (None, 1) if isinstance(found, Unreadable) else found
-        if not isinstance(trailer, PartTrailer) or trailer.directory[-1:] != (last,):
+        listed = trailer.directory[-1:] if isinstance(trailer, PartTrailer) else ()
+        if not isinstance(trailer, PartTrailer) or not any(map(last.is_same, listed)):
             self.found.note("the last trailer cannot be read whole")
             return FIRST_PART_OBJECT
+        self.found.last = trailer
         if len(trailer.directory) != sequence:
             self.found.note(f"part {sequence} is the last, and lists {len(trailer.directory)}")
             self.found.is_clean = False
@@ -245,6 +249,8 @@ class CartridgeScan:
         is_committed = yield from self._is_between_marks(place, count)
         if not is_committed:
             return None
+        if self.found.last is None or self.found.last.created <= trailer.created:
+            self.found.last = trailer
         header, header_records = yield from self._header(trailer.header_object, name)
         end = place + count + 1
         self._take(header, trailer, None, header_records=header_records, end=end, name=name)
@@ -289,6 +295,8 @@ class CartridgeScan:
             level=header.level,
             parent_uuid=header.parent_uuid,
             copy_of_uuid=header.copy_of_uuid,
+            stream_start=header.stream_start,
+            lane=header.lane,
         )
         self.found.note(
             f"the trailer of {name} is damaged: its data are taken as the drive has them"

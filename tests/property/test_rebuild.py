@@ -103,7 +103,12 @@ def test_a_rebuilt_catalog_has_what_the_lost_one_had(
     for tag in written:
         for stop in deaths:
             site.call_now(
-                "catalog.rebuild", token=f"{tag}{stop}", tags=[tag], all=False, adopt=False
+                "catalog.rebuild",
+                token=f"{tag}{stop}",
+                tags=[tag],
+                all=False,
+                adopt=False,
+                with_pruned=False,
             )
             site.settle(steps=stop)
             site.restart()

@@ -208,7 +208,13 @@ class Player:
 
     def do_rebuild(self, *tags: str) -> None:
         token = f"rebuild-{self.site.call_number}"
-        asked = {"token": token, "tags": list(tags), "all": not tags, "adopt": False}
+        asked = {
+            "token": token,
+            "tags": list(tags),
+            "all": not tags,
+            "adopt": False,
+            "with_pruned": False,
+        }
         self.site.call_now("catalog.rebuild", **asked)
 
     def do_disk(self) -> None:

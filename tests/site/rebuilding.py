@@ -17,7 +17,7 @@ def lose_catalog(site: Site, *, store: str = NEW_STORE) -> None:
     site.restart()
 
 
-def rebuild(site: Site, *tags: str, adopt: bool = False) -> Any:
+def rebuild(site: Site, *tags: str, adopt: bool = False, with_pruned: bool = False) -> Any:
     """Read cartridges back, all if none is named; returns the row of the job."""
     number = site.call_now(
         "catalog.rebuild",
@@ -25,6 +25,7 @@ def rebuild(site: Site, *tags: str, adopt: bool = False) -> Any:
         tags=list(tags),
         all=not tags,
         adopt=adopt,
+        with_pruned=with_pruned,
     )["job"]
     site.run()
     return site.job(number)

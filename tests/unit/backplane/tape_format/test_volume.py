@@ -27,6 +27,7 @@ from backplane.tape_format import (
     join_records,
     record_digest_root,
 )
+from backplane.tape_format.content import PRUNED_RUNS_MAX
 from backplane.tape_format.payload import encode_payload
 from backplane.tape_format.record import RECORD_VERSIONS
 
@@ -99,6 +100,7 @@ TRAILER = PartTrailer(
             is_last=True,
             volume_name="home",
             created=MOMENT,
+            stream_start=0,
         ),
     ),
     created=MOMENT,
@@ -168,6 +170,27 @@ def test_pool_retention_copy_and_lane_are_read_back() -> None:
                 replace(value, **wrong)
 
 
+def test_the_numbers_of_pruned_backups_are_read_back() -> None:
+    trailer = replace(TRAILER, pruned=((1, 3), (7, 1)))
+    assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
+    for wrong in (((1, 0),), ((-1, 2),), ((1, 3), (3, 1)), ((1, 3), (4, 1)), ((7, 1), (1, 3))):
+        with pytest.raises(VolumeError, match="pruned backups"):
+            replace(TRAILER, pruned=wrong)
+    many = tuple((2 * number, 1) for number in range(PRUNED_RUNS_MAX + 1))
+    assert replace(TRAILER, pruned=many[1:]).pruned == many[1:]
+    with pytest.raises(VolumeError, match="more pruned backups"):
+        replace(TRAILER, pruned=many)
+
+
+def test_a_directory_says_where_in_the_stream_each_part_is_and_whose_it_is() -> None:
+    entry = replace(TRAILER, stream_start=4096, lane=1, lanes=2).directory_entry()
+    assert (entry.stream_start, entry.lane) == (4096, 1)
+    assert not entry.is_same(replace(entry, stream_start=0))
+    for wrong in ({"stream_start": -2}, {"lane": -1}, {"lane": 64}):
+        with pytest.raises(VolumeError):
+            replace(entry, **wrong)
+
+
 def test_the_moment_and_the_samples_of_a_backup_are_in_its_headers() -> None:
     known = {"backup_created": "2026-01-11T10:43:48Z", "samples": "0123456789abcdef" * 2 * 64}
     header = replace(PART, **known)
@@ -182,7 +205,7 @@ FIELDS_OF = {
     3: ("map_state", "map_records", "map_digest", "selection"),
     4: (
         *("pool", "retain_until", "copy_of_uuid", "lane", "lanes"),
-        *("backup_created", "samples"),
+        *("backup_created", "samples", "pruned"),
     ),
 }
 
@@ -190,6 +213,8 @@ FIELDS_OF = {
 def of_version(raw: bytes, version: int) -> bytes:
     """Take out of a payload what came later."""
     value = json.loads(raw)
+    for entry in value.get("directory", ()) if version < 4 else ():
+        del entry["stream_start"]
     for each in [value, *value.get("directory", ())]:
         for since, names in FIELDS_OF.items():
             for name in names:
@@ -210,7 +235,15 @@ def test_a_cartridge_of_an_earlier_version_is_read_as_full_backups_without_maps(
     with monkeypatch.context() as patch:
         patch.setitem(RECORD_VERSIONS, kind, version)
         records = encode_records(kind, old, volume_uuid=CARTRIDGE, first_object=place)
-    assert decode_metadata(decoded(records)) == value
+    found = decode_metadata(decoded(records))
+    if isinstance(found, PartTrailer):
+        [entry] = found.directory
+        assert entry.stream_start == -1
+        assert entry.is_same(value.directory[0])
+        assert value.directory[0].is_same(entry)
+        assert not entry.is_same(replace(value.directory[0], lane=1))
+        found = replace(found, directory=value.directory)
+    assert found == value
     # What a version says is there has to be there, and nothing else.
     with pytest.raises(VolumeError, match="missing or unknown"):
         decode_metadata(

@@ -90,7 +90,12 @@ def test_rebuild_names_cartridges_or_all(controller: Any, ctl: Any) -> None:
     assert ctl(*asked) == (0, "job 4\n", "")
     arguments = controller.arguments("catalog.rebuild")
     assert arguments.pop("token")
-    assert arguments == {"tags": ["LTO001L8", "LTO002L8"], "all": False, "adopt": True}
+    assert arguments == {
+        "tags": ["LTO001L8", "LTO002L8"],
+        "all": False,
+        "adopt": True,
+        "with_pruned": False,
+    }
 
 
 def test_rebuild_of_all(controller: Any, ctl: Any) -> None:
@@ -98,6 +103,13 @@ def test_rebuild_of_all(controller: Any, ctl: Any) -> None:
     assert ctl("catalog", "rebuild", "--all")[0] == 0
     arguments = controller.arguments("catalog.rebuild")
     assert (arguments["tags"], arguments["all"], arguments["adopt"]) == ([], True, False)
+    assert not arguments["with_pruned"]
+
+
+def test_a_rebuild_with_what_was_pruned(controller: Any, ctl: Any) -> None:
+    controller.answers["catalog.rebuild"] = {"job": 4}
+    assert ctl("catalog", "rebuild", "--all", "--with-pruned")[0] == 0
+    assert controller.arguments("catalog.rebuild")["with_pruned"]
 
 
 @pytest.mark.parametrize("asked", [(), ("--all", "--from", "LTO001L8")])

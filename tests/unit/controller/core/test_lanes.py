@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import UsageError
-from backplane.ids import BackupId
+from backplane.ids import BackupId, JobId, VolumeTag
+from backplane.tape_format import PartHeader, decode_metadata, decode_record
 from controller.core.lanes import check_drives, deal
 from controller.operator_interface import OperatorInterface
 from tests.site.arguments import parse
+from tests.site.disk import BLOCK
 from tests.site.site import Site, connected, content, ledger, restored
 
 MANY = content(*range(48))
@@ -130,6 +132,46 @@ def test_a_lane_that_meets_early_warning_goes_on_elsewhere_and_no_number_is_left
     assert [part for part, *_ in found] == [1, 2, 3]
     assert sum(is_last for *_, is_last in found) == 2
     assert restored(site, 1) == MANY
+
+
+def test_a_header_names_the_cartridge_on_which_its_own_lane_was_before() -> None:
+    site = site_with(2)
+    site.connect_mover("m2")
+    site.tapes["A00002L8"].capacity = 9
+    site.submit("backup", volume="vol", drives=2)
+    site.run()
+    told = {}
+    for row in site.machine.registry.parts_of(1):
+        header = decode_metadata(
+            [decode_record(site.tapes[row.tag].objects[row.header_object] or b"")]
+        )
+        assert isinstance(header, PartHeader)
+        told[row.part] = (row.lane, header.previous_cartridge)
+    full = site.machine.registry.cartridges[VolumeTag("A00002L8")].cartridge
+    assert told == {1: (0, ""), 2: (1, ""), 3: (0, full)}
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_a_part_that_a_failed_lane_left_complete_is_taken_in_where_it_belongs(lane: int) -> None:
+    """Its job was cancelled between the filemark and the catalog's commit."""
+    site = site_with(2)
+    site.connect_mover("m2")
+    leader = site.submit("backup", volume="vol", drives=2)
+    site.settle(steps=20)
+    writer = JobId(leader + 1 + lane)
+    while "trailer_created" not in site.machine.jobs[writer].plan:
+        site.settle(steps=1)
+    tape = site.tapes[site.machine.jobs[writer].plan["tag"]]
+    while tape.objects[-1] is not None or tape.objects[-2] is None or len(tape.objects) < 14:
+        site.settle(steps=1)
+    assert lane not in {row.lane for row in site.machine.registry.parts_of(1)}
+    site.call("job.cancel", job=leader)
+    site.run()
+    site.submit("backup", volume="vol", drives=2)
+    site.run()
+    [found] = [row for row in site.machine.registry.parts_of(1) if row.lane == lane]
+    assert found.tag == tape.tag
+    assert found.stream_start == lane * len(MANY) // 2 * BLOCK
 
 
 def test_too_little_data_takes_fewer_drives() -> None:

@@ -11,6 +11,7 @@ from backplane.errors import VolumeError
 from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.scsi.designator import designator_of
 from backplane.tape_format import DirectoryEntry, VolumeHeader
+from backplane.tape_format.content import UNKNOWN_START
 from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import CartridgeState, DriveState, NodeReply
 from controller.catalog.store import BackupRow, CartridgeRow, NodeRow, PartRow
@@ -280,6 +281,23 @@ def test_a_complete_part_of_a_job_that_failed_is_taken_in() -> None:
     assert (found.backup, found.part, found.sequence, found.tag) == (9, 1, 3, TAG)
     assert (found.header_object, found.trailer_object, found.end) == (20, 27, 30)
     assert found.cartridge == UUID
+
+
+def test_a_part_that_is_taken_in_is_where_its_cartridge_says_in_the_stream_and_of_that_lane() -> (
+    None
+):
+    several = replace(FAILED, lanes=3)
+    entry = replace(LEFT, part=2, stream_start=4096, lane=1)
+    found = orphan(entry, backup=several)
+    assert found is not None
+    assert (found.part, found.stream_start, found.lane) == (2, 4096, 1)
+
+
+def test_of_cartridges_that_do_not_say_so_it_is_behind_the_parts_before() -> None:
+    assert LEFT.stream_start == UNKNOWN_START
+    found = orphan()
+    assert found is not None
+    assert (found.stream_start, found.lane) == (0, 0)
 
 
 @pytest.mark.parametrize(

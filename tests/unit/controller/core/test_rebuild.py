@@ -204,11 +204,27 @@ def test_two_cartridges_with_one_uuid_are_refused(site: Site) -> None:
 
 def test_what_can_be_asked_for(site: Site) -> None:
     with pytest.raises(UsageError):
-        site.call_now("catalog.rebuild", token="t", tags=[], all=False, adopt=False)
+        site.call_now(
+            "catalog.rebuild", token="t", tags=[], all=False, adopt=False, with_pruned=False
+        )
     with pytest.raises(UsageError):
-        site.call_now("catalog.rebuild", token="t", tags=["LTO001L8"], all=True, adopt=False)
+        site.call_now(
+            "catalog.rebuild",
+            token="t",
+            tags=["LTO001L8"],
+            all=True,
+            adopt=False,
+            with_pruned=False,
+        )
     with pytest.raises(NotFoundError):
-        site.call_now("catalog.rebuild", token="t", tags=["NONE01L8"], all=False, adopt=False)
+        site.call_now(
+            "catalog.rebuild",
+            token="t",
+            tags=["NONE01L8"],
+            all=False,
+            adopt=False,
+            with_pruned=False,
+        )
     with pytest.raises(NotFoundError, match="anything on it"):
         rebuild(site)
     site.disconnect("tape")
@@ -218,7 +234,7 @@ def test_what_can_be_asked_for(site: Site) -> None:
 
 def test_one_rebuild_at_a_time_and_a_doubled_call_is_the_same(site: Site) -> None:
     backed_up(site)
-    asked = {"token": "t", "tags": ["LTO001L8"], "all": False, "adopt": False}
+    asked = {"token": "t", "tags": ["LTO001L8"], "all": False, "adopt": False, "with_pruned": False}
     first = site.call_now("catalog.rebuild", **asked)
     assert site.call_now("catalog.rebuild", **asked) == first
     with pytest.raises(RefusedError, match="rebuilds the catalog already"):
@@ -259,7 +275,7 @@ def test_the_tape_node_may_restart(site: Site) -> None:
     two_volumes(site)
     before = facts(site)
     lose_catalog(site)
-    site.call_now("catalog.rebuild", token="t", tags=[], all=True, adopt=False)
+    site.call_now("catalog.rebuild", token="t", tags=[], all=True, adopt=False, with_pruned=False)
     for steps in range(1, 12):
         site.settle(steps=steps)
         site.restart_node("tape")
@@ -271,7 +287,9 @@ def test_the_tape_node_may_restart(site: Site) -> None:
 def test_a_cancelled_rebuild_leaves_whole_cartridges_and_no_half_map(site: Site) -> None:
     two_volumes(site)
     lose_catalog(site)
-    number = site.call_now("catalog.rebuild", token="t", tags=[], all=True, adopt=False)["job"]
+    number = site.call_now(
+        "catalog.rebuild", token="t", tags=[], all=True, adopt=False, with_pruned=False
+    )["job"]
     while not site.catalog.load().partial_maps:
         site.settle(steps=1)
     site.call_now("job.cancel", job=number)
