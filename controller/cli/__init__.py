@@ -8,40 +8,62 @@ with the reason, one with a hint, and a documented exit code.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 
 import click
 
 from backplane.errors import BackupError, ExitCode
 from controller.cli import render
-from controller.cli.backup import backup as backup_group
-from controller.cli.catalog import catalog as catalog_group
 from controller.cli.client import connect, exit_code_of, program_version
-from controller.cli.debug import debug as debug_group
-from controller.cli.drive import drive as drive_group
-from controller.cli.job import job as job_group
-from controller.cli.keys import keys as keys_group
-from controller.cli.local import local as local_group
-from controller.cli.map import map_ as map_group
-from controller.cli.mover import mover as mover_group
 from controller.cli.mover import mover_table
-from controller.cli.node import node as node_group
 from controller.cli.node import node_table
 from controller.cli.options import Group, Output, Settings, output_wanted
-from controller.cli.pool import pool as pool_group
 from controller.cli.render import Document, Screen
-from controller.cli.schedule import schedule as schedule_group
-from controller.cli.submit import submit as submit_group
-from controller.cli.tape import tape as tape_group
-from controller.cli.view import view as view_group
-from controller.cli.volume import volume as volume_group
+
+NOUNS: Final = {
+    "submit": "submit",
+    "job": "job",
+    "backup": "backup",
+    "map": "map_",
+    "volume": "volume",
+    "view": "view",
+    "tape": "tape",
+    "pool": "pool",
+    "schedule": "schedule",
+    "drive": "drive",
+    "node": "node",
+    "mover": "mover",
+    "catalog": "catalog",
+    "keys": "keys",
+    "local": "local",
+    "debug": "debug",
+}
+"""Each noun, which is also the name of its file, and what the command is called there."""
+
+
+class Nouns(Group):
+    """All nouns; a file is loaded when its noun is asked for, because a command needs one of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, loaded or not."""
+        return sorted({*super().list_commands(ctx), *NOUNS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, None if there is none of that name."""
+        if cmd_name not in self.commands:
+            # A name that is none is answered with those that are like it, so then all are loaded.
+            for noun in [cmd_name] if cmd_name in NOUNS else NOUNS:
+                module = importlib.import_module(f"controller.cli.{noun}")
+                self.add_command(getattr(module, NOUNS[noun]))
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
-    cls=Group,
+    cls=Nouns,
     is_outermost=True,
     examples=[
         "ctl local up --detach",
@@ -85,28 +107,6 @@ def status_page(document: Document) -> str:
         ]
     )
     return f"{facts}\n\n{node_table(document)}\n\n{mover_table(document)}"
-
-
-# Under names of their own: `controller.cli.job` stays the module.
-for _group in (
-    submit_group,
-    job_group,
-    backup_group,
-    map_group,
-    volume_group,
-    view_group,
-    tape_group,
-    pool_group,
-    schedule_group,
-    drive_group,
-    node_group,
-    mover_group,
-    catalog_group,
-    keys_group,
-    local_group,
-    debug_group,
-):
-    ctl.add_command(_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from backplane.file_map.model import NO_TIME, ExtentFlag, FileExtent, FileRow, Kind
 from controller.cli.render import Document
-from controller.core.map_pages import printable, printable_name
+from controller.core.printable import printable, printable_name
 
 _SECOND_NS: Final = 1_000_000_000
 _FIRST_SECOND: Final = -62_135_596_800

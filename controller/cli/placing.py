@@ -41,7 +41,7 @@ from controller.cli.populated_folder import PopulatedFolder
 from controller.cli.remote_map import RemoteMap
 from controller.cli.render import Screen, exact_size
 from controller.cli.restore_files import bytes_of, lost_of, staged, with_folders
-from controller.core.map_pages import shown as told_path
+from controller.core.printable import shown as told_path
 
 PLACED_BYTES_MIN: Final = MIB
 """Smaller files are written: preparing them costs more than it saves."""

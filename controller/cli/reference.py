@@ -54,8 +54,10 @@ def _exit_codes() -> Iterator[str]:
 
 
 def _commands(group: click.Group, path: str) -> Iterator[str]:
-    for name in sorted(group.commands):
-        command = group.commands[name]
+    context = click.Context(group, info_name=path)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         whole = f"{path} {name}"
         if isinstance(command, click.Group):
             yield f"## `{whole}`\n"

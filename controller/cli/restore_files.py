@@ -28,7 +28,7 @@ from controller.cli.file_folder import FileFolder
 from controller.cli.follow import fetch_job, watch_job
 from controller.cli.remote_map import RemoteMap
 from controller.cli.render import Screen, exact_size
-from controller.core.map_pages import shown as told_path
+from controller.core.printable import shown as told_path
 
 PIECE_BYTES: Final = MIB
 WINDOW_REQUESTS: Final = 4

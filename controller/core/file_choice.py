@@ -28,7 +28,7 @@ from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.core.chain import Picks
 from controller.core.extent_runs import ExtentRuns, intersect, subtract
-from controller.core.map_pages import shown
+from controller.core.printable import shown
 from controller.core.procedure import MapPiece, Step
 
 LISTED_MAX: Final = 1000

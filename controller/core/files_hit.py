@@ -16,7 +16,7 @@ from backplane.file_map.model import ExtentFlag, FileRow, Kind
 from backplane.file_map.runs import RunCollector
 from controller.catalog.store import BackupRow
 from controller.core.file_choice import fetch_header, visit_rows
-from controller.core.map_pages import shown
+from controller.core.printable import shown
 from controller.core.procedure import Step
 
 FILES_OF_ENTRY_MAX: Final = 20

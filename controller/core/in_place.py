@@ -47,7 +47,7 @@ from controller.core.extent_runs import ExtentRuns, subtract, unite
 from controller.core.file_choice import FileChoice, Visit, blocks_of, content_runs, summary
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
-from controller.core.map_pages import shown
+from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Step
 from controller.core.restore import (
     choose_files,

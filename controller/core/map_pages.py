@@ -23,11 +23,10 @@ from backplane.file_map.selection import Selection
 from backplane.ids import BackupId
 from controller.catalog.store import MapPageRow
 from controller.core.extent_runs import ExtentRuns
+from controller.core.printable import shown
 
 PAGES_MAX: Final = 1 << 18
 """Of one map: 262 million files, or 128 GiB of pages."""
-
-PATH_SHOWN_MAX: Final = 200
 
 
 class BlockRuns:
@@ -175,29 +174,3 @@ def _is_inside(extent: FileExtent, volume_bytes: int) -> bool:
     if extent.volume_byte < 0:
         return bool(extent.flags & ExtentFlag.UNWRITTEN)
     return extent.volume_byte + (extent.stored_bytes or extent.byte_count) <= volume_bytes
-
-
-def shown(path: bytes) -> str:
-    """Return a path, or the beginning of a long one, as people can be told."""
-    return printable_name(path[:PATH_SHOWN_MAX]) or "/"
-
-
-def printable_name(name: bytes) -> str:
-    """Return a name or path so that it can be printed, and no two of them in the same way."""
-    return printable(name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace"))
-
-
-def printable(text: str) -> str:
-    """Return a text with what cannot be printed written as numbers."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else _escaped(character) for character in text
-    )
-
-
-def _escaped(character: str) -> str:
-    number = ord(character)
-    if number < 0x80:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

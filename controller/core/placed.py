@@ -57,8 +57,8 @@ from controller.core.in_place import (
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.job_row import job_row
-from controller.core.map_pages import shown
 from controller.core.placed_digests import sum_files
+from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Signal, Step
 from controller.core.restore import (
     PLACED,

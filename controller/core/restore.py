@@ -67,7 +67,7 @@ from controller.core.file_maps import doubts_of
 from controller.core.files_hit import find_files, hit_document
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
-from controller.core.map_pages import shown
+from controller.core.printable import shown
 from controller.core.procedure import (
     Ask,
     Claim,

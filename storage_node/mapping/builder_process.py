@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from backplane.file_map.header import MapHeader
     from storage_node.mapping.build import MapBuilder
 
-MODULE: Final = "storage_node.mapping.builder_process"
 CONTROL_BYTES_MAX: Final = 1024 * 1024
 PARSER_END_S: Final = 5.0
 """How long a parser that has said everything, or was killed, may take to go."""

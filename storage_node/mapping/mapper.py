@@ -28,7 +28,7 @@ from backplane.ids import ViewId
 from backplane.runtime import supervise
 from backplane.runtime.clock import Clock
 from backplane.wire.packing import PackingError, pack, unpack
-from storage_node.mapping import builder_process, parser_process, sandbox
+from storage_node.mapping import sandbox
 from storage_node.mapping.builder_process import CONTROL_BYTES_MAX, Failure, Order, Report
 from storage_node.mapping.channel import Channel, ChannelClosedError, ChannelError
 from storage_node.mapping.limits import MappingRules
@@ -67,7 +67,7 @@ class Mapper:
         self.folder = MapFolder(folder)
         self.rules = rules
         self.clock = clock
-        self.parser = list(parser or sandbox.python(parser_process.MODULE))
+        self.parser = list(parser or sandbox.python(sandbox.PARSER))
 
     def mapping(self, view: ViewId, device: BlockDevice) -> Mapping:
         """Return a mapping, which does nothing until it runs."""
@@ -162,7 +162,7 @@ class Mapping:
                 descriptors = (builders.fileno(), parsers.fileno(), new, spool)
                 builder = supervise.start_with(
                     [
-                        *sandbox.python(builder_process.MODULE),
+                        *sandbox.python(sandbox.BUILDER),
                         *map(str, (os.getpid(), *descriptors)),
                     ],
                     name="builder",

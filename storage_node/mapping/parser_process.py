@@ -30,8 +30,6 @@ from storage_node.mapping.reader import (
 )
 from storage_node.mapping.stream import Say, Teller
 
-MODULE: Final = "storage_node.mapping.parser_process"
-
 GARBAGE_AFTER: Final = 100_000
 """So many more objects there may be before cycles are looked for: rows have none, and there are many of them."""
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from backplane import crc
 from storage_node.mapping import seccomp
 
 NOBODY: Final = 65534
@@ -30,6 +31,11 @@ NOBODY: Final = 65534
 
 NICENESS: Final = 5
 """Workstations and movers come first."""
+
+PARSER: Final = "storage_node.mapping.parser_process"
+BUILDER: Final = "storage_node.mapping.builder_process"
+"""The modules that run in processes of their own.  The node names them and does not load them: the parser has all the
+readers of file systems with it."""
 
 FIRST_DESCRIPTOR: Final = 3
 """Behind standard input, output and error, which are /dev/null or the node's log."""
@@ -77,9 +83,11 @@ def enter(
 ) -> list[str]:
     """Give up everything; return in words what could not be had.  Raises `SandboxError` if root stays."""
     missing = []
-    used_bytes = _address_space_bytes()
+    # What is loaded when it is first used must be there already: no file is opened from here on.
+    crc.load()
     for name in CODECS:
         codecs.lookup(name)
+    used_bytes = _address_space_bytes()
     os.chdir("/")
     os.umask(0o077)
     os.nice(NICENESS)

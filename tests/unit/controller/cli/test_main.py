@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
+import click
 import pytest
 
+from controller.cli import ctl as ctl_group
 from controller.cli import main
 from controller.cli.client import Client
 
@@ -33,6 +37,46 @@ def test_status_shows_everything_at_a_glance(controller: Any, ctl: Any, document
         "mover.list": {"movers": [documents["mover"]]},
     }
     assert ctl("status") == (0, STATUS, "")
+
+
+NOT_NEEDED = {
+    "_awscrt",
+    "asyncio",
+    "backplane.scsi.segment",
+    "controller.catalog.store",
+    "controller.cli.debug",
+    "sqlalchemy",
+}
+
+
+def test_a_command_loads_what_it_needs_and_no_more() -> None:
+    """`ctl` is started for every command, and most of its time is the loading of modules."""
+    script = """
+import sys
+from controller.cli import main
+code = main(["volume", "list", "--state", "/nowhere"])
+print(code, *sorted(sys.modules))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, *loaded = done.stdout.split()
+    assert (code, "controller.cli.volume" in loaded) == ("9", True)
+    assert NOT_NEEDED & set(loaded) == set()
+
+
+def test_a_noun_that_is_none_is_answered_with_one_that_is_like_it(ctl: Any) -> None:
+    code, _, err = ctl("volum", "list")
+    assert code == 2
+    assert "No such command 'volum'" in err
+    assert "volume" in err
+
+
+def test_every_noun_is_loaded_by_its_name() -> None:
+    with click.Context(ctl_group) as context:
+        for name in ctl_group.list_commands(context):
+            command = ctl_group.get_command(context, name)
+            assert command is not None
+            assert command.name == name
 
 
 def test_a_wrong_word_is_a_usage_error_that_helps(ctl: Any) -> None:

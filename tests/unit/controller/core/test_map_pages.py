@@ -17,7 +17,7 @@ from backplane.ids import BackupId
 from controller.catalog.store import MapPageRow
 from controller.core import map_pages
 from controller.core.extent_runs import ExtentRuns
-from controller.core.map_pages import BlockRuns, Chosen, MapPages, shown
+from controller.core.map_pages import BlockRuns, Chosen, MapPages
 from tests.site.maps import Made, make_map, row, rows_of
 
 SIZE = 64 * 512
@@ -257,14 +257,6 @@ def test_runs_that_share_a_block_may_come_at_different_times() -> None:
     for run in ((0, 4097), (4099, 8000), (8000, 8192), (8192, 8193), (20480, 20481)):
         made.add([run])
     assert list(made.runs) == [(0, 3), (5, 1)]
-
-
-def test_a_path_can_be_told_to_people() -> None:
-    assert shown(b"") == "/"
-    assert shown("ä/b".encode()) == "ä/b"
-    assert shown(b"a\xff\n\x1b[2J") == "a\\xff\\x0a\\x1b[2J"
-    assert shown(rb"a\xff") != shown(b"a\xff"), "two paths must not be told alike"
-    assert len(shown(b"x" * 5000)) == 200
 
 
 # --- size ----------------------------------------------------------------------------------------

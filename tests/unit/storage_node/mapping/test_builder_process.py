@@ -18,7 +18,7 @@ from backplane.file_map.header import unpack_header
 from backplane.runtime import supervise
 from backplane.wire.packing import pack, unpack
 from storage_node.mapping import sandbox
-from storage_node.mapping.builder_process import CONTROL_BYTES_MAX, MODULE, Failure, Order, Report
+from storage_node.mapping.builder_process import CONTROL_BYTES_MAX, Failure, Order, Report
 from storage_node.mapping.channel import Channel
 from tests.site.mapping_parser import parser, running
 
@@ -41,7 +41,7 @@ class Node:
         with theirs, parsers:
             given = [each.fileno() for each in (theirs, parsers, *files)]
             self.builder = supervise.start_with(
-                [*sandbox.python(MODULE), *map(str, (os.getpid(), *given))],
+                [*sandbox.python(sandbox.BUILDER), *map(str, (os.getpid(), *given))],
                 name="builder",
                 descriptors=given,
                 environment=sandbox.python_environment(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backplane.file_map.model import FileRow
-from storage_node.mapping import parser_process
+from storage_node.mapping import parser_process, sandbox
 from storage_node.mapping.channel import Channel, ChannelClosedError
 from storage_node.mapping.parser_process import ViewSource, _guarded, parse
 from storage_node.mapping.probe import NothingKnownError
@@ -208,4 +208,4 @@ def test_without_the_node_there_is_nothing_to_go_on_with(
 
 
 def test_the_module_is_the_one_that_is_started() -> None:
-    assert parser_process.parse.__module__ == parser_process.MODULE
+    assert parser_process.parse.__module__ == sandbox.PARSER
