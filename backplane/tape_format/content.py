@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import ClassVar, Final
 
 from backplane.errors import VolumeError
@@ -37,6 +38,8 @@ LANES_MAX: Final = 64
 UNKNOWN_START: Final = -1
 PRUNED_RUNS_MAX: Final = 4096
 """Runs of numbers of pruned backups in a trailer; of more, those of the oldest backups are left out."""
+VOLUME_BYTES_END: Final = 1 << 63
+"""What a file offset can say; the image of a volume is a file."""
 MAP_STATES: Final = ("none", "raw", "complete", "incomplete")
 """Nobody could make a map; nobody wanted one; there is one; there is one that lacks what its reasons say."""
 SELECTION_CHARACTERS_MAX: Final = 1 << 20
@@ -47,7 +50,6 @@ _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,32}", re.ASCII)
 _SAMPLES: Final = re.compile(r"(?:[0-9a-f]{32}){0,64}", re.ASCII)
 """At most 64 samples of 16 bytes: address, bytes, CRC32C."""
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
-
 Extents = tuple[tuple[int, int], ...]
 """(LBA, blocks), in the order of the stream."""
 Runs = tuple[tuple[int, int], ...]
@@ -57,6 +59,16 @@ Runs = tuple[tuple[int, int], ...]
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise VolumeError(sentence)
+
+
+def _require_moment(text: str, *, end: str = "9999") -> None:
+    """Raise unless it is a moment of the calendar: others calculate with it, and turn it into local time."""
+    sentence = f"no moment in UTC: {text[:40]!r}"
+    _require(bool(_MOMENT.fullmatch(text)) and "1970" <= text < end, sentence)
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise VolumeError(sentence) from error
 
 
 def _require_extents(extents: Extents) -> None:
@@ -76,8 +88,8 @@ def _require_zeros(zero_extents: Extents, *, level: str, part: int) -> None:
 
 
 def _require_life(retain_until: str, copy_of_uuid: str, *, lane: int = 0, lanes: int = 1) -> None:
-    is_moment = not retain_until or bool(_MOMENT.fullmatch(retain_until))
-    _require(is_moment, f"no moment in UTC: {retain_until!r}")
+    if retain_until:
+        _require_moment(retain_until, end=":")  # The last second of the year 9999 is for ever.
     _require(not copy_of_uuid or bool(_UUID.fullmatch(copy_of_uuid)), "no UUID of a backup")
     _require(1 <= lanes <= LANES_MAX and 0 <= lane < lanes, "a lane that is not one of the lanes")
 
@@ -115,7 +127,7 @@ class VolumeHeader:
         _require(bool(_UUID.fullmatch(self.cartridge)), "the volume UUID is no UUID")
         _require(bool(_UUID.fullmatch(self.store)), "the catalog UUID is no UUID")
         _require(1 <= len(self.tag) <= 32, "the volume tag has 1 to 32 characters")
-        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+        _require_moment(self.created)
         _require(self.owner == OWNER, f"owner {self.owner!r}")
         _require_record_bytes(self.record_bytes)
 
@@ -140,6 +152,7 @@ class VolumeFacts:
     def __post_init__(self) -> None:
         _require(bool(_HEX.fullmatch(self.designator)), "the designator is not hexadecimal")
         _require(self.blocks >= 0 and self.block_bytes > 0, "a volume without blocks")
+        _require(self.blocks * self.block_bytes < VOLUME_BYTES_END, "a volume that is too large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,9 +224,9 @@ class PartHeader:
         _require(0 <= self.previous_trailer < self.object, "a previous trailer behind the header")
         _require_record_bytes(self.record_bytes)
         _require_extents(self.extents)
-        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
-        began = self.backup_created
-        _require(not began or bool(_MOMENT.fullmatch(began)), f"no moment in UTC: {began!r}")
+        for moment in filter(None, (self.view_time, self.created, self.backup_created)):
+            _require_moment(moment)
+        _require(bool(self.created), "a part without a time")
         _require(bool(_SAMPLES.fullmatch(self.samples)), "samples that are not hexadecimal")
 
 
@@ -243,6 +256,7 @@ class DirectoryEntry:
         _require_level(self.level, self.parent_uuid)
         _require_life("", self.copy_of_uuid, lane=self.lane, lanes=LANES_MAX)
         _require(self.stream_start >= UNKNOWN_START, "a negative number")
+        _require_moment(self.created)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
         _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
         _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
@@ -333,7 +347,7 @@ class PartTrailer:
             self.stream_bytes <= self.records * self.record_bytes,
             "more bytes than the records hold",
         )
-        _require(bool(_MOMENT.fullmatch(self.created)), f"no moment in UTC: {self.created!r}")
+        _require_moment(self.created)
 
     @property
     def trailer_object(self) -> int:

@@ -41,6 +41,12 @@ INDEX_HEADER_BYTES: Final = 4096
 
 MARK_OFFSETS: Final = (1024, 2048)
 
+FILE_BYTES_END: Final = 1 << 62
+"""No file is as long: what says so was written by nobody, and no system call takes it."""
+
+GENERATION_END: Final = 1 << 31
+"""Nor was any tape overwritten so often; the next generation has to fit as well."""
+
 _ENTRY: Final = struct.Struct(">BBHIQIIII")
 ENTRY_BYTES: Final = _ENTRY.size
 _MARK: Final = struct.Struct(">QQQII")
@@ -162,6 +168,8 @@ def decode_entry(data: bytes | memoryview, *, object_number: int, seed: int) -> 
     stored = high << 8 | low >> 24
     if form != (FORMAT_COMPRESSED if stored else FORMAT) or kind not in _KINDS:
         return None
+    if offset >= FILE_BYTES_END or generation >= GENERATION_END:
+        return None
     return Entry(ObjectKind(kind), low & _LENGTH_MASK, offset, crc, number, generation, stored)
 
 
@@ -187,7 +195,7 @@ def take_good(
             break
         if form != (FORMAT_COMPRESSED if stored else FORMAT):
             break
-        if own_generation < generation or kind not in _KINDS:
+        if not generation <= own_generation < GENERATION_END or kind not in _KINDS:
             break
         if kind == _FILEMARK:
             found.append(number)
@@ -210,6 +218,10 @@ def decode_mark(data: bytes, *, seed: int) -> DurableMark | None:
     if len(data) != MARK_BYTES or crc32c(data[:28], start=seed) != int.from_bytes(data[28:], "big"):
         return None
     sequence, objects, data_bytes, generation, _ = _MARK.unpack(data)
+    if max(sequence, entry_offset(objects), data_bytes) >= FILE_BYTES_END:
+        return None
+    if generation >= GENERATION_END:
+        return None
     return DurableMark(sequence, objects, data_bytes, generation)
 
 

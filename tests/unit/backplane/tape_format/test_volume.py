@@ -200,6 +200,40 @@ def test_the_moment_and_the_samples_of_a_backup_are_in_its_headers() -> None:
             replace(header, **wrong)
 
 
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(
+            "2026-13-01T00:00:00Z",
+            "2026-02-30T00:00:00Z",
+            "2026-01-11T24:00:00Z",
+            "0001-01-01T00:00:00Z",
+        ),
+        *("2026-01-11T10:43:60Z", "9999-12-31T23:59:59Z", "2026-01-11T10:43:48", "yesterday"),
+    ],
+)
+def test_a_moment_is_one_of_the_calendar(moment: str) -> None:
+    """Whoever reads it calculates with it: in the node's retention, in the rules of pruning, in local time."""
+    entry = TRAILER.directory_entry()
+    for value, name in (
+        *((HEADER, "created"), (PART, "created"), (PART, "view_time"), (PART, "backup_created")),
+        *(
+            (TRAILER, "created"),
+            (entry, "created"),
+            (PART, "retain_until"),
+            (TRAILER, "retain_until"),
+        ),
+    ):
+        if name != "retain_until" or not moment.startswith("9999"):
+            with pytest.raises(VolumeError, match="no moment in UTC"):
+                replace(value, **{name: moment})  # type: ignore[arg-type]
+
+
+def test_a_volume_is_no_larger_than_a_file_can_be() -> None:
+    with pytest.raises(VolumeError, match="too large"):
+        replace(VOLUME, blocks=1 << 63)
+
+
 FIELDS_OF = {
     2: ("level", "parent_uuid", "zero_extents", "tracking", "generation"),
     3: ("map_state", "map_records", "map_digest", "selection"),

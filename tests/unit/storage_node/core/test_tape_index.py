@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,25 @@ def test_a_durable_mark_comes_back_and_every_flipped_bit_is_noticed() -> None:
         damaged = bytearray(raw)
         damaged[bit // 8] ^= 1 << bit % 8
         assert decode_mark(bytes(damaged), seed=SEED) is None
+
+
+@pytest.mark.parametrize("name", ["sequence", "objects", "data_bytes", "generation"])
+def test_a_mark_that_no_file_could_have_is_none(name: str) -> None:
+    """Its checksum has no key: whoever brings a cartridge can make one, and no system call takes such an offset."""
+    most = (1 << (32 if name == "generation" else 64)) - 1
+    wrong = replace(DurableMark(7, 1000, 123456, 2), **{name: most})
+    assert decode_mark(encode_mark(wrong, seed=SEED), seed=SEED) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [ENTRY._replace(offset=1 << 63), ENTRY._replace(generation=(1 << 32) - 1)]
+)
+def test_an_entry_that_no_file_could_have_is_none(wrong: Entry) -> None:
+    raw = encode_entry(wrong, object_number=5, seed=SEED)
+    assert decode_entry(raw, object_number=5, seed=SEED) is None
+    before = Continuation(5, wrong.offset, wrong.file_number, 1)
+    taken, _ = take_good(memoryview(raw), first=5, seed=SEED, objects=before)
+    assert taken.object_number == (6 if wrong.generation == ENTRY.generation else 5)
 
 
 def test_the_header_belongs_to_one_cartridge() -> None:

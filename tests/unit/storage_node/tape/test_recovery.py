@@ -8,6 +8,7 @@ synchronised, and of the rest all, nothing, any beginning, all but one, or a tor
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,15 @@ from backplane.testing.tape_content import (
     volume_header,
     write_objects,
 )
-from storage_node.core.tape_index import ENTRY_BYTES, INDEX_HEADER_BYTES, MARK_BYTES, MARK_OFFSETS
+from storage_node.core.tape_index import (
+    ENTRY_BYTES,
+    INDEX_HEADER_BYTES,
+    MARK_BYTES,
+    MARK_OFFSETS,
+    DurableMark,
+    encode_mark,
+    seed_of,
+)
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import new_cartridge_info
 from storage_node.tape.drive import Outcome
@@ -606,6 +615,25 @@ def test_both_durable_marks_damaged_makes_a_cartridge_read_only(
     assert records_of(drive, len(story.objects)) == story.objects
     drive.space(3)
     assert drive.write_filemarks(1).triple == (0x03, 0x31, 0x00)
+
+
+def test_durable_marks_that_were_made_up_are_damage_and_no_crash(
+    recorder: Recorder, story: Story
+) -> None:
+    """A cartridge comes from outside: one that cannot be opened must not keep all others from being looked at."""
+    index = bytearray(story.after["index"])
+    serial = json.loads((recorder.folder / "cartridge.json").read_text())["serial"]
+    far = (1 << 64) - 1
+    for at in MARK_OFFSETS:
+        mark = DurableMark(far, far, far, (1 << 32) - 1)
+        index[at : at + MARK_BYTES] = encode_mark(mark, seed=seed_of(bytes.fromhex(serial)))
+    for name, content in (("data", story.after["data"]), ("index", bytes(index))):
+        (recorder.folder / name).write_bytes(content)
+    drive = VirtualDrive()
+    cartridge = drive.load(recorder.folder, announce=False)
+    assert not cartridge.recovered.is_appendable
+    assert records_of(drive, len(story.objects)) == story.objects
+    drive.unload()
 
 
 def test_the_files_of_another_cartridge_are_noticed(recorder: Recorder, story: Story) -> None:
