@@ -19,7 +19,7 @@ from controller.cli.tape_bench import run_bench
 CAPACITY = "16GiB"
 BENCH_SIZE = "1GiB"
 CLEANING_PREFIX = "CLN"
-STATUSES = ("blank", "writable", "full", "error", "retired")
+STATUSES = ("blank", "writable", "full", "error", "retired", "cleaning")
 
 
 @click.group(cls=Group)
@@ -355,7 +355,9 @@ def run_clean(client: Caller, *, drive: str, tag: str) -> Document:
         drives = client.call("drive.list")["drives"]
         found = [each for each in drives if drive in (each["drive"], each["name"])]
         nodes = {each["node"] for each in found}
-        if len(found) != 1:
+        if not found:
+            raise NotFoundError(f"no drive is called {drive!r}", hint="ctl drive list shows them")
+        if len(found) > 1:
             raise UsageError(
                 f"{len(found)} drives are called {drive}", hint="NODE/DRIVE; ctl drive list"
             )

@@ -167,6 +167,9 @@ class Arrivals:
                     replace(known, status=status, detail=detail, cartridge=state.cartridge)
                 )
                 self._desk.alarm(f"cartridge {known.tag} was blank and is {status} now: {detail}")
+        elif known.status == state.status == "cleaning":
+            if known.detail != state.detail:  # How many cleanings are left.
+                self._desk.record(replace(known, detail=state.detail))
         elif known.status in ("error", "retired"):
             return  # A person has been told of it, and nobody writes it.
         elif state.cartridge and known.cartridge and state.cartridge != known.cartridge:

@@ -16,7 +16,7 @@ from controller.core.library import check_unused, require_here
 from controller.core.media import ask_retain
 from controller.core.procedure import Procedure
 
-SETTABLE: Final = ("blank", "writable", "full", "error", "retired")
+SETTABLE: Final = ("blank", "writable", "full", "error", "retired", "cleaning")
 """Statuses that an operator may give; the others are found, not given."""
 
 REASON_CHARACTERS_MAX: Final = 200
@@ -66,6 +66,8 @@ def set_cartridge(desk: Desk, call: Call) -> None:
     if arguments["node"]:
         row = _at_home(desk, row, arguments["node"])
     if arguments["pool"]:
+        if row.status == "cleaning":
+            raise RefusedError(f"cartridge {row.tag} is a cleaning cartridge: it belongs to no pool")
         if not is_unused(row):
             raise RefusedError(
                 f"cartridge {row.tag} has data of pool {row.pool or '-'}",
@@ -95,18 +97,32 @@ def _at_home(desk: Desk, row: CartridgeRow, name: str) -> CartridgeRow:
 def _with_status(desk: Desk, row: CartridgeRow, status: str) -> CartridgeRow:
     if status not in SETTABLE:
         raise UsageError(f"{status!r} is no status to give", hint=f"one of {', '.join(SETTABLE)}")
+    state = state_of(desk.registry, row)
+    is_cleaner = state is not None and state.status == "cleaning"
+    if state is not None and is_cleaner and status == "cleaning":
+        return replace(row, status=status, detail=state.detail)
+    if status == "cleaning":
+        raise RefusedError(
+            f"cartridge {row.tag} is not known to be a cleaning cartridge",
+            hint="its barcode would begin with CLN, and it would be in a library",
+        )
+    if is_cleaner and status not in ("error", "retired"):
+        raise RefusedError(f"cartridge {row.tag} is a cleaning cartridge", hint="status cleaning")
     if row.status in ("foreign", "cleaning", "worm") and status not in ("error", "retired"):
         raise RefusedError(
             f"cartridge {row.tag} is {row.status}",
             hint="ctl tape label makes one of ours" if row.status == "foreign" else "",
         )
     if status in ("writable", "full") and not (row.cartridge and row.end):
-        raise RefusedError(f"cartridge {row.tag} has no label of ours", hint="status blank")
+        raise RefusedError(
+            f"cartridge {row.tag} has no label of ours",
+            hint="status blank, if nothing is on it; else ctl tape label --force",
+        )
     if status == "blank":
-        state = state_of(desk.registry, row)
         if row.end or state is None or state.status != "blank":
             raise RefusedError(
-                f"cartridge {row.tag} is not known to be blank", hint="ctl tape label makes it so"
+                f"cartridge {row.tag} is not known to be blank",
+                hint="ctl tape label erases it, if nobody wants what is on it, and labels it anew",
             )
     detail = "" if status in ("writable", "blank") else "said by an operator"
     return replace(row, status=status, detail=detail)

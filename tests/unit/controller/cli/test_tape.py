@@ -297,8 +297,8 @@ def test_clean_says_what_is_missing(controller: Any, ctl: Any, documents: Any) -
     assert code == 4
     assert "no cleaning cartridge that can be used" in told
     code, _, told = ctl("tape", "clean", "drive-7")
-    assert code == 2
-    assert "0 drives are called drive-7" in told
+    assert code == 4
+    assert "no drive is called 'drive-7'" in told
     assert ctl("tape", "clean", "drive-0", "--tag", "LTO001L8")[0] == 2
 
 

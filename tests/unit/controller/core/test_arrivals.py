@@ -225,6 +225,12 @@ def test_a_node_that_does_not_keep_what_the_catalog_keeps_is_told_again(site: Si
     assert not site.wire
 
 
+def test_how_many_cleanings_are_left_follows_the_node(site: Site) -> None:
+    site.set_cartridge("LTO001L8", status="cleaning", detail="50 cleanings left")
+    tell(site, "tape", changed(site, status="cleaning", detail="49 cleanings left"))
+    assert row_of(site).detail == "49 cleanings left"
+
+
 def test_a_capacity_larger_than_the_catalog_can_keep_is_cut(site: Site) -> None:
     inventory = site.tape.inventory()
     more = replace(inventory.cartridges[0], tag="LTO077L8", capacity_bytes=2**64 - 1)  # type: ignore[arg-type]

@@ -123,6 +123,7 @@ def test_an_operator_gives_a_status(site: Site, before: str, status: str, after:
         ("foreign", "writable", RefusedError, "is foreign"),
         ("worm", "writable", RefusedError, "is worm"),
         ("cleaning", "blank", RefusedError, "is cleaning"),
+        ("writable", "cleaning", RefusedError, "is not known to be a cleaning cartridge"),
     ],
 )
 def test_what_is_not_true_is_not_given(
@@ -140,6 +141,19 @@ def test_a_blank_cartridge_is_blank_again_and_not_writable(site: Site) -> None:
     with pytest.raises(RefusedError, match="has no label of ours"):
         change(site, status="writable")
     assert change(site, status="blank")["status"] == "blank"
+
+
+def test_a_cleaning_cartridge_that_was_retired_can_clean_again(site: Site) -> None:
+    site.tapes[TAG].status = "cleaning"
+    site.set_cartridge(TAG, status="cleaning")
+    site.connect("tape")
+    with pytest.raises(RefusedError, match="a cleaning cartridge: it belongs to no pool"):
+        change(site, pool="default")
+    assert change(site, status="retired")["status"] == "retired"
+    for status in ("blank", "writable", "full"):
+        with pytest.raises(RefusedError, match="is a cleaning cartridge"):
+            change(site, status=status)
+    assert change(site, status="cleaning")["status"] == "cleaning"
 
 
 def test_only_a_cartridge_without_data_changes_its_pool(site: Site) -> None:
