@@ -219,6 +219,11 @@ def scheduled_arguments(text: str) -> dict[str, Any]:
         raise UsageError("the arguments of the schedule are no JSON") from error
     if type(given) is not dict or "token" in given:
         raise UsageError("the arguments of the schedule are those of job.submit without a token")
+    # What says `not given`, such as a time of -1, is stored as well, and is nothing that may be given.
+    defaults = [(name, argument.default) for name, argument in VERBS["job.submit"].items()]
+    for name, default in defaults:
+        if name in given and type(given[name]) is type(default) and given[name] == default:
+            del given[name]
     found = parse_arguments("job.submit", json.dumps(given | {"token": "-"}).encode())
     del found["token"]
     return found

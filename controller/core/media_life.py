@@ -67,7 +67,9 @@ def set_cartridge(desk: Desk, call: Call) -> None:
         row = _at_home(desk, row, arguments["node"])
     if arguments["pool"]:
         if row.status == "cleaning":
-            raise RefusedError(f"cartridge {row.tag} is a cleaning cartridge: it belongs to no pool")
+            raise RefusedError(
+                f"cartridge {row.tag} is a cleaning cartridge: it belongs to no pool"
+            )
         if not is_unused(row):
             raise RefusedError(
                 f"cartridge {row.tag} has data of pool {row.pool or '-'}",
@@ -118,12 +120,11 @@ def _with_status(desk: Desk, row: CartridgeRow, status: str) -> CartridgeRow:
             f"cartridge {row.tag} has no label of ours",
             hint="status blank, if nothing is on it; else ctl tape label --force",
         )
-    if status == "blank":
-        if row.end or state is None or state.status != "blank":
-            raise RefusedError(
-                f"cartridge {row.tag} is not known to be blank",
-                hint="ctl tape label erases it, if nobody wants what is on it, and labels it anew",
-            )
+    if status == "blank" and (row.end or state is None or state.status != "blank"):
+        raise RefusedError(
+            f"cartridge {row.tag} is not known to be blank",
+            hint="ctl tape label erases it, if nobody wants what is on it, and labels it anew",
+        )
     detail = "" if status in ("writable", "blank") else "said by an operator"
     return replace(row, status=status, detail=detail)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,23 @@ def test_what_a_schedule_submits_is_checked_and_complete() -> None:
     found = scheduled_arguments('{"kind": "verify", "pool": "weekly"}')
     assert set(found) == set(VERBS["job.submit"]) - {"token"}
     assert (found["pool"], found["level"]) == ("weekly", "full")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"kind": "verify", "pool": "weekly"}',
+        '{"kind": "backup", "volume": "vol1", "quiet_s": 0, "sync_timeout_s": 7.5}',
+    ],
+)
+def test_what_was_stored_of_a_schedule_can_be_read_again(text: str) -> None:
+    found = scheduled_arguments(text)
+    assert scheduled_arguments(json.dumps(found)) == found
+
+
+def test_a_time_that_is_none_is_still_refused_in_a_schedule() -> None:
+    with pytest.raises(UsageError, match="argument quiet_s is out of range"):
+        scheduled_arguments('{"kind": "backup", "volume": "vol1", "quiet_s": -2.0}')
 
 
 @pytest.mark.parametrize(

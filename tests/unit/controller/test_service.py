@@ -694,6 +694,10 @@ def test_a_schedule_is_checked_kept_whole_and_completed_by_a_later_release(
     )
     assert (failed.error, failed.exit_code) == ("usage", 2)
     (row,) = world.catalog.load().schedules
+    world.restart()
+    assert world.catalog.load().schedules == (row,)
+    shown = world.peer("operator", "back").call("schedule.show", name="scrub")
+    assert json.loads(shown["arguments"]) == kept
     world.catalog.commit([replace(row, arguments=submitted)])  # As one that knew no levels kept it.
     world.restart()
     shown = world.peer("operator", "again").call("schedule.show", name="scrub")
