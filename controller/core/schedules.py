@@ -6,7 +6,9 @@ the controller was not there or the schedule was disabled, one makes up for all.
 ended, the next one is left out.  What cannot be submitted (a volume that is gone, an empty pool) is told as an alarm,
 and tried again when the schedule is due again.
 
-Only the wall clock counts here, in UTC; it is looked at once a minute, so a clock that is set is followed soon.
+Only the wall clock counts here, in UTC; it is looked at once a minute, so a clock that is set is followed soon.  One
+that was far ahead and is set back would else leave everything out until it is there again: then schedules count anew
+from the time that it shows, and a person is told.  A small correction is waited for, so that no run comes twice.
 """
 
 from __future__ import annotations
@@ -31,8 +33,13 @@ from controller.core.job import Job
 from controller.core.registry import Registry
 
 SCHEDULES_MAX: Final = 1000
+NAMES_MAX: Final = 10
+"""Schedules that one line names."""
 LOOK_S: Final = 60.0
 """How long at most until the wall clock is looked at again."""
+
+SET_BACK_S: Final = 3600.0
+"""A clock that is more than this before the last run of a schedule was set back."""
 
 KINDS: Final = ("backup", "verify", "copy")
 """What the clock may submit: nothing that overwrites a volume or a cartridge."""
@@ -144,10 +151,11 @@ def _text(moment: datetime) -> str:
 def deadline(registry: Registry, *, now: float, wall: str) -> float | None:
     """Return when, on the monotonic clock, the wall clock has to be looked at; None if nothing is scheduled."""
     dues = [due_at(row) for row in registry.schedules.values() if row.is_enabled]
-    ahead = [due for due in dues if due is not None]
-    if not ahead:
+    if not dues:
         return None
-    seconds = (min(ahead) - datetime.fromisoformat(wall)).total_seconds()
+    ahead = [due for due in dues if due is not None]
+    here = datetime.fromisoformat(wall)
+    seconds = (min(ahead) - here).total_seconds() if ahead else LOOK_S
     return now + min(max(0.0, seconds), LOOK_S)
 
 
@@ -156,6 +164,7 @@ def run_due(desk: Desk, *, submit: Submit) -> None:
     if not desk.registry.schedules:
         return
     here = datetime.fromisoformat(desk.wall)
+    _follow_clock(desk, here)
     for row in sorted(desk.registry.schedules.values(), key=lambda each: each.schedule):
         due = due_at(row) if row.is_enabled else None
         if due is None or due > here:
@@ -174,6 +183,27 @@ def run_due(desk: Desk, *, submit: Submit) -> None:
             continue
         desk.log(job, "info", f"submitted by schedule {row.schedule}, due at {_text(due)}")
         desk.record(replace(row, last_run=desk.wall, last_job=job.row.job))
+
+
+def _follow_clock(desk: Desk, here: datetime) -> None:
+    """Have schedules count from now whose last run lies far ahead."""
+    ahead = [
+        row
+        for row in desk.registry.schedules.values()
+        if (_last(row) - here).total_seconds() > SET_BACK_S
+    ]
+    if ahead:
+        names = ", ".join(sorted(row.schedule for row in ahead)[:NAMES_MAX])
+        last = max(map(_last, ahead))
+        desk.alarm(
+            f"the clock was set back from {_text(last)} or later to {desk.wall}: "
+            f"schedules count from now ({names})"
+        )
+        desk.record(*(replace(row, last_run=desk.wall) for row in ahead))
+
+
+def _last(row: ScheduleRow) -> datetime:
+    return datetime.fromisoformat(row.last_run or row.created)
 
 
 def _submit(desk: Desk, row: ScheduleRow, *, token: str, submit: Submit) -> Job:

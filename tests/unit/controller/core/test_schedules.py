@@ -91,6 +91,28 @@ def test_what_was_missed_is_made_up_for_by_one_run_at_the_next_start(site: Site)
     assert len(kinds(site)) == 3
 
 
+def test_a_clock_that_was_far_ahead_and_is_set_back_leaves_nothing_out(site: Site) -> None:
+    create(site, calendar="*:00")
+    at(site, 1.2)
+    site.machine.registry.schedules["nightly"] = replace(row(site), last_run="2031-01-01T00:00:00Z")
+    at(site, 1.3)
+    assert "set back from 2031-01-01T00:00:00Z or later to 2026-01-11T01:" in site.alarms[-1]
+    assert "nightly" in site.alarms[-1]
+    at(site, 2.2)
+    assert len(kinds(site)) == 2
+    assert len(site.alarms) == 1
+
+
+def test_a_clock_that_is_corrected_by_minutes_runs_nothing_twice(site: Site) -> None:
+    create(site, calendar="*:00")
+    site.machine.registry.schedules["nightly"] = replace(row(site), last_run="2026-01-11T01:00:10Z")
+    at(site, 1.2)
+    assert kinds(site) == []
+    at(site, 2.2)
+    assert len(kinds(site)) == 1
+    assert not site.alarms
+
+
 def test_while_its_last_job_goes_on_a_run_is_left_out_and_said_so(site: Site) -> None:
     create(site, calendar="*:00")
     site.lose_mover("m1")
