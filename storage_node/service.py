@@ -46,7 +46,7 @@ from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape_control import TapeControl
 from storage_node.volume_exports import VolumeExports
-from storage_node.workers import KeyedWorkers
+from storage_node.workers import THREADS, KeyedWorkers
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class StorageNode:
         self._nbd: NbdServer | None = None
         self._disk = self._open_disk(stack, clock) if "disk" in config.roles else None
         self._tape = self._open_tape(stack, clock) if "tape" in config.roles else None
-        workers = KeyedWorkers()
+        # A drive that threads or rewinds keeps its worker as long as that takes.
+        workers = KeyedWorkers(threads=THREADS + (config.drives if self._tape is not None else 0))
         stack.callback(workers.close)
         server = DataServer(
             keys=NodeKeys(

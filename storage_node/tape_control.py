@@ -1,7 +1,9 @@
 """Control requests of the tape role: each method carries one out, blocking, and returns what it concerns.
 
-Two kinds of locks: the library's, for moving cartridges and looking at those in their slots, and each drive's mutex,
-for whatever touches the tape in it.  The library's is taken first.
+Two kinds of locks: each drive's mutex, for whatever touches the tape in it, and the library's, for moving cartridges
+and looking at those in their slots.  The mutex is taken first, and nobody who has the library's waits for one: so
+drives load, locate and rewind side by side, and only the picker is shared.  An inventory waits for no drive for long;
+of a cartridge in one that is busy it says what was known.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from backplane.errors import (
     RetainedError,
     StaleError,
 )
-from backplane.ids import CartridgeId, Designator, Epoch, VolumeTag
+from backplane.ids import Designator, Epoch, VolumeTag
 from backplane.runtime.clock import Clock
 from backplane.scsi.designator import designator_of
 from backplane.scsi.tape_alert import TapeAlert
@@ -43,11 +45,11 @@ from backplane.wire.messages import (
 from storage_node.access import Access, audit
 from storage_node.core.admission import Unit, UnitKind
 from storage_node.core.retention import erase_refusal, kept_because, latest, moment
-from storage_node.core.tape_alert import Health, medium_alerts
+from storage_node.core.tape_alert import Health
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import DamagedStateError, read_json, write_json
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import CartridgeInfo, is_cleaning_tag
+from storage_node.tape.cartridge_info import is_cleaning_tag
 from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary, quarantined
 from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.record_sampler import sample_records, unpack_pieces
@@ -55,7 +57,9 @@ from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import LabelState, TapeEnd, find_last_trailer, read_label
 from storage_node.tape_media import (
     after_load,
+    alerts_of,
     attributes_of,
+    cartridge_state,
     erase_everything,
     erase_facts,
     erased_info,
@@ -67,8 +71,8 @@ from storage_node.tape_unit import TapeUnit
 DIGESTS_MAX: Final = 200_000
 """Objects looked at for one tape.digest: at most 4 bytes each in a control message of 1 MiB."""
 
-DETAIL_CHARACTERS_MAX: Final = 80
-"""Of a cartridge's detail: an inventory of 2048 cartridges is one control message."""
+BUSY_S: Final = 0.2
+"""How long an inventory waits for a drive: longer than a record takes, shorter than a load."""
 
 PRODUCT: Final = "SDV VIRTUAL-TAPE"
 SERIAL_CHARACTERS: Final = 12
@@ -92,7 +96,7 @@ class TapeControl:
         self._library = library
         self._access = access
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = library.lock
         self.units: dict[Designator, TapeUnit] = {}
         self._drives: dict[str, tuple[int, TapeUnit, VirtualDrive]] = {}
         self._serials: dict[str, str] = {}
@@ -110,13 +114,15 @@ class TapeControl:
     # --- describing ------------------------------------------------------------------------------
 
     def describe(self) -> tuple[tuple[DriveState, ...], tuple[CartridgeState, ...]]:
-        """Return all drives and cartridges; those in drives are looked at afresh."""
+        """Return all drives and cartridges; those in drives that are not busy are looked at afresh."""
+        for _, unit, drive in self._drives.values():
+            with _if_free(unit.mutex) as is_free:
+                if is_free:
+                    self._look(unit, drive)
         with self._lock:
-            for _, unit, drive in self._drives.values():
-                self._look(unit, drive)
             drives = tuple(self._drive_state(name) for name in self._drives)
             places = self._library.places()
-            cartridges = tuple(_cartridge_state(facts, places) for facts in self._judged())
+            cartridges = tuple(cartridge_state(facts, places) for facts in self._judged())
         return drives, cartridges
 
     def is_drive(self, designator: Designator) -> bool:
@@ -140,16 +146,15 @@ class TapeControl:
         """
         number, unit, drive = self._drive(message.drive)
         self._fence(unit, message.epoch)
-        with self._lock:
-            with unit.mutex:
-                if is_cleaning_tag(message.tag):
-                    self._clean(number, unit, drive, message.tag)
-                    reply = NodeReply(request=0, boot_id=b"")
-                else:
-                    self._put_in(number, unit, drive, message.tag)
-                    reply, unit.committed_end = self._read_ends(drive)
-                    # Who appends next finds the tape where this reply says; who reads locates first anyway.
-                    unit.position = drive.space(SpaceCode.END_OF_DATA).position
+        with unit.mutex:
+            if is_cleaning_tag(message.tag):
+                self._clean(number, unit, drive, message.tag)
+                reply = NodeReply(request=0, boot_id=b"")
+            else:
+                self._put_in(number, unit, drive, message.tag)
+                reply, unit.committed_end = self._read_ends(drive)
+                # Who appends next finds the tape where this reply says; who reads locates first anyway.
+                unit.position = drive.space(SpaceCode.END_OF_DATA).position
             self._look(unit, drive)
             return self._about(replace(reply, request=message.request), unit, message.tag)
 
@@ -157,7 +162,7 @@ class TapeControl:
         """Fence the drive, flush it and put its cartridge back into its slot; an empty drive is no error."""
         number, unit, drive = self._drive(message.drive)
         self._fence(unit, message.epoch)
-        with self._lock, unit.mutex:
+        with unit.mutex:
             there = drive.cartridge
             if there is not None:
                 self._take_out(number, unit, drive)
@@ -169,12 +174,14 @@ class TapeControl:
         """Look into all elements, and at all cartridges, anew."""
         with self._lock:
             self._library.scan()
-            fresh: dict[str, CartridgeFacts] = {}
-            for tag in self._library.tags():
-                loaded = [u for _, u, d in self._drives.values() if _tag_in(d) == tag]
-                with loaded[0].mutex if loaded else nullcontext():
-                    fresh[tag] = self._library.facts(tag)
-            self._facts = fresh
+            tags = self._library.tags()
+        for tag in tags:
+            with self._hold(tag, waits=tag not in self._facts) as is_free:
+                if is_free:
+                    self._facts[tag] = self._library.facts(tag)
+        with self._lock:
+            for gone in self._facts.keys() - set(self._library.tags()):
+                del self._facts[gone]
 
     def move(self, message: TapeMove) -> CartridgeState:
         """Move a cartridge that is in no drive."""
@@ -193,15 +200,14 @@ class TapeControl:
         """Make the cartridge in a drive blank, unless something forbids it: see `core.retention`."""
         number, unit, drive = self._drive(message.drive)
         self._fence(unit, message.epoch)
-        with self._lock:
-            with unit.mutex:
-                cartridge = _loaded(drive, unit.name)
-                if cartridge.info.tag != message.tag:
-                    raise NotFoundError(
-                        f"cartridge {message.tag} is not in {unit.name}: {cartridge.info.tag} is"
-                    )
-                self._permit_erase(message, cartridge, drive)
-                self._erase(number, unit, drive, cartridge)
+        with unit.mutex:
+            cartridge = _loaded(drive, unit.name)
+            if cartridge.info.tag != message.tag:
+                raise NotFoundError(
+                    f"cartridge {message.tag} is not in {unit.name}: {cartridge.info.tag} is"
+                )
+            self._permit_erase(message, cartridge, drive)
+            self._erase(number, unit, drive, cartridge)
             self._look(unit, drive)
             reply = NodeReply(request=message.request, boot_id=b"")
             return self._about(reply, unit, message.tag)
@@ -210,16 +216,15 @@ class TapeControl:
         """Keep a cartridge from being erased; retention is only ever extended."""
         if message.retain_until:
             moment(message.retain_until)
-        with self._lock:
-            with self._mutex_of(message.tag):
-                info = self._library.info(message.tag)
-                until = latest((info.retain_until, message.retain_until))
-                changed = replace(info, retain_until=until, is_held=message.is_held)
-                if changed != info:
-                    self._library.save_info(changed)
-                    facts = {"cartridge": info.tag, "until": until, "held": message.is_held}
-                    audit.info("retained", extra=facts)
-                self._facts[message.tag] = self._library.facts(message.tag)
+        with self._hold(message.tag):
+            info = self._library.info(message.tag)
+            until = latest((info.retain_until, message.retain_until))
+            changed = replace(info, retain_until=until, is_held=message.is_held)
+            if changed != info:
+                self._library.save_info(changed)
+                facts = {"cartridge": info.tag, "until": until, "held": message.is_held}
+                audit.info("retained", extra=facts)
+            self._facts[message.tag] = self._library.facts(message.tag)
             return self._state(message.tag)
 
     def metadata(self, drive_name: str, start: int) -> NodeReply:
@@ -239,7 +244,7 @@ class TapeControl:
 
     def attributes(self, tag: str) -> bytes:
         """Return the attributes of a cartridge's memory, as READ ATTRIBUTE does."""
-        with self._lock, self._mutex_of(tag):
+        with self._hold(tag):
             info = self._library.info(tag)
             facts = self._facts[tag] = self._library.facts(tag)
             alerts = 0
@@ -247,7 +252,7 @@ class TapeControl:
                 if _tag_in(drive) == tag:
                     alerts = self._library.counters(number).alerts | unit.health.alerts
                     info = after_load(info, unit.health)
-        return attributes_of(info, facts, alerts=alerts | _alerts(facts, info))
+        return attributes_of(info, facts, alerts=alerts | alerts_of(facts, info))
 
     def digest(self, drive_name: str, start: int, end: int) -> tuple[bytes, int]:
         """Return stored CRC32C values of records, and the object to go on from."""
@@ -287,11 +292,10 @@ class TapeControl:
         for drive in self._library.drives:
             if isinstance(drive, ModelledDrive):
                 drive.hurry()
-        with self._lock:
-            for number, unit, drive in self._drives.values():
-                with unit.mutex:
-                    if drive.cartridge is not None:
-                        self._note_load(number, unit, drive.cartridge)
+        for number, unit, drive in self._drives.values():
+            with unit.mutex:
+                if drive.cartridge is not None:
+                    self._note_load(number, unit, drive.cartridge)
 
     def close(self) -> None:
         """Unload all drives; what is in their buffers becomes durable."""
@@ -308,12 +312,20 @@ class TapeControl:
                 return found
         raise NotFoundError(f"there is no drive {name} on this node")
 
-    def _mutex_of(self, tag: str) -> AbstractContextManager[object]:
-        """Return the mutex of the drive that a cartridge is in; call with the library's lock."""
-        for _, unit, drive in self._drives.values():
-            if _tag_in(drive) == tag:
-                return unit.mutex
-        return nullcontext()
+    @contextmanager
+    def _hold(self, tag: str, *, waits: bool = True) -> Iterator[bool]:
+        """Keep a cartridge where it is: have the mutex of the drive that it is in, if it is in one, and the library.
+
+        Yields False, without the mutex, if the drive is busy and nobody `waits` for it.
+        """
+        while True:
+            with self._lock:
+                element = self._library.places().get(tag, "")
+            mutex = self._drives[element][1].mutex if element in self._drives else None
+            with _if_free(mutex, timeout_s=-1 if waits else BUSY_S) as is_free, self._lock:
+                if self._library.places().get(tag, "") == element:
+                    yield is_free
+                    return
 
     def _fence(self, unit: TapeUnit, epoch: Epoch) -> None:
         with self._access.locked() as rules:
@@ -328,7 +340,8 @@ class TapeControl:
         if there is not None and there.info.tag == tag and there.failure is None:
             return
         if there is None or there.info.tag != tag:
-            self._library.loadable(tag)  # what cannot be loaded unloads nothing
+            with self._lock:
+                self._library.loadable(tag)  # what cannot be loaded unloads nothing
         if there is not None:
             self._take_out(number, unit, drive)
         report = self._library.load(tag, drive=number)
@@ -354,16 +367,21 @@ class TapeControl:
         outcome = self._library.unload(drive=number)
         if not outcome.is_good:
             log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
-        self._facts[tag] = self._library.facts(tag)
+        with self._lock:
+            if (
+                self._library.places().get(tag) not in self._drives
+            ):  # Another one may have it by now.
+                self._facts[tag] = self._library.facts(tag)
 
     def _note_load(self, number: int, unit: TapeUnit, cartridge: Cartridge) -> None:
         """Keep what the drive has counted since the load, with the cartridge and with the drive."""
         health = unit.health
         try:
-            self._library.save_info(after_load(cartridge.info, health))
-            self._library.count_errors(
-                number, read_errors=health.read_errors, write_errors=health.write_errors
-            )
+            with self._lock:
+                self._library.save_info(after_load(cartridge.info, health))
+                self._library.count_errors(
+                    number, read_errors=health.read_errors, write_errors=health.write_errors
+                )
         except BackupError as error:
             log.warning(
                 "the counters of a load are lost",
@@ -372,13 +390,15 @@ class TapeControl:
         unit.health = Health()
 
     def _clean(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: str) -> None:
-        self._library.loadable(tag)
+        with self._lock:
+            self._library.loadable(tag)
         if drive.cartridge is not None:
             self._take_out(number, unit, drive)
-        if not self._library.info(tag).cleanings_left:
-            unit.health.raise_alert(TapeAlert.EXPIRED_CLEANING)
-        self._library.clean(tag, drive=number)
-        self._facts[tag] = self._library.facts(tag)
+        with self._lock:
+            if not self._library.info(tag).cleanings_left:
+                unit.health.raise_alert(TapeAlert.EXPIRED_CLEANING)
+            self._library.clean(tag, drive=number)
+            self._facts[tag] = self._library.facts(tag)
         log.info("drive cleaned", extra={"cartridge": tag, "drive": unit.name})
 
     def _permit_erase(self, message: TapeErase, cartridge: Cartridge, drive: VirtualDrive) -> None:
@@ -458,19 +478,19 @@ class TapeControl:
             self._library.save_info(info)
 
     def _look(self, unit: TapeUnit, drive: VirtualDrive) -> None:
-        """Look at what is in a drive, and decide whether it may be written to."""
-        with unit.mutex:
-            there = drive.cartridge
-            if there is None:
-                return
-            tag = there.info.tag
+        """Look at what is in a drive, and decide whether it may be written to; call with its mutex."""
+        there = drive.cartridge
+        if there is None:
+            return
+        tag = there.info.tag
+        with self._lock:
             self._facts[tag] = self._library.facts(tag)
             facts = next(each for each in self._judged() if each.tag == tag)
-            is_wrong = facts.status is CartridgeStatus.FOREIGN
-            if facts.status is CartridgeStatus.ERROR:
-                # What is wrong with the medium the drive says by itself, and better.
-                is_wrong = there.failure is None and there.recovered.is_appendable
-            unit.refusal = (facts.detail or facts.status.value) if is_wrong else ""
+        is_wrong = facts.status is CartridgeStatus.FOREIGN
+        if facts.status is CartridgeStatus.ERROR:
+            # What is wrong with the medium the drive says by itself, and better.
+            is_wrong = there.failure is None and there.recovered.is_appendable
+        unit.refusal = (facts.detail or facts.status.value) if is_wrong else ""
 
     def _judged(self) -> list[CartridgeFacts]:
         facts = [self._facts[tag] for tag in sorted(self._facts)]
@@ -478,12 +498,13 @@ class TapeControl:
 
     def _state(self, tag: str) -> CartridgeState:
         facts = next(each for each in self._judged() if each.tag == tag)
-        return _cartridge_state(facts, self._library.places())
+        return cartridge_state(facts, self._library.places())
 
     def _about(self, reply: NodeReply, unit: TapeUnit, tag: str) -> NodeReply:
         """Add the state of a drive and of a cartridge ("" for none) to an answer."""
-        cartridges = (self._state(tag),) if tag else ()
-        return replace(reply, drives=(self._drive_state(unit.name),), cartridges=cartridges)
+        with self._lock:
+            cartridges = (self._state(tag),) if tag else ()
+            return replace(reply, drives=(self._drive_state(unit.name),), cartridges=cartridges)
 
     def _drive_state(self, name: str) -> DriveState:
         number, unit, drive = self._drives[name]
@@ -496,7 +517,7 @@ class TapeControl:
             drive=name,
             designator=unit.designator,
             state=state,
-            loaded=_tag_in(drive),
+            loaded=there.info.tag if there is not None else "",
             epoch=epoch,
             product=PRODUCT,
             serial=self._serials[name],
@@ -510,7 +531,19 @@ class TapeControl:
 
 
 def _tag_in(drive: VirtualDrive) -> str:
-    return drive.cartridge.info.tag if drive.cartridge is not None else ""
+    there = drive.cartridge
+    return there.info.tag if there is not None else ""
+
+
+@contextmanager
+def _if_free(mutex: threading.Lock | None, *, timeout_s: float = BUSY_S) -> Iterator[bool]:
+    """Have a mutex, if there is one and it becomes free in time (-1: whenever); yields whether that is so."""
+    is_free = mutex is None or mutex.acquire(timeout=timeout_s)
+    try:
+        yield is_free
+    finally:
+        if mutex is not None and is_free:
+            mutex.release()
 
 
 def _loaded(drive: VirtualDrive, name: str) -> Cartridge:
@@ -538,35 +571,6 @@ def _protected_end(drive: VirtualDrive) -> int:
     if label.state is LabelState.FOREIGN or label.header is None:
         return cartridge.object_count
     return _committed_end(find_last_trailer(drive.side_view(), label.header))
-
-
-def _cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> CartridgeState:
-    return CartridgeState(
-        tag=VolumeTag(facts.tag),
-        cartridge=CartridgeId(facts.volume),
-        status=facts.status.value,
-        detail=facts.detail[:DETAIL_CHARACTERS_MAX],
-        capacity_bytes=facts.capacity_bytes,
-        used_bytes=facts.used_bytes,
-        end=facts.end,
-        generation=facts.generation,
-        element=places.get(facts.tag, ""),
-        store=facts.store,
-        retain_until=facts.retain_until,
-        is_held=facts.is_held,
-        is_worm=facts.is_worm,
-        is_write_protected=facts.is_write_protected,
-        record_bytes=facts.record_bytes,
-        loads=facts.load_count,
-        alerts=_alerts(facts),
-        read_errors=facts.read_errors,
-        write_errors=facts.write_errors,
-    )
-
-
-def _alerts(facts: CartridgeFacts, info: CartridgeInfo | None = None) -> int:
-    counted = info if info is not None else facts
-    return medium_alerts(loads=facts.load_count, errors=counted.read_errors + counted.write_errors)
 
 
 def _drive_uuids(path: Path, count: int, new_uuid: Callable[[], str]) -> dict[str, str]:

@@ -6,10 +6,12 @@ All of it through a head of its own (`VirtualDrive.side_view`): nobody's positio
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
+from backplane.ids import CartridgeId, VolumeTag
 from backplane.scsi.attribute import (
     MEBIBYTE,
     Attribute,
@@ -28,8 +30,9 @@ from backplane.tape_format import (
     decode_record,
 )
 from backplane.units import KIB
+from backplane.wire.messages import CartridgeState
 from storage_node.core.retention import EraseFacts, latest
-from storage_node.core.tape_alert import Health
+from storage_node.core.tape_alert import Health, medium_alerts
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import POOL_CHARACTERS_MAX, CartridgeInfo
 from storage_node.tape.drive import Drive
@@ -44,6 +47,9 @@ from storage_node.tape.volume_reader import (
 
 METADATA_ANSWER_BYTES_MAX: Final = 900 * KIB
 """Of records in one answer to tape.metadata: less than a message, more than three records."""
+
+DETAIL_CHARACTERS_MAX: Final = 80
+"""Of a cartridge's detail: an inventory of 2048 cartridges is one control message."""
 
 PARTS_READ_MAX: Final = 100_000
 """Parts whose headers are read before a cartridge is erased; with more, only the node's own record of retention and the
@@ -218,3 +224,34 @@ def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) ->
         )
         found.append(coherency.encode())
     return encode_attributes(found)
+
+
+def cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> CartridgeState:
+    """Describe a cartridge; `places` has the element of each barcode."""
+    return CartridgeState(
+        tag=VolumeTag(facts.tag),
+        cartridge=CartridgeId(facts.volume),
+        status=facts.status.value,
+        detail=facts.detail[:DETAIL_CHARACTERS_MAX],
+        capacity_bytes=facts.capacity_bytes,
+        used_bytes=facts.used_bytes,
+        end=facts.end,
+        generation=facts.generation,
+        element=places.get(facts.tag, ""),
+        store=facts.store,
+        retain_until=facts.retain_until,
+        is_held=facts.is_held,
+        is_worm=facts.is_worm,
+        is_write_protected=facts.is_write_protected,
+        record_bytes=facts.record_bytes,
+        loads=facts.load_count,
+        alerts=alerts_of(facts),
+        read_errors=facts.read_errors,
+        write_errors=facts.write_errors,
+    )
+
+
+def alerts_of(facts: CartridgeFacts, info: CartridgeInfo | None = None) -> int:
+    """Return the TapeAlert flags of a medium; `info` may have counted more than the facts."""
+    counted = info if info is not None else facts
+    return medium_alerts(loads=facts.load_count, errors=counted.read_errors + counted.write_errors)

@@ -7,12 +7,17 @@
 A cartridge is known by the volume UUID in its label; the barcode is a hint.  Two with the same volume UUID or serial
 number are a copied cartridge: both are quarantined until a person decides (fault T6), and so is a barcode that is there
 twice.  A barcode that begins with CLN is a cleaning cartridge: it is never loaded for data.
+
+`lock` is for the elements and the one picker between them.  Loading and unloading take it for their moves and let it go
+while a drive threads or rewinds: drives do that side by side.  Whoever calls them holds the mutex of the drive and not
+this lock; everything else is called with it if there are several threads.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -115,6 +120,7 @@ class TapeLibrary:
         assert drives >= 1
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.lock = threading.RLock()
         self._lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,16 +240,16 @@ class TapeLibrary:
     def info(self, tag: str) -> CartridgeInfo:
         """Return what a cartridge says of itself without its tape; raises `NotFoundError` or `VolumeError`."""
         drive = self.drive_with(tag)
-        if drive is not None and drive.cartridge is not None:
-            return drive.cartridge.info
-        return load_cartridge_info(self.find(tag))
+        there = drive.cartridge if drive is not None else None
+        return there.info if there is not None else load_cartridge_info(self.find(tag))
 
     def save_info(self, info: CartridgeInfo) -> None:
         """Replace that, durably; the owner of a drive that it is in must hold its lock.  Raises `VolumeError`."""
         drive = self.drive_with(info.tag)
+        there = drive.cartridge if drive is not None else None
         try:
-            if drive is not None and drive.cartridge is not None:
-                drive.cartridge.save_info(info)
+            if there is not None:
+                there.save_info(info)
             else:
                 info.save(self.find(info.tag))
         except OSError as error:
@@ -280,7 +286,8 @@ class TapeLibrary:
     def drive_with(self, tag: str) -> VirtualDrive | None:
         """Return the drive that a cartridge is in."""
         for drive in self.drives:
-            if drive.cartridge is not None and drive.cartridge.info.tag == tag:
+            there = drive.cartridge  # Looked at once: another thread may be taking it out.
+            if there is not None and there.info.tag == tag:
                 return drive
         return None
 
@@ -290,23 +297,34 @@ class TapeLibrary:
         Raises `NotFoundError`, `BusyError` if either is in use, `RefusedError` for one at the door or for cleaning,
         `VolumeError` or `MediumError` if it cannot be opened.
         """
-        chosen, name, source = self._drive(drive), f"drive-{drive}", self.loadable(tag)
+        chosen, name = self._drive(drive), f"drive-{drive}"
+        with self.lock:
+            source, folder = self._for_drive(tag, chosen)
+            self.changer.move(source, name)
+            # Before it is threaded: whoever looks through the elements meanwhile finds it here.
+            self.changer.prevent(name, is_prevented=True)
+        try:
+            report = chosen.load(folder).recovered
+        except BaseException:
+            with self.lock:
+                self.changer.prevent(name, is_prevented=False)
+                self.changer.move(name, source)
+            raise
+        with self.lock:
+            self._counters.set(name, self._counters.of(name).loaded())
+        return report
+
+    def _for_drive(self, tag: str, drive: VirtualDrive) -> tuple[str, Path]:
+        """Return the element and the folder of a cartridge that a drive can take; raises as `load`."""
+        source = self.loadable(tag)
         if is_cleaning_tag(tag):
             raise RefusedError(f"{tag} is a cleaning cartridge: there is no tape in it")
         folder = self.find(tag)
         if load_cartridge_info(folder).tag != tag:
             raise VolumeError(f"the cartridge in {folder} says that it has another barcode")
-        if chosen.cartridge is not None:
-            raise BusyError(f"cartridge {chosen.cartridge.info.tag} is in the drive")
-        self.changer.move(source, name)
-        try:
-            report = chosen.load(folder).recovered
-        except BaseException:
-            self.changer.move(name, source)
-            raise
-        self.changer.prevent(name, is_prevented=True)
-        self._counters.set(name, self._counters.of(name).loaded())
-        return report
+        if drive.cartridge is not None:
+            raise BusyError(f"cartridge {drive.cartridge.info.tag} is in the drive")
+        return source, folder
 
     def loadable(self, tag: str) -> str:
         """Return the element of a cartridge that can be put into a drive; raises as `load`."""
@@ -326,8 +344,9 @@ class TapeLibrary:
         is_there = chosen.cartridge is not None
         outcome = chosen.unload()
         if is_there:
-            self.changer.prevent(name, is_prevented=False)
-            self.changer.move(name, home_of(self.changer.elements(), name))
+            with self.lock:
+                self.changer.prevent(name, is_prevented=False)
+                self.changer.move(name, home_of(self.changer.elements(), name))
         return outcome
 
     def clean(self, tag: str, *, drive: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +22,7 @@ import pytest
 from backplane.crc import crc32c
 from backplane.errors import (
     BusyError,
+    MediumError,
     NotFoundError,
     RefusedError,
     RetainedError,
@@ -63,12 +67,14 @@ from storage_node.tape.drive_counters import LOADS_PER_CLEANING
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape_control import TapeControl
+from storage_node.tape_media import DETAIL_CHARACTERS_MAX
 
 FIRST, SECOND = VolumeTag("SDV001L8"), VolumeTag("SDV002L8")
 CLEANER = VolumeTag("CLN001CU")
 NOW = datetime(2026, 1, 11, 10, 43, 48, tzinfo=UTC)
 PAST, FUTURE = "2026-01-11T10:43:48Z", "2026-01-11T10:43:49Z"
 OTHER_VOLUME = "ff" * 16
+WAIT_S = 20.0
 
 
 class Node:
@@ -752,7 +758,7 @@ def test_an_inventory_of_a_full_library_is_one_message(node: Node) -> None:
     state = replace(
         node.state(),
         tag=VolumeTag("A" * 32),
-        detail="x" * tape_control.DETAIL_CHARACTERS_MAX,
+        detail="x" * DETAIL_CHARACTERS_MAX,
         capacity_bytes=1 << 60,
         used_bytes=1 << 60,
         record_bytes=1 << 60,
@@ -774,3 +780,131 @@ def test_an_inventory_of_a_full_library_is_one_message(node: Node) -> None:
         cartridges=(state,) * 2048,
     )
     assert len(encode(inventory)) < MESSAGE_BYTES_MAX
+
+
+# --- drives side by side -------------------------------------------------------------------------
+
+
+class Slow:
+    """Two played drives; each command that takes time waits until its drive's gate is open."""
+
+    def __init__(self, bench: Any, folder: Path) -> None:
+        self.gates: list[threading.Event] = []
+        self.asleep: list[threading.Event] = []
+        self.node = Node(bench, folder, make_drive=self._drive)
+
+    def _drive(self) -> ModelledDrive:
+        gate, asleep = threading.Event(), threading.Event()
+        gate.set()
+        self.gates.append(gate)
+        self.asleep.append(asleep)
+
+        def sleep(_: float) -> None:
+            asleep.set()
+            assert gate.wait(WAIT_S)
+
+        return ModelledDrive(SPECIFICATIONS["lto9"], pace=1.0, sleep=sleep)
+
+    @contextlib.contextmanager
+    def during(self, work: Callable[[], object], *, drive: int = 0) -> Iterator[threading.Thread]:
+        """Begin what takes a drive time, and let it go on only behind the block."""
+        self.gates[drive].clear()
+        self.asleep[drive].clear()
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            assert self.asleep[drive].wait(WAIT_S)
+            yield thread
+            assert thread.is_alive()
+        finally:
+            self.gates[drive].set()
+            thread.join(WAIT_S)
+
+
+@pytest.fixture
+def slow(bench: Any, tmp_path: Path) -> Iterator[Slow]:
+    made = Slow(bench, tmp_path)
+    for tag in (FIRST, SECOND):
+        made.node.add(tag)
+    yield made
+    made.node.tape.close()
+
+
+def test_while_a_drive_threads_everything_else_goes_on(slow: Slow) -> None:
+    node = slow.node
+    with slow.during(lambda: node.load(FIRST, epoch=5)):
+        # Another drive loads, is written to, and unloads.
+        assert node.load(SECOND, epoch=6, drive="drive-1").drives[0].loaded == SECOND
+        node.write([b"x", b"y"], drive=1)
+        begin = time.monotonic()
+        drives, cartridges = node.tape.describe()
+        assert time.monotonic() - begin < 5 * tape_control.BUSY_S
+        assert {c.tag: c.element for c in cartridges} == {FIRST: "drive-0", SECOND: "drive-1"}
+        assert [d.drive for d in drives] == ["drive-0", "drive-1"]
+        assert node.unload(epoch=7, drive="drive-1").cartridges[0].element == "slot-2"
+        # The library is open to others: cartridges come and are kept, and a scan leaves the one in the drive there.
+        third = VolumeTag("SDV003L8")
+        node.add(third)
+        assert node.retain(FUTURE, tag=third).retain_until == FUTURE
+        assert node.move(SECOND, "io").element == "io-1"
+        node.tape.scan()
+        assert node.state().element == "drive-0"
+        # Nobody else gets it, and it is not moved.
+        with pytest.raises(BusyError, match="in drive-0"):
+            node.load(FIRST, epoch=8, drive="drive-1")
+        with pytest.raises(BusyError, match="in drive-0"):
+            node.move(FIRST, "io")
+    found = node.state()
+    assert (found.element, found.status) == ("drive-0", "blank")
+    assert [d.loaded for d in node.tape.describe()[0]] == [FIRST, ""]
+
+
+def test_what_concerns_the_cartridge_that_is_threaded_waits_for_it(slow: Slow) -> None:
+    node = slow.node
+    told: list[Any] = []
+    later = threading.Thread(target=lambda: told.append(node.retain(FUTURE)))
+    with slow.during(lambda: node.load(FIRST, epoch=5)):
+        later.start()
+        later.join(0.3)
+        assert later.is_alive()
+        assert not told
+    later.join(WAIT_S)
+    assert [(state.retain_until, state.element) for state in told] == [(FUTURE, "drive-0")]
+    assert node.library.info(FIRST).retain_until == FUTURE
+
+
+def test_while_a_drive_rewinds_or_locates_another_one_works(slow: Slow) -> None:
+    node = slow.node
+    node.label(epoch=5)
+    node.load(SECOND, epoch=6, drive="drive-1")
+    head = node.library.drives[0]
+
+    def locate() -> None:
+        unit = node.tape.units[node.tape.describe()[0][0].designator]
+        with unit.mutex:
+            head.locate(0)
+
+    with slow.during(locate):
+        assert node.tape.describe()[0][1].loaded == SECOND
+        assert node.unload(epoch=7, drive="drive-1").drives[0].loaded == ""
+        end = node.state().end
+    with slow.during(lambda: node.unload(epoch=8)):
+        assert node.load(SECOND, epoch=9, drive="drive-1").drives[0].loaded == SECOND
+        # It is out of the drive's sight and not yet in its slot: what was known is told.
+        assert (node.state().end, node.state().element) == (end, "drive-0")
+    assert node.state().element == "slot-1"
+
+
+def test_a_cartridge_that_cannot_be_threaded_is_back_in_its_slot(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = slow.node
+
+    def broken(folder: Path, **_: Any) -> None:
+        raise MediumError("the leader pin is gone")
+
+    monkeypatch.setattr(node.library.drives[0], "load", broken)
+    with pytest.raises(MediumError, match="leader pin"):
+        node.load(epoch=5)
+    assert node.state().element == "slot-1"
+    assert node.move(FIRST, "io").element == "io-1"
