@@ -375,7 +375,7 @@ def test_t14_nobody_erases_or_overwrites_what_is_retained(node: TapeProcess) -> 
             epoch=node.next_epoch(),
             is_forced=is_forced,
         )
-        assert (refused.error, later in refused.reason) == ("refused", True)
+        assert (refused.error, later in refused.reason) == ("retained", True)
     for position in (0, 4, end - 1):
         with node.append(position=position) as channel:
             assert ask(channel, Opcode.LOCATE, address=position).is_good
