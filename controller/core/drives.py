@@ -76,10 +76,12 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
             yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
             _follow(desk, job, node, tag, seat=seat)
             continue
-        except RefusedError:
+        except RefusedError as error:
             # An export that nobody told us of: it is brought in again, and this drive is kept for it meanwhile.
-            why = f"cartridge {tag} (at the door: ctl tape import {tag})"
-            yield from pause(desk, job, DOOR_PAUSE_S, why=why)
+            # Or its barcode is there twice by now: whatever it is, a person has to put it right.
+            door = f"ctl tape import {tag}"
+            why = f"at the door: {door}" if error.hint == door else error.message
+            yield from pause(desk, job, DOOR_PAUSE_S, why=f"cartridge {tag} ({why})")
             continue
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error

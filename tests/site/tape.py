@@ -291,7 +291,8 @@ class TapeNode:
         if any(d.loaded == message.tag and d is not drive for d in self.drives.values()):
             raise BusyError(f"cartridge {message.tag} is in another drive")
         if message.tag in self.tapes and self.tapes[message.tag].element.startswith("io-"):
-            raise RefusedError(f"cartridge {message.tag} is at the door")
+            hint = f"ctl tape import {message.tag}"
+            raise RefusedError(f"cartridge {message.tag} is at the door", hint=hint)
         tape = self.tapes[message.tag]
         if tape.unreadable:
             raise MediumError(tape.unreadable)

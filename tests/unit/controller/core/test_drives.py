@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import BusyError, MediumError, NotFoundError, VolumeError
+from backplane.errors import BusyError, MediumError, NotFoundError, RefusedError, VolumeError
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
 from controller.core import drives
+from controller.core.allocation import is_request
 from controller.core.job import Job
 from controller.core.procedure import Ask, Signal
 from tests.site.site import DATA, Site, backed_up, check_end, connected
@@ -50,6 +51,19 @@ def test_a_cartridge_that_is_still_elsewhere_is_tried_again_with_a_new_epoch(
     second = steps.send(None)
     assert isinstance(second, Ask)
     assert second.make(1).epoch > first.make(1).epoch
+
+
+def test_a_load_that_is_refused_waits_for_a_person_and_says_what_for(site: Site, job: Any) -> None:
+    steps: Any = drives.load_cartridge(site.machine, job)
+    next(steps)
+    steps.throw(RefusedError("LTO001L8 is in io-1", hint="ctl tape import LTO001L8"))
+    assert job.row.reason.startswith(
+        "waiting: cartridge LTO001L8 (at the door: ctl tape import LTO001L8); trying again"
+    )
+    steps.send(None)
+    steps.throw(RefusedError("the barcode is there twice", hint="then ctl tape scan"))
+    assert job.row.reason.startswith("waiting: cartridge LTO001L8 (the barcode is there twice);")
+    assert is_request(job.row.reason)
 
 
 def test_a_cartridge_that_is_in_another_free_drive_is_followed_there() -> None:
