@@ -424,9 +424,15 @@ class _Intake:
             try:
                 yield from self._take(found)
             except RefusedError as error:
-                self.shelf.left_out += len(found)
+                self.shelf.left_out += sum(not self._is_known(part) for part in found)
                 _list(self._job, "refused", f"{self._facts.tag}: {error.message}")
                 self._desk.log(self._job, "error", f"refused: {error.message}")
+
+    def _is_known(self, part: FoundPart) -> bool:
+        """Say whether the catalog has a part, although its backup is refused: one that is being written."""
+        known = self._desk.registry.parts.get((part.backup, part.part))
+        place = self._facts.cartridge, part.trailer_object
+        return known is not None and (known.cartridge, known.trailer_object) == place
 
     def _take(self, found: list[FoundPart]) -> Step:
         number = BackupId(found[0].backup)

@@ -172,6 +172,22 @@ def test_a_refused_backup_leaves_nothing_behind(site: Site) -> None:
     assert volumes == {"vol", "theirs1", "theirs2"}
 
 
+def test_a_backup_that_is_being_written_is_refused_and_holds_no_cartridge(site: Site) -> None:
+    site.tapes["LTO001L8"].capacity = 9
+    site.make_volume("vol", data=DATA)
+    site.submit("backup", volume="vol")
+    while not site.machine.registry.parts:
+        site.deliver(*site.wire.pop(0))
+    site.set_cartridge("LTO002L8", status="retired")  # Its second part waits.
+    site.settle()
+    asked = {"token": "t", "tags": ["LTO001L8"], "all": False, "adopt": False}
+    job = site.call("catalog.rebuild", **asked, with_pruned=False)["job"]
+    site.run(5)
+    [line] = json.loads(site.job(job).result)["refused"]
+    assert "is being written by job 1" in line
+    assert site.machine.registry.cartridges["LTO001L8"].hold == ""  # type: ignore[index]
+
+
 def test_what_has_no_label_of_ours_is_left_out(site: Site) -> None:
     backed_up(site)
     site.tapes["LTO002L8"].objects = [b"tar" * 100, None]
