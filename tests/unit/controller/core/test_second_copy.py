@@ -352,6 +352,19 @@ def test_a_damaged_record_is_read_from_the_copy_and_nothing_is_missing(site: Sit
     assert "backup 1 is known to be damaged" in result["warnings"][0]
 
 
+def test_records_that_are_not_those_that_were_committed_are_read_from_the_copy(site: Site) -> None:
+    """Each of them reads without an error; only the digest over all tells."""
+    copy(site)
+    first, objects = first_record(site, 1), site.tapes[ONE].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    job = site.submit("verify", backup=1)
+    site.run()
+    check_end(site, job, "failed")
+    data, result = restore(site)
+    assert data == DATA
+    assert "are not those that were committed" in result["warnings"][0]
+
+
 @pytest.mark.parametrize("harm", ["error", "missing", "unreadable", "quarantined", "gone"])
 def test_a_cartridge_that_cannot_be_used_is_made_up_for_by_the_copy(site: Site, harm: str) -> None:
     copy(site)
