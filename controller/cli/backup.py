@@ -175,12 +175,17 @@ def _needs(document: Document) -> str:
 def _level(document: Document) -> str:
     parent, original = document["parent"], document.get("copy_of")
     text = f"{document['level']} on {parent}" if parent else str(document["level"])
-    return f"{text}, copy of {original}" if original else text
+    if not original:
+        return text
+    return f"{text}, copy of {original}{', which is gone' if document.get('is_stand_in') else ''}"
 
 
 def _copies(document: Document) -> list[tuple[str, str]]:
     """Name the second copies of a backup, and what its last verification found."""
     facts = []
+    if document.get("is_stand_in"):
+        only = "" if document.get("copies") else "; it is the only one left"
+        facts.append(("Stands in", f"for backup {document['copy_of']}, which is gone{only}"))
     if document.get("copies"):
         facts.append(("Copies", ", ".join(str(number) for number in document["copies"])))
     if document.get("damage"):

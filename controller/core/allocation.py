@@ -25,6 +25,7 @@ from typing import Final
 from backplane.ids import BackupId, VolumeTag
 from backplane.wire.messages import CartridgeState
 from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
+from controller.core.lineage import parent_of
 from controller.core.pools import ALWAYS, allocation_of, seconds_between
 from controller.core.procedure import NotYet
 from controller.core.registry import Keeping, Registry
@@ -133,7 +134,7 @@ def needed_tags(
         is_living = row.state in ("building", "completed") or row.is_protected
         while is_living and each is not None and each.backup not in living:
             living.add(each.backup)
-            each = backups.get(each.parent)
+            each = parent_of(each, backups)
     found: dict[VolumeTag, BackupId] = {}
     for part in registry.parts.values():
         row_of_tag = registry.cartridges.get(part.tag)

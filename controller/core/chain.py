@@ -56,6 +56,7 @@ from controller.core.copies import (
 )
 from controller.core.damage import damage_of
 from controller.core.extent_runs import ExtentRuns, intersect, remainders, subtract, unite
+from controller.core.lineage import is_head, origin, parent_of
 from controller.core.registry import Registry
 
 FULL: Final = "full"
@@ -88,9 +89,8 @@ def chain_of(row: BackupRow, backups: Mapping[BackupId, BackupRow]) -> list[Back
     chain = [row]
     while chain[-1].level != FULL:
         child = chain[-1]
-        parent = backups.get(child.parent)
-        # A parent is always older, so no chain can run in a circle.
-        if parent is None or parent.backup >= child.backup:
+        parent = parent_of(child, backups)
+        if parent is None or parent in chain:
             raise VolumeError(f"backup {child.backup} stands on {child.parent}, which is not there")
         chain.append(parent)
     return chain
@@ -165,7 +165,7 @@ def choose_parent(
         if row.volume == volume.volume
         and row.state == "completed"
         and not row.selection  # What it lacks are files, and nobody may take them for free blocks.
-        and not row.copy_of
+        and is_head(row, backups)
         and (level != DIFFERENTIAL or row.level == FULL)
     ]
     if not known:
@@ -174,7 +174,7 @@ def choose_parent(
     known = [row for row in known if row.tracking == tracking]
     if not known:
         return NoParent("its history of changes began after the last backup")
-    parent = max(known, key=lambda row: row.backup)
+    parent = max(known, key=origin)
     if parent.generation > generation:
         return NoParent(f"its history of changes has gone back behind backup {parent.backup}")
     if (parent.blocks, parent.block_bytes) != (volume.blocks, volume.block_bytes):

@@ -10,7 +10,8 @@ a record the best is taken:
     BAD         the record could not be read when it was last looked at
     GONE        its cartridge has another label now, or nobody knows it
 
-and of equals the backup that was asked for, then the original, then the older copy.
+and of equals the backup that was asked for, then the original, then the older copy.  Nothing is read of a backup that
+is pruned, whatever of it may still be on tape.
 
 An `Outlook` is all that the choice depends on, as it was at one time.  A job keeps it: after a restart it chooses the
 same again, whatever has happened meanwhile.
@@ -29,6 +30,7 @@ from backplane.ids import BackupId, CartridgeId, VolumeTag
 from controller.catalog.store import BackupRow, PartRow
 from controller.core.allocation import is_at_door
 from controller.core.damage import Records, bad_of
+from controller.core.lineage import origin
 from controller.core.registry import Registry
 
 Families: TypeAlias = Mapping[BackupId, Sequence[BackupId]]
@@ -91,11 +93,6 @@ class Outlook:
         )
 
 
-def origin(row: BackupRow) -> BackupId:
-    """Return the number of the original: of a copy another one, of an original its own."""
-    return row.copy_of or row.backup
-
-
 def families(backups: Mapping[BackupId, BackupRow]) -> Families:
     """Return all copies that can be read."""
     found: dict[BackupId, list[BackupId]] = {}
@@ -112,9 +109,7 @@ def others_of(
     """Return what has the same stream as a backup, besides itself: the original first."""
     first = origin(row)
     found = []
-    # A copy of a copy: its original was pruned before that was made.
-    more = known.get(row.backup, ()) if row.copy_of else ()
-    for number in (first, *known.get(first, ()), *more):
+    for number in (first, *known.get(first, ())):
         other = backups.get(number)
         if (
             number != row.backup

@@ -32,6 +32,7 @@ from controller.core.chain import chain_of, needed_tags, why_broken
 from controller.core.copies import Families, families, parts_of
 from controller.core.damage import damage_of
 from controller.core.inactivity import in_force
+from controller.core.lineage import COMPLETED, is_head, origin
 from controller.core.quiet_waits import writer_name
 from controller.core.registry import Registry
 
@@ -221,7 +222,8 @@ def backup_document(
         "broken": broken,
         "damage": damage_of(row),
         "copy_of": row.copy_of,
-        "copies": list(known.get(row.backup, ())),
+        "is_stand_in": bool(row.copy_of) and row.state == COMPLETED and is_head(row, backups),
+        "copies": [each for each in known.get(origin(row), ()) if each != row.backup],
         "tracking": row.tracking,
         "generation": row.generation,
         "map_state": row.map_state,

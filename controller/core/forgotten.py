@@ -27,7 +27,8 @@ from backplane.ids import BackupId, VolumeTag
 from backplane.tape_format.content import PRUNED_RUNS_MAX, Runs
 from controller.catalog.store import BackupRow, DropMap
 from controller.core.desk import Desk
-from controller.core.prune import COMPLETED, FAILED, PRUNED, is_living, users_of, why_kept
+from controller.core.lineage import parent_of
+from controller.core.prune import COMPLETED, FAILED, PRUNED, decided, users_of
 from controller.core.registry import Registry
 
 AS_TOLD: Final = "pruned_as_told"
@@ -118,13 +119,11 @@ def settle(desk: Desk, told: Told) -> Settled:
     asked = {
         row.backup for row in backups.values() if told.names(row.backup) and _may_go(row, told)
     }
-    staying = {row.backup for row in backups.values() if is_living(row)} - asked
     pruned, kept = [], []
-    for number in sorted(asked, reverse=True):
-        row = _whole(backups[number])
-        why = why_kept(row, backups, staying, users)
+    whole = {number: _whole(backups[number]) for number in asked}
+    for number, why in decided({**backups, **whole}, asked, users):
+        row = whole[number]
         if why:
-            staying.add(number)
             kept.append((row, why))
         else:
             detail = _detail(row) | {AS_TOLD: told.tag}
@@ -184,7 +183,7 @@ def bring_back_listed(desk: Desk, told: Told) -> None:
 def without_parents(backups: Mapping[BackupId, BackupRow]) -> Iterator[tuple[BackupRow, BackupRow]]:
     """Yield (backup, its parent) of completed backups whose parent is pruned, or cannot be read for now."""
     for row in backups.values():
-        parent = backups.get(row.parent)
+        parent = parent_of(row, backups)
         if row.state == COMPLETED and parent is not None and parent.state in (PRUNED, FAILED):
             yield row, parent
 

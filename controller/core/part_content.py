@@ -7,6 +7,7 @@ byte, and a list that broke off can be continued.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,6 +28,7 @@ from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
 from controller.core.chain import FULL
 from controller.core.desk import Desk
 from controller.core.job import Job
+from controller.core.lineage import ORIGINAL, PARENT
 from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
 from controller.core.pools import retain_until
@@ -60,12 +62,18 @@ def volume_facts(row: VolumeRow) -> VolumeFacts:
 
 
 def parent_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
-    """Return the UUID of the backup on which this one stands, empty for a full one."""
-    return "" if row.level == FULL else backups[row.parent].backup_uuid
+    """Return the UUID of the backup on which this one stands, empty for a full one.
+
+    What the cartridges say comes first: of a backup that was read back, its parent may not be known here.
+    """
+    told: str = json.loads(row.detail).get(PARENT, "")
+    return "" if row.level == FULL else told or backups[row.parent].backup_uuid
 
 
 def original_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
     """Return the UUID of the backup of which this one is a copy, empty for an original."""
+    if told := json.loads(row.detail).get(ORIGINAL, ""):
+        return str(told)
     original = backups.get(row.copy_of)
     return original.backup_uuid if original is not None else ""
 

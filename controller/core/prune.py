@@ -10,7 +10,7 @@ on that is pruned, its retention is over, and it is used again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final
@@ -19,10 +19,18 @@ from backplane.errors import NotFoundError, RefusedError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, DropMap
 from controller.core.chain import FULL
-from controller.core.copies import Families, families, origin
+from controller.core.copies import Families, families
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.job import Job
+from controller.core.lineage import (
+    by_family,
+    children_first,
+    children_of,
+    kept_by,
+    origin,
+    parent_of,
+)
 from controller.core.retention import Candidate, Rules, decide
 
 PRUNED: Final = "pruned"
@@ -43,18 +51,20 @@ def candidates(
     What lies outside of the choice is there as well, as used: chains may cross the border.
     """
     users = users_of(backups, jobs)
+    living = by_family(row for row in backups.values() if row.state == COMPLETED)
     found = []
     for row in backups.values():
         if row.state != COMPLETED:
             continue
+        is_head = living[origin(row)][0] is row
         is_meant = (not volumes or row.volume_name in volumes) and pool in ("", row.pool)
         found.append(
             Candidate(
                 backup=row.backup,
                 # Copies are counted for themselves: they are no further points in time.
-                group=(row.volume, f"{row.pool} (copies)" if row.copy_of else row.pool),
+                group=(row.volume, row.pool if is_head else f"{row.pool} (copies)"),
                 created=datetime.fromisoformat(row.created),
-                parent=row.parent,
+                parent=kept_by(row, backups, living) or row.parent,
                 is_protected=row.is_protected,
                 user=users.get(row.backup, "") if is_meant else OUTSIDE,
             )
@@ -98,10 +108,11 @@ def _used_by(
 
 def _with_parents(number: BackupId, backups: Mapping[BackupId, BackupRow]) -> Iterator[BackupId]:
     row = backups.get(number)
-    while row is not None:
+    seen: set[BackupId] = set()
+    while row is not None and row.backup not in seen:
+        seen.add(row.backup)
         yield row.backup
-        parent = backups.get(row.parent)
-        row = parent if parent is not None and parent.backup < row.backup else None
+        row = parent_of(row, backups)
 
 
 def retention_document(
@@ -156,13 +167,9 @@ def prune(desk: Desk, call: Call) -> None:
         _require(desk, number)
     users = users_of(desk.backups, desk.jobs)
     pruned, kept = [], []
-    staying = {row.backup for row in desk.backups.values() if is_living(row)} - numbers
-    # Newest first: what stands on another is seen before that, and keeps it if it stays.
-    for number in sorted(numbers, reverse=True):
+    for number, why in decided(desk.backups, numbers, users):
         row = desk.backups[number]
-        why = why_kept(row, desk.backups, staying, users)
         if why:
-            staying.add(number)
             kept.append({"backup": number, "reason": why})
             continue
         if row.state == COMPLETED:
@@ -178,21 +185,41 @@ def is_living(row: BackupRow) -> bool:
     return row.state not in (PRUNED, FAILED) or row.is_protected
 
 
-def why_kept(
-    row: BackupRow,
+def decided(
     backups: Mapping[BackupId, BackupRow],
-    staying: set[BackupId],
+    asked: Collection[BackupId],
     users: Mapping[BackupId, str],
-) -> str:
-    """Say why a backup is not pruned, empty if nothing keeps it; `staying` are those that live on."""
+) -> Iterator[tuple[BackupId, str]]:
+    """Yield of each backup that is asked about why it is not pruned, empty if nothing keeps it.
+
+    They come so that what stands on another is decided before that, and keeps it if it stays.
+    """
+    living = by_family(row for row in backups.values() if is_living(row))
+    staying = {row.backup for members in living.values() for row in members} - set(asked)
+    children = children_of(backups)
+    for number in children_first(asked, backups):
+        row = backups[number]
+        why = _why_used(row, users)
+        if not why:
+            standing = (
+                child.backup
+                for child in children.get(origin(row), ())
+                if child.backup in staying
+                and kept_by(child, backups, living, staying=staying) == number
+            )
+            child = min(standing, default=None)
+            why = "" if child is None else f"backup {child} stands on it"
+        if why:
+            staying.add(number)
+        yield number, why
+
+
+def _why_used(row: BackupRow, users: Mapping[BackupId, str]) -> str:
     if row.state not in (COMPLETED, PRUNED):
         return f"it is {row.state}"
     if row.is_protected:
         return "protected"
-    if row.backup in users:
-        return users[row.backup]
-    child = min((n for n in staying if backups[n].parent == row.backup), default=None)
-    return "" if child is None else f"backup {child} stands on it"
+    return users.get(row.backup, "")
 
 
 def protect(desk: Desk, call: Call) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -35,15 +35,12 @@ from controller.core.chain import FULL
 from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns, unite
 from controller.core.forgotten import MISSING, bring_back
+from controller.core.lineage import ORIGINAL, PARENT
 from controller.core.pools import CONTINUE, DEFAULT, RETAIN_FOREVER
 from controller.core.prune import COMPLETED, FAILED, PRUNED
 from controller.core.rebuild_parts import FoundMap, FoundPart
 
 BUILDING: Final = "building"
-
-PARENT: Final = "parent_uuid"
-ORIGINAL: Final = "copy_of_uuid"
-"""Names in `BackupRow.detail` of what a later cartridge may bring."""
 
 MISSING_SHOWN_MAX: Final = 4
 _POOL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -345,17 +342,34 @@ def _json(detail: dict[str, str]) -> str:
 
 
 def linked(row: BackupRow, backups: Mapping[BackupId, BackupRow]) -> BackupRow:
-    """Return a row with the numbers of those that it names by UUID, as far as the catalog has them."""
+    """Return a row with the numbers of those that it names by UUID, as far as the catalog has them.
+
+    Of an original that it does not have, the oldest copy takes the place, until the original is there.
+    """
     detail: dict[str, str] = json.loads(row.detail)
     if PARENT not in detail and ORIGINAL not in detail:
         return row
     numbers = {each.backup_uuid: each.backup for each in backups.values()}
     for name, of in ((PARENT, "parent"), (ORIGINAL, "copy_of")):
-        number = numbers.get(detail.get(name, ""))
+        uuid = detail.get(name, "")
+        number = numbers.get(uuid)
         if number is not None:
             detail.pop(name)
+        elif uuid:
+            number = min(_copies_of(uuid, row, backups), default=BackupId(0))
+            number = BackupId(0) if number == row.backup else number
+        if number is not None:
             row = replace(row, **{of: number})  # type: ignore[arg-type]
     return replace(row, detail=_json(detail))
+
+
+def _copies_of(
+    uuid: str, row: BackupRow, backups: Mapping[BackupId, BackupRow]
+) -> Iterator[BackupId]:
+    """Yield the copies of an original that is not in the catalog, among them the one that asks."""
+    for each in {**backups, row.backup: row}.values():
+        if f'"{uuid}"' in each.detail and json.loads(each.detail).get(ORIGINAL) == uuid:
+            yield each.backup
 
 
 def _volume_row(first: FoundPart, *, created: str) -> VolumeRow:

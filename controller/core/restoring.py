@@ -28,7 +28,7 @@ from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence
 from controller.catalog.store import BackupRow, ItemRow, PartRow, VolumeRow
 from controller.core.chain import Picks, Reading
-from controller.core.copies import Rank, Source, families, look, origin, sources
+from controller.core.copies import Rank, Source, families, look, sources
 from controller.core.damage import (
     Records,
     bad_of,
@@ -42,6 +42,7 @@ from controller.core.file_check import check_list
 from controller.core.file_choice import without
 from controller.core.items import disk_use, ledger_total, list_identifier, progress, tape_use
 from controller.core.job import Job
+from controller.core.lineage import head, origin
 from controller.core.part_reader import CartridgeLostError, PartReader
 from controller.core.planner import PartPicks, plan_restore
 from controller.core.procedure import Ask, Step
@@ -360,7 +361,7 @@ class _Course:
     ) -> list[Source]:
         """Return where else records of a reading's stream can be read now."""
         backups, registry = self.desk.backups, self.desk.registry
-        row = backups.get(origin(reading.row), reading.row)
+        row = head(origin(reading.row), backups) or reading.row
         found = sources(
             row,
             look([row], backups, registry, families(backups)),

@@ -153,8 +153,12 @@ def _add(verdicts: dict[BackupId, Verdict], number: BackupId, reason: str) -> No
 
 
 def _keep_parents(known: Mapping[BackupId, Candidate], verdicts: dict[BackupId, Verdict]) -> None:
-    """Keep what kept ones stand on.  Children are newer than their parents, so one pass from the newest is enough."""
-    for number in sorted(known, reverse=True):
+    """Keep what kept ones stand on, and what that stands on; a copy that stands for its original may be newer."""
+    todo = [number for number in sorted(known) if verdicts[number].is_kept]
+    while todo:
+        number = todo.pop()
         parent = known[number].parent
-        if verdicts[number].is_kept and parent in known and parent < number:
+        if parent in known and parent != number:
+            if not verdicts[parent].is_kept:
+                todo.append(parent)
             _add(verdicts, parent, f"backup {number} stands on it")

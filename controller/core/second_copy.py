@@ -33,7 +33,6 @@ from controller.core.copies import (
     Source,
     families,
     look,
-    origin,
     others_of,
     parts_of,
     sources,
@@ -47,6 +46,7 @@ from controller.core.file_maps import drop_map, reserve
 from controller.core.items import adopt_item, ledger_total, tape_use, tolerantly
 from controller.core.job import Job, JobState, place_of
 from controller.core.job_row import job_row
+from controller.core.lineage import head, origin
 from controller.core.media import Mounted
 from controller.core.part_reader import CartridgeLostError, PartReader
 from controller.core.part_source import Unread
@@ -76,9 +76,7 @@ def submit_copy(desk: Desk, arguments: dict[str, Any]) -> Job:
         raise NotFoundError(
             f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
         )
-    original = desk.backups.get(origin(asked), asked)
-    if original.state != "completed":
-        original = asked
+    original = head(origin(asked), desk.backups) or asked
     parts = list(parts_of(original, desk.registry))
     if any(part.stream_start % original.record_bytes for part in parts):
         raise RefusedError(f"backup {original.backup} is cut within records and cannot be copied")
@@ -136,7 +134,7 @@ def _begin(desk: Desk, job: Job, original: BackupRow, runs: ExtentRuns) -> None:
         detail="{}",
         pool=job.plan["pool"],
         is_protected=False,
-        copy_of=original.backup,
+        copy_of=origin(original),
         lanes=1,
     )
     desk.backups[row.backup] = row
@@ -304,7 +302,7 @@ class TapeSource:
     def _waits(self, part: PartRow) -> bool:
         """Say whether a cartridge that is not there is waited for: if no other copy has the same."""
         desk = self._desk
-        row = desk.backups.get(origin(self._row), self._row)
+        row = head(origin(self._row), desk.backups) or self._row
         shunned = [*self._job.plan.get("shunned", ()), part.tag]
         outlook = look([row], desk.backups, desk.registry, families(desk.backups))
         found = sources(row, outlook, desk.backups, desk.registry, besides=shunned)

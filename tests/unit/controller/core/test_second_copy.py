@@ -12,8 +12,8 @@ from backplane.errors import NotFoundError
 from backplane.ids import BackupId, VolumeTag
 from backplane.tape_format import decode_metadata, decode_record
 from controller.core import planner
-from controller.core.copies import origin
 from controller.core.damage import bad_of
+from controller.core.lineage import origin
 from tests.site.disk import Volume
 from tests.site.rows import data_records as records
 from tests.site.site import (
