@@ -1,5 +1,7 @@
 """Following a job until it ends: the progress line of a terminal, JSON lines for programs, silence on a pipe.
 
+Only what a job has been waiting for a while is said on a pipe as well, once: it may be a cartridge in a vault.
+
 Following only looks: the job does not know of it.  Interrupting it leaves the job running; a restart of the
 controller is waited out by the client's own patience.
 """
@@ -19,6 +21,9 @@ from controller.cli import render, report
 from controller.cli.render import Document, Screen
 
 POLL_S: Final = 0.25
+WAITED_S: Final = 5.0
+"""How long a job waits for the same before somebody who sees no progress line is told of it."""
+
 ITEMS_PER_CALL: Final = 256
 ENDED: Final = frozenset({"completed", "partial", "failed", "cancelled"})
 
@@ -69,6 +74,7 @@ def watch_job(
 ) -> bool:
     """Show a job's progress until it ends; False if somebody does not want to see more, which then may go on."""
     told: Document | None = None
+    waiting = _Waiting(screen, polls=int(WAITED_S / POLL_S))
     try:
         with _state_on_signal(screen) as latest:
             while True:
@@ -82,6 +88,7 @@ def watch_job(
                     screen.line(status)
                 told = status
                 screen.progress(status_line(detail))
+                waiting.look(detail)
                 threading.Event().wait(poll_s)
     except KeyboardInterrupt:
         if goes_on:
@@ -92,6 +99,30 @@ def watch_job(
         return False
     screen.end_progress()
     return True
+
+
+class _Waiting:
+    """Says what a job waits for where nobody sees a line of progress: after so many looks, and once each."""
+
+    def __init__(self, screen: Screen, *, polls: int) -> None:
+        self._screen, self._polls = screen, polls
+        self._reason, self._looks = "", 0
+        self._told: set[str] = set()
+
+    def look(self, detail: Document) -> None:
+        """Take a new look at the job."""
+        reason = str(detail["reason"])
+        self._looks = self._looks + 1 if reason == self._reason else 1
+        self._reason = reason
+        if self._screen.shows_progress or self._screen.output == "jsonl":
+            return
+        if (
+            reason.startswith("waiting: ")
+            and self._looks > self._polls
+            and reason not in self._told
+        ):
+            self._told.add(reason)
+            self._screen.talk(f"ctl: job {detail['job']} is {reason}")
 
 
 def fetch_job(client: Caller, job: int) -> dict[str, Any]:

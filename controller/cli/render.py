@@ -102,9 +102,14 @@ class Screen:
         findings = error.findings if isinstance(error, ConfigError) else (error.message,)
         self.failure("\nctl: ".join(findings), code=code, hint=error.hint)
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether a person looks at a progress line."""
+        return self.is_terminal and self.output == "table"
+
     def progress(self, text: str) -> None:
         """Replace the progress line; silent unless a person looks at it."""
-        if self.is_terminal and self.output == "table":
+        if self.shows_progress:
             self._stderr.write(f"{_CLEAR_LINE}{text}")
             self._stderr.flush()
             self._has_progress = True

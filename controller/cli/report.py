@@ -27,6 +27,16 @@ FILES_SHOWN_MAX: Final = 50
 FILES_OF_DAMAGE_MAX: Final = 3
 HOLES_SHOWN_MAX: Final = 20
 REASONS_MAX: Final = 5
+REBUILT_SHOWN_MAX: Final = 50
+REBUILT_LISTS: Final = {
+    "failed": "Cartridges left out",
+    "refused": "Refused",
+    "incomplete": "Backups of which something is missing",
+    "pruned": "Pruned",
+    "notes": "Notes",
+}
+"""What a rebuild lists in words, and how that is headed."""
+
 WAYS: Final = {
     "volume": "to a volume that has the names of all files",
     "staging": "to a staging volume, from which ctl makes them in a folder",
@@ -45,6 +55,8 @@ def job_report(detail: Document) -> str:
         parts.append(_ledger(detail["ledger"]))
     if detail["items"]:
         parts.append(_items(detail))
+    if detail["kind"] == "rebuild":
+        parts += _rebuilt(detail["result"])
     listed = (detail["result"].get("files") or {}).get("listed") or []
     if listed:
         parts.append(_not_restored(listed, detail["result"]["files"]["failed"]))
@@ -82,6 +94,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         *_map(result),
         *_files(result, is_done=detail["state"] in DONE),
         *_holes(result),
+        *_new_in_catalog(result),
         ("Scheduled time", render.local_time(detail["submitted"])),
         ("Start time", render.local_time(detail["started"])),
         ("End time", render.local_time(detail["ended"])),
@@ -112,6 +125,8 @@ def _view(detail: Document) -> list[tuple[str, str]]:
     facts = []
     if detail.get("group"):
         facts.append(("Group", "jobs " + ", ".join(str(job) for job in detail["group"])))
+    if detail.get("lanes"):
+        facts.append(("Lanes", "jobs " + ", ".join(str(job) for job in detail["lanes"])))
     if wait:
         facts += [
             ("Inactivity", f"{wait['quiet_s']:g} s ({wait['quiet_from']})"),
@@ -184,14 +199,54 @@ def _needs(result: Document) -> list[tuple[str, str]]:
     return [("Restore needs", ", ".join(result["needs"]))] if result.get("needs") else []
 
 
+def _new_in_catalog(result: Document) -> list[tuple[str, str]]:
+    """Say how much a rebuild has brought back."""
+    if "maps" not in result:
+        return []
+    counts = ", ".join(f"{result[name]:,} {name}" for name in ("backups", "parts", "maps"))
+    return [("New in the catalog", f"{counts} of files")]
+
+
 def _cartridges(detail: Document) -> list[str]:
     needed = detail["result"].get("needs")
     if detail["kind"] == "restore" and needed:
         # Those of its backup alone lack what that stands on, and may not be what was read: there are copies.
         return [str(tag) for tag in needed]
-    if detail.get("tags"):
-        return [str(tag) for tag in detail["tags"]]
+    for tags in (detail.get("tags"), detail["result"].get("tags"), _read_back(detail["result"])):
+        if tags:
+            return [str(tag) for tag in tags]
     return sorted({str(d["name"]) for d in detail["ledger"]["devices"] if d["role"] == "tape"})
+
+
+def _read_back(result: Document) -> list[str]:
+    """Return the cartridges that a rebuild has read."""
+    return [str(each["tag"]) for each in result.get("cartridges") or []]
+
+
+def _rebuilt(result: Document) -> list[str]:
+    """Say what a rebuild has read from which cartridge, and what it has not taken in."""
+    texts = []
+    if cartridges := result.get("cartridges"):
+        columns = [
+            ("CARTRIDGE", render.text_of("tag")),
+            ("READ FROM", render.text_of("way")),
+            ("PARTS", render.text_of("parts")),
+            ("NEW", render.text_of("new_parts")),
+            ("LEFT OUT", render.text_of("left_out")),
+        ]
+        shown = cartridges[:REBUILT_SHOWN_MAX]
+        table = render.table(columns, shown, right=("PARTS", "NEW", "LEFT OUT"))
+        texts.append(f"  Cartridges:\n{_indented(table)}{_more(cartridges)}")
+    for name, title in REBUILT_LISTS.items():
+        if lines := result.get(name):
+            listed = "\n".join(f"    {shown_text(line)}" for line in lines[:REBUILT_SHOWN_MAX])
+            texts.append(f"  {title}:\n{listed}{_more(lines)}")
+    return texts
+
+
+def _more(lines: list[Any]) -> str:
+    rest = len(lines) - REBUILT_SHOWN_MAX
+    return f"\n    ... and {rest} more; --output json has them" if rest > 0 else ""
 
 
 def _ledger(ledger: Document) -> str:

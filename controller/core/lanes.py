@@ -26,7 +26,7 @@ from typing import Any, Final
 from backplane.errors import BackupError, UsageError, VolumeError
 from backplane.ids import JobId
 from backplane.tape_format.content import LANES_MAX
-from backplane.units import GIB
+from backplane.units import GIB, format_size
 from controller.catalog.store import ItemRow, JobRow
 from controller.core.desk import Desk
 from controller.core.drives import ask_fence_drive
@@ -120,6 +120,10 @@ def _begin_lanes(desk: Desk, job: Job) -> None:
     row = replace(row, lanes=len(lanes))
     desk.backups[row.backup] = row
     desk.save(job, row, *lanes)  # All lanes or none, whatever happens next.
+    if len(lanes) < job.plan["drives"]:
+        least = format_size(desk.stretch_bytes_min)
+        why = f"a lane for each of {job.plan['drives']} drives would be less than {least}"
+        desk.log(job, "info", f"{why}: {len(lanes)} in all")
     for each in lanes:
         desk.begin_job(each)
 
@@ -137,7 +141,7 @@ def _all_ended(desk: Desk, job: Job) -> bool | NotYet:
                 f"lane {lane + 1} of the backup has failed", hint=f"ctl job show {number}"
             )
         going.append(number)
-    job.update(done_bytes=_done_bytes(desk, job))
+    job.update(done_bytes=_done_bytes(desk, job), seconds_copying=_seconds_copying(desk, job))
     if going:
         return NotYet(f"copying in {'job' if len(going) == 1 else 'jobs'} {_listed(going)}")
     return True
@@ -149,6 +153,13 @@ def _done_bytes(desk: Desk, job: Job) -> int:
         lane = desk.jobs.get(JobId(number))
         total += end - begin if lane is None else lane.row.done_bytes
     return total
+
+
+def _seconds_copying(desk: Desk, job: Job) -> float:
+    """Return how long the slowest lane has copied: they copy side by side."""
+    lanes = [desk.jobs.get(JobId(number)) for number in job.plan["lane_jobs"]]
+    spans = [lane.row.seconds_copying for lane in lanes if lane is not None]
+    return max([job.row.seconds_copying, *spans])
 
 
 def _listed(numbers: Iterable[int]) -> str:

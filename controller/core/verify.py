@@ -328,6 +328,9 @@ class _Verification:
     def end(self) -> None:
         """Say what was found, and keep it with the backups."""
         result = self.job.result
+        away = {each["tag"] for each in result.get("skipped", ())}
+        tags = dict.fromkeys(part.tag for part in self.parts)
+        result["tags"] = [tag for tag in tags if tag not in away]
         rows = [self._noted(row) for row in dict.fromkeys(self._row(part) for part in self.parts)]
         for row in rows:
             self.desk.backups[row.backup] = row

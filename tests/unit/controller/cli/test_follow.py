@@ -74,6 +74,27 @@ def test_on_a_pipe_nothing_is_said_before_the_report(documents: Any) -> None:
     assert out.getvalue().count("JobId") == 1
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_on_a_pipe_a_long_wait_is_told_once(documents: Any, output: Any) -> None:
+    waiting = copying(documents, reason="waiting: cartridge LTO009L8 (in vault bank-3)")
+    short = copying(documents, reason="waiting: storage node tape to load cartridge LTO009L8")
+    reading = copying(documents, reason="reading LTO009L8 (1 of 2): 3 parts")
+    looks = [short, *[waiting] * 30, *[reading] * 30, *[waiting] * 30]
+    screen, _, err = a_screen(output)
+    follow_job(Teller(*looks, documents["detail"]), 7, screen=screen, poll_s=0.0)
+    assert err.getvalue() == "ctl: job 7 is waiting: cartridge LTO009L8 (in vault bank-3)\n"
+
+
+@pytest.mark.parametrize(("output", "is_terminal"), [("jsonl", False), ("table", True)])
+def test_who_sees_every_state_is_not_told_twice(
+    documents: Any, output: Any, is_terminal: bool
+) -> None:
+    looks = [copying(documents, reason="waiting: cartridge LTO009L8 (in vault bank-3)")] * 30
+    screen, _, err = a_screen(output, is_terminal=is_terminal)
+    follow_job(Teller(*looks, documents["detail"]), 7, screen=screen, poll_s=0.0)
+    assert "ctl: job 7 is waiting" not in err.getvalue()
+
+
 def test_a_job_that_waits_says_for_what(documents: Any) -> None:
     detail = documents["detail"] | {
         "state": "queued",

@@ -280,3 +280,39 @@ def test_a_report_says_the_level_and_why_it_is_not_another(
 ) -> None:
     told = job_report(documents["detail"] | {"result": result})
     assert [line.strip() for line in told.splitlines()][5 : 5 + len(lines)] == lines
+
+
+def test_a_rebuild_says_what_it_read_and_what_it_did_not_take_in(documents: Any) -> None:
+    line = {"tag": "LTO001L8", "way": "trailers", "parts": 3, "new_parts": 2, "left_out": 1}
+    result = {
+        "cartridges": [line, line | {"tag": "LTO002L8", "way": "wreck"}],
+        "backups": 2,
+        "parts": 4,
+        "maps": 1,
+        "failed": ["LTO003L8: was labelled by another catalog"],
+        "refused": [],
+        "incomplete": [f"vol1/2026-01-11T10:43:4{n % 10}Z lacks part {n}" for n in range(60)],
+        "notes": ["backup 9 stands on 8"],
+    }
+    detail = documents["detail"] | {"kind": "rebuild", "result": result, "tags": []}
+    text = job_report(detail)
+    assert "  New in the catalog:  2 backups, 4 parts, 1 maps of files\n" in text
+    assert "  Cartridge(s):        LTO001L8, LTO002L8\n" in text
+    assert ["LTO002L8", "wreck", "3", "2", "1"] in [row.split() for row in text.splitlines()]
+    assert "  Cartridges left out:\n    LTO003L8: was labelled by another catalog\n" in text
+    assert "Refused" not in text
+    assert text.count(" lacks part ") == 50
+    assert "    ... and 10 more; --output json has them\n" in text
+    assert "  Notes:\n    backup 9 stands on 8\n" in text
+
+
+def test_a_backup_over_several_drives_names_the_jobs_of_its_lanes(documents: Any) -> None:
+    text = job_report(documents["detail"] | {"lanes": [8, 9]})
+    assert "  Lanes:               jobs 8, 9\n" in text
+    assert "Lanes" not in job_report(documents["detail"])
+
+
+def test_a_verification_names_the_cartridges_that_it_read(documents: Any) -> None:
+    result = {"tags": ["LTO001L8", "LTO004L8"]}
+    text = job_report(documents["detail"] | {"kind": "verify", "tags": [], "result": result})
+    assert "  Cartridge(s):        LTO001L8, LTO004L8\n" in text

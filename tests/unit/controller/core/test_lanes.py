@@ -88,6 +88,8 @@ def test_a_volume_goes_over_two_drives_to_two_cartridges_and_back() -> None:
     check_end(site, leader)
     found = report(site, leader)
     assert found["lanes"] == [leader + 1, leader + 2]
+    spans = [report(site, number)["seconds_copying"] for number in found["lanes"]]
+    assert found["seconds_copying"] == max(spans) > 0
     assert found["ledger"]["read_bytes"] == found["ledger"]["planned_bytes"] == len(MANY) * 512
     assert len(found["result"]["tags"]) == 2
     assert [(part, lane, is_last) for part, lane, _, is_last in parts(site)] == [
@@ -181,6 +183,8 @@ def test_too_little_data_takes_fewer_drives() -> None:
     site.run()
     check_end(site, job)
     assert (site.machine.backups[BackupId(1)].lanes, len(parts(site))) == (1, 1)
+    told = "a lane for each of 2 drives would be less than 1GiB: 1 in all"
+    assert told in site.log(job)
 
 
 def test_a_lane_that_is_cancelled_takes_the_backup_with_it() -> None:

@@ -384,6 +384,7 @@ def test_a_pool_is_verified_cartridge_by_cartridge_and_what_is_away_is_named(sit
     assert (row.exit_code, row.reason) == (3, "not verified: LTO002L8")
     [skipped] = result_of(site, job)["skipped"]
     assert skipped["tag"] == "LTO002L8"
+    assert result_of(site, job)["tags"] == ["LTO001L8"]
     assert known_bad(site, 1) == known_bad(site, 2) == []
 
 
