@@ -23,8 +23,8 @@ _OPENING = """\
 Sizes are written as `64MiB` or `1.5TB`, durations as `3s`, `5m` or `2 weeks`, backups as a number, as `VOLUME/latest`
 or as `VOLUME/2026-01-11T10:43:48Z`.
 
-On a terminal, `--wait` shows a line of progress.  Elsewhere it is silent, but for what a job has been waiting for longer
-than 5 s, such as a cartridge: each is said once.
+On a terminal, `--wait` shows a line of progress.  Elsewhere it is silent, but for what a job has been waiting for
+longer than 5 s, such as a cartridge: each is said once.
 
 With `--output json` a command prints one document, as the [operator interface](operator-interface.md) returns it; with
 `jsonl` one line per row, and while it waits for a job lines with `message_type` `status`, `error` and `summary`.  When
