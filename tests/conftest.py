@@ -18,9 +18,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
 
 SETTLE_S = 2.0
 """How long a test's threads, children and descriptors may take to go after its end."""
@@ -64,12 +67,87 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# --- several workers -----------------------------------------------------------------------------
+
+FIRST = (
+    "integration/test_compose.py",
+    "integration/test_placement.py",
+    "simulation/test_simulation.py",
+    "fault/test_kills_and_pauses.py",
+    "property/test_controller_storm.py",
+    "integration/test_whole_way.py",
+    "integration/test_static_views.py",
+    "integration/test_mapping.py",
+    "integration/test_ctl_local.py",
+    "integration",
+    "fault",
+    "packaging",
+    "simulation",
+    "unit/storage_node/mapping/test_xfs_replay.py",
+    "unit/storage_node/mapping/test_opinion.py",
+    "property",
+    "tidy",
+    "unit/storage_node",
+)
+"""What takes long begins first, so that short tests are left for the end and no core waits there for another; what
+waits for clocks is mixed with what computes.  Everything else comes after these."""
+
+for _name in FIRST:
+    assert (TESTS / _name).exists(), f"{_name} is no longer there: take it out of FIRST"
+
+WHOLE_FILES = tuple(f"tests/{folder}/" for folder in ("property", "scenarios", "tidy", "unit"))
+"""Where a worker gets whole files: there are thousands of tests, and a message for each is work for nothing."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have each worker begin to collect at another file.
+
+    All of them collect everything.  What the first has compiled is read by the others, but only if they do not compile
+    the same file at the same time, as they do if all begin at the first one.
+    """
+    if not hasattr(config, "workerinput") or not all(Path(each).is_dir() for each in config.args):
+        return
+    files = sorted({str(path) for each in config.args for path in Path(each).rglob("test_*.py")})
+    number = int(config.workerinput["workerid"].removeprefix("gw"))
+    begin = len(files) * number // config.workerinput["workercount"]
+    config.args = files[begin:] + files[:begin]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole files where tests are short, and in the order that we have chosen."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Scheduling(LoadGroupScheduling):
+        """Groups; where there are none, files or single tests."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            is_alone = scope == nodeid and nodeid.startswith(WHOLE_FILES)
+            return nodeid.partition("::")[0] if is_alone else scope
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def _order(item: pytest.Item) -> tuple[int, str]:
+    path = item.path.relative_to(TESTS).as_posix()
+    places = [
+        place for place, name in enumerate(FIRST) if path == name or path.startswith(f"{name}/")
+    ]
+    return min(places, default=len(FIRST)), path
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which puts the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests together that share a fixture of their module: apart, each worker would make it for itself.
 
     Where the fixture has parameters, those of one parameter belong together.  Other groups are named by their tests.
+    The order is the same in each worker, wherever it began to collect.
     """
+    items.sort(key=_order)
     for item in items:
         if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
             continue

@@ -10,8 +10,10 @@ import hashlib
 import json
 import random
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -43,6 +45,35 @@ def backed_up(cluster: LocalCluster) -> str:
     assert job["state"] == "completed", (job["reason"], cluster.logs())
     assert job["ledger"]["is_balanced"], job["ledger"]
     return str(job["result"]["backup"])
+
+
+class Stored(NamedTuple):
+    """A cluster that has a backup, and what was backed up."""
+
+    cluster: LocalCluster
+    image: Path
+    backup: str
+
+    def begin(self, name: str, *, failpoints: str) -> int:
+        """Begin to restore to a new volume, with one mover that has these failpoints; return the job."""
+        self.cluster.kill("mover-1")
+        self.cluster.up(failpoints=failpoints, movers=1)
+        return self.cluster.submit("restore", self.backup, "--new", name)
+
+
+@pytest.fixture(scope="module")
+def stored() -> Iterator[Stored]:
+    """One cluster for all that may happen to a restore; whatever has died is started anew by the next."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder:
+        cluster = LocalCluster(Path(folder))
+        try:
+            cluster.up()
+            image = with_image(cluster)
+            yield Stored(cluster, image, backed_up(cluster))
+        finally:
+            pids = cluster.pids()
+            cluster.down()
+            assert not [pid for pid in pids if is_running(pid)], "a daemon outlived its cluster"
 
 
 def restored_equals(cluster: LocalCluster, number: str, image: Path, *, name: str = "copy") -> None:
@@ -84,22 +115,18 @@ def test_a_mover_killed_during_a_backup_is_replaced_by_another(
 
 @pytest.mark.parametrize("failpoint", ["mover.open:1", "mover.transfer:5", "mover.ended:1"])
 def test_a_mover_killed_during_a_restore_is_replaced_by_another(
-    new_cluster: Callable[..., LocalCluster], failpoint: str
+    stored: Stored, failpoint: str
 ) -> None:
-    cluster = new_cluster()
-    cluster.up()
-    image = with_image(cluster)
-    backup = backed_up(cluster)
-    cluster.kill("mover-1")
-    cluster.up(failpoints=f"{failpoint}=exit")
-    number = cluster.submit("restore", backup, "--new", "copy")
+    cluster = stored.cluster
+    name = failpoint.replace(":", "-")
+    number = stored.begin(name, failpoints=f"{failpoint}=exit")
     pid = cluster.pid("mover-1")
     cluster.wait_until(lambda: not is_running(pid), what="the mover to die")
-    assert cluster.ctl("volume", "show", "copy")["state"] == "restoring"
+    assert cluster.ctl("volume", "show", name)["state"] == "restoring"
     cluster.up(movers=2)
     job = cluster.wait_job(number)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
-    assert digest(cluster.volume_file("copy")) == digest(image)
+    assert digest(cluster.volume_file(name)) == digest(stored.image)
 
 
 def test_a_mover_paused_beyond_its_lease_writes_nothing_when_it_wakes_during_a_backup(
@@ -131,22 +158,17 @@ def test_a_mover_paused_beyond_its_lease_writes_nothing_when_it_wakes_during_a_b
 
 
 def test_a_mover_paused_beyond_its_lease_writes_nothing_to_a_volume_that_is_online(
-    new_cluster: Callable[..., LocalCluster],
+    stored: Stored,
 ) -> None:
-    cluster = new_cluster()
-    cluster.up()
-    image = with_image(cluster)
-    backup = backed_up(cluster)
-    cluster.kill("mover-1")
-    cluster.up(failpoints="mover.transfer:4=stop")
-    number = cluster.submit("restore", backup, "--new", "copy")
+    cluster = stored.cluster
+    number = stored.begin("paused", failpoints="mover.transfer:4=stop")
     pid = cluster.pid("mover-1")
     cluster.wait_until(lambda: is_stopped(pid), what="the mover to sleep")
     cluster.up(movers=2)
     job = cluster.wait_job(number)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
     # The volume is online now: somebody overwrites it, and the sleeper must not undo that.
-    target = cluster.volume_file("copy")
+    target = cluster.volume_file("paused")
     overwritten = bytes(12 * MIB)
     with target.open("r+b") as file:
         file.write(overwritten)
@@ -155,9 +177,9 @@ def test_a_mover_paused_beyond_its_lease_writes_nothing_to_a_volume_that_is_onli
         lambda: mover_state(cluster, "mover-1") in ("idle", None),
         what="the mover to wake up and give up",
     )
-    cluster.wait_job(cluster.submit("verify", backup))
+    cluster.wait_job(cluster.submit("verify", stored.backup))
     assert target.read_bytes() == overwritten
-    assert digest(image) != digest(target)
+    assert digest(stored.image) != digest(target)
 
 
 def is_stopped(pid: int) -> bool:
@@ -238,15 +260,10 @@ def test_a_storage_node_killed_during_a_backup_comes_back_and_the_job_goes_on(
 
 
 def test_a_storage_node_killed_during_a_restore_keeps_the_target_offline_until_it_is_whole(
-    new_cluster: Callable[..., LocalCluster],
+    stored: Stored,
 ) -> None:
-    cluster = new_cluster()
-    cluster.up()
-    image = with_image(cluster)
-    backup = backed_up(cluster)
-    cluster.kill("mover-1")
-    cluster.up(failpoints="mover.transfer:5=sleep:2")
-    number = cluster.submit("restore", backup, "--new", "copy")
+    cluster = stored.cluster
+    number = stored.begin("killed", failpoints="mover.transfer:5=sleep:2")
     cluster.wait_until(
         lambda: cluster.job(number)["items_total"], what="the restore list to be on its way"
     )
@@ -254,4 +271,4 @@ def test_a_storage_node_killed_during_a_restore_keeps_the_target_offline_until_i
     cluster.up()
     job = cluster.wait_job(number)
     assert job["state"] == "completed", (job["reason"], cluster.logs())
-    assert digest(cluster.volume_file("copy")) == digest(image)
+    assert digest(cluster.volume_file("killed")) == digest(stored.image)

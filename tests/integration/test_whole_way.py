@@ -112,7 +112,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tree"
 
 
-@pytest.fixture(scope="module", params=DISKS)
+CHAINS: Final = 2
+"""The disks are told in so many groups, each with a cluster: most of a story is waiting."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(f"whole way {place % CHAINS}"))
+        for place, name in enumerate(DISKS)
+    ],
+)
 def story(
     request: pytest.FixtureRequest,
     cluster: LocalCluster,

@@ -34,3 +34,16 @@ def test_tests_with_a_fixture_of_their_module_are_a_group_for_each_parameter(
     needs_groups(request)
     number = {"a": 0, "b": 1}[shared]
     assert request.node.nodeid.endswith(f"@test_groups {number}")
+
+
+SEEN: list[int] = []
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_what_has_no_group_is_handed_out_in_whole_files(
+    request: pytest.FixtureRequest, number: int
+) -> None:
+    """In one worker, and one after the other: each test finds that the one before it was here."""
+    needs_groups(request)
+    assert number == len(SEEN), "pytest_xdist_make_scheduler of tests/conftest.py is not used"
+    SEEN.append(number)
