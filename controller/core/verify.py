@@ -329,8 +329,8 @@ class _Verification:
         """Say what was found, and keep it with the backups."""
         result = self.job.result
         away = {each["tag"] for each in result.get("skipped", ())}
-        tags = dict.fromkeys(part.tag for part in self.parts)
-        result["tags"] = [tag for tag in tags if tag not in away]
+        read = dict.fromkeys(part.tag for part in self.parts)
+        result["tags"] = [tag for tag in read if tag not in away]
         rows = [self._noted(row) for row in dict.fromkeys(self._row(part) for part in self.parts)]
         for row in rows:
             self.desk.backups[row.backup] = row
