@@ -20,6 +20,7 @@ In the plan, besides what `part_writer` keeps:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -43,7 +44,14 @@ from controller.core.drives import ask_fence_drive
 from controller.core.effects import UnitUse
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import drop_map, reserve
-from controller.core.items import adopt_item, ledger_total, tape_use, tolerantly
+from controller.core.items import (
+    BACKOFF_BASE_S,
+    adopt_item,
+    ledger_total,
+    pause,
+    tape_use,
+    tolerantly,
+)
 from controller.core.job import Job, JobState, place_of
 from controller.core.job_row import job_row
 from controller.core.lineage import head, origin
@@ -293,7 +301,7 @@ class TapeSource:
     def __init__(self, desk: Desk, job: Job, part: PartRow, row: BackupRow) -> None:
         self._desk, self._job, self.part, self._row = desk, job, part, row
         self._reader = PartReader(desk, job, waits=self._waits, seat=SEAT)
-        self._is_ready = False
+        self._is_ready = self._is_compared = False
 
     def counted(self, data: PartData) -> Counted:
         """Whole records."""
@@ -367,9 +375,33 @@ class TapeSource:
     def _load(self) -> Step:
         try:
             yield from self._reader.load_claimed(self.part)
+            while not self._is_compared:
+                yield from self._compare()
         except CartridgeLostError as error:
             raise SourceLostError(error.message) from error
         self._is_ready = True
+
+    def _compare(self) -> Step:
+        """See that the records are those that were committed: a copy of others would be verified without a fault."""
+        part = self.part
+        start, end = part.data_object, part.data_object + part.records
+        try:
+            digests = yield from drives.read_digests(self._job, start=start, end=end, seat=SEAT)
+        except MediumError:
+            self._is_compared = True  # Which record is lost is found out when it is read.
+            return
+        if digests is None:  # Its node has restarted, and the drive is empty.
+            yield from pause(self._desk, self._job, BACKOFF_BASE_S)
+            yield from self._reader.load_claimed(part)
+            return
+        self._is_compared = True
+        if hashlib.sha256(digests).hexdigest() != part.root:
+            which = f"the digests of part {part.part} of backup {part.backup}"
+            told = f"cartridge {part.tag}: {which} are not those that were committed"
+            first = part.stream_start // self._row.record_bytes
+            self._spoil((first, first + part.records), told)
+            self._job.update(error_count=self._job.row.error_count + 1)
+            raise SourceLostError(told)
 
     def plan(
         self, data: PartData, *, first: int, tape: Designator, identifier: int
@@ -400,7 +432,9 @@ class TapeSource:
         before = start - self.part.stream_start // self._row.record_bytes
         number = self.part.data_object + before + damaged
         told = f"cartridge {self.part.tag}: object {number} cannot be read"
-        self._spoil(start + damaged, f"object {number} of {self.part.tag}")
+        record = start + damaged
+        words = f"object {number} of {self.part.tag} could not be read by job {self._job.row.job}"
+        self._spoil((record, record + 1), words)
         self._job.plan["why"] = told
         self._desk.log(self._job, "error", told)
         self._job.update(error_count=self._job.row.error_count + 1)
@@ -408,17 +442,13 @@ class TapeSource:
             raise RecordLostError(told)
         return True
 
-    def _spoil(self, record: int, words: str) -> None:
-        """Remember that a record cannot be read, in this job and with the backup."""
+    def _spoil(self, records: tuple[int, int], words: str) -> None:
+        """Remember that records cannot be read, in this job and with the backup."""
         spoiled = self._job.plan.setdefault("spoiled", {})
-        key, ranges = str(self._row.backup), [(record, record + 1)]
+        key = str(self._row.backup)
         mine: Records = [(a, b) for a, b in spoiled.get(key, [])]
-        spoiled[key] = merged_records([*mine, *ranges])
+        spoiled[key] = merged_records([*mine, records])
         row = self._desk.backups[self._row.backup]
-        row = with_damage(
-            row,
-            damage_of(row) or f"{words} could not be read by job {self._job.row.job}",
-            merged_records([*bad_of(row), *ranges]),
-        )
+        row = with_damage(row, damage_of(row) or words, merged_records([*bad_of(row), records]))
         self._desk.backups[row.backup] = row
         self._desk.save(self._job, row)

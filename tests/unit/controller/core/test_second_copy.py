@@ -365,6 +365,29 @@ def test_records_that_are_not_those_that_were_committed_are_read_from_the_copy(s
     assert "are not those that were committed" in result["warnings"][0]
 
 
+def test_records_that_are_not_those_that_were_committed_are_not_copied(site: Site) -> None:
+    """A copy of them would have a digest of its own, and be verified without a fault."""
+    first, objects = first_record(site, 1), site.tapes[ONE].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    job = copy(site, state="failed")
+    told = f"cartridge {ONE}: the digests of part 1 of backup 1 are not those that were committed"
+    assert told in site.job(job).reason
+    assert bad_of(site.machine.backups[BackupId(1)]) == [(0, 4)]
+    assert data_parts(site, 2) == []
+
+
+def test_they_are_copied_from_another_copy(site: Site) -> None:
+    copy(site)
+    first, objects = first_record(site, 1), site.tapes[ONE].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    copy(site)
+    assert records(site, 3) == records(site, 2) != records(site, 1)
+
+
+def data_parts(site: Site, backup: int) -> list[int]:
+    return [part.part for part in site.machine.registry.parts_of(backup) if part.records]
+
+
 @pytest.mark.parametrize("harm", ["error", "missing", "unreadable", "quarantined", "gone"])
 def test_a_cartridge_that_cannot_be_used_is_made_up_for_by_the_copy(site: Site, harm: str) -> None:
     copy(site)
