@@ -340,9 +340,9 @@ class _Verification:
             files = sum(hit["count"] for hit in result["hit"])
             reason += f"; {files} files are hit" if files else ""
         elif skipped := result.get("skipped"):
-            tags = ", ".join(each["tag"] for each in skipped[:WORDS_MAX])
+            first = ", ".join(each["tag"] for each in skipped[:WORDS_MAX])
             more = len(skipped) - WORDS_MAX
-            reason = f"not verified: {tags}" + (f" and {more} more" if more > 0 else "")
+            reason = f"not verified: {first}" + (f" and {more} more" if more > 0 else "")
             state, code = JobState.PARTIAL, ExitCode.PARTIAL
         self.desk.end_job(self.job, state, *rows, reason=reason, exit_code=int(code))
 
