@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from backplane.errors import BackupError, NotFoundError, UsageError
@@ -71,6 +72,9 @@ WAITING_PAUSE_S: Final = 1.0
 """How a wait for quiet stands is told at most this often."""
 
 RESERVES_PAUSE_S: Final = 5.0
+SPACE_PAUSE_S: Final = 5.0
+"""How often the disk under the tape library is looked at: a job may wait for it to have room again."""
+
 ALONE_S: Final = 60.0
 """How long no controller is heard before a nearly full snapshot is released: longer than one takes to restart."""
 
@@ -160,6 +164,8 @@ class Control:
             self._remember_view(view.view, view.volume, view.ttl_s)
         if disk is not None:
             self._loop.after(RESERVES_PAUSE_S, self._look_after_reserves)
+        if tape is not None:
+            self._loop.after(SPACE_PAUSE_S, partial(self._look_after_space, tape))
 
     # --- inventory -------------------------------------------------------------------------------
 
@@ -474,6 +480,17 @@ class Control:
 
         with suppress(BackupError):  # the workers have too much to do: next time, then
             self._workers.submit("reserves", look)
+
+    def _look_after_space(self, tape: TapeControl) -> None:
+        """Tell when the disk under the library gets full, and when it has room again."""
+        self._loop.after(SPACE_PAUSE_S, partial(self._look_after_space, tape))
+
+        def look() -> None:
+            if tape.has_space_changed():
+                self._loop.post(self._changed)
+
+        with suppress(BackupError):  # the workers have too much to do: next time, then
+            self._workers.submit("space", look)
 
     def _give_up(self, views: Sequence[ViewId]) -> None:
         for view in views:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,3 +68,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DamagedStateError(f"{path} holds no JSON object")
     return document
+
+
+def lasting_uuids(path: Path, names: Iterable[str], new_uuid: Callable[[], str]) -> dict[str, str]:
+    """Return a UUID for each name, which it keeps as long as the file lives; raises `DamagedStateError`."""
+    known: dict[str, str] = {}
+    if path.exists():
+        document = read_json(path)
+        if not all(isinstance(value, str) for value in document.values()):
+            raise DamagedStateError(f"{path} holds no identifiers")
+        known = document
+    missing = [name for name in names if name not in known]
+    if missing:
+        known |= {name: new_uuid() for name in missing}
+        write_json(path, known)
+    return known

@@ -47,7 +47,7 @@ from storage_node.core.admission import Unit, UnitKind
 from storage_node.core.retention import erase_refusal, kept_because, latest, moment
 from storage_node.core.tape_alert import Health
 from storage_node.core.tape_position import SpaceCode
-from storage_node.state_file import DamagedStateError, read_json, write_json
+from storage_node.state_file import lasting_uuids
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import is_cleaning_tag
 from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary, quarantined
@@ -64,6 +64,7 @@ from storage_node.tape_media import (
     erase_facts,
     erased_info,
     informed,
+    is_out_of_space,
     metadata_records,
 )
 from storage_node.tape_unit import TapeUnit
@@ -100,7 +101,11 @@ class TapeControl:
         self.units: dict[Designator, TapeUnit] = {}
         self._drives: dict[str, tuple[int, TapeUnit, VirtualDrive]] = {}
         self._serials: dict[str, str] = {}
-        uuids = _drive_uuids(state_folder / "drives.json", len(library.drives), new_uuid)
+        uuids = lasting_uuids(
+            state_folder / "drives.json",
+            [f"drive-{number}" for number in range(len(library.drives))],
+            new_uuid,
+        )
         for number, drive in enumerate(library.drives):
             name = f"drive-{number}"
             unit = TapeUnit(name, designator_of(uuids[name]), drive, access)
@@ -109,6 +114,7 @@ class TapeControl:
             unit.find_committed_end = partial(_protected_end, drive)
             self.units[unit.designator] = unit
             access.put_unit(Unit(designator=unit.designator, kind=UnitKind.TAPE))
+        self._short = frozenset[str]()
         self._facts = {facts.tag: facts for facts in library.cartridges()}
 
     # --- describing ------------------------------------------------------------------------------
@@ -122,8 +128,17 @@ class TapeControl:
         with self._lock:
             drives = tuple(self._drive_state(name) for name in self._drives)
             places = self._library.places()
-            cartridges = tuple(cartridge_state(facts, places) for facts in self._judged())
+            free = self._library.free_bytes()
+            cartridges = tuple(
+                cartridge_state(facts, places, free_bytes=free) for facts in self._judged()
+            )
+            self._short = self._out_of_space()
         return drives, cartridges
+
+    def has_space_changed(self) -> bool:
+        """Say whether the disk below has become too small for a cartridge, or large enough, since `describe`."""
+        with self._lock:
+            return self._out_of_space() != self._short
 
     def is_drive(self, designator: Designator) -> bool:
         """Tell whether a designator is that of a drive."""
@@ -498,7 +513,12 @@ class TapeControl:
 
     def _state(self, tag: str) -> CartridgeState:
         facts = next(each for each in self._judged() if each.tag == tag)
-        return cartridge_state(facts, self._library.places())
+        free = self._library.free_bytes()
+        return cartridge_state(facts, self._library.places(), free_bytes=free)
+
+    def _out_of_space(self) -> frozenset[str]:
+        free = self._library.free_bytes()
+        return frozenset(tag for tag, each in self._facts.items() if is_out_of_space(each, free))
 
     def _about(self, reply: NodeReply, unit: TapeUnit, tag: str) -> NodeReply:
         """Add the state of a drive and of a cartridge ("" for none) to an answer."""
@@ -571,18 +591,3 @@ def _protected_end(drive: VirtualDrive) -> int:
     if label.state is LabelState.FOREIGN or label.header is None:
         return cartridge.object_count
     return _committed_end(find_last_trailer(drive.side_view(), label.header))
-
-
-def _drive_uuids(path: Path, count: int, new_uuid: Callable[[], str]) -> dict[str, str]:
-    """Return the UUIDs of the drives, which keep them as long as the state folder lives."""
-    known: dict[str, str] = {}
-    if path.exists():
-        document = read_json(path)
-        if not all(isinstance(value, str) for value in document.values()):
-            raise DamagedStateError(f"{path} holds no identifiers")
-        known = document
-    names = [f"drive-{number}" for number in range(count)]
-    if set(names) - set(known):
-        known |= {name: new_uuid() for name in names if name not in known}
-        write_json(path, known)
-    return known

@@ -226,8 +226,16 @@ def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) ->
     return encode_attributes(found)
 
 
-def cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> CartridgeState:
-    """Describe a cartridge; `places` has the element of each barcode."""
+def is_out_of_space(facts: CartridgeFacts, free_bytes: int) -> bool:
+    """Say whether a cartridge with room warns of its end because the disk below it has so many bytes free."""
+    left = facts.capacity_bytes - facts.used_bytes
+    return bool(facts.capacity_bytes) and free_bytes <= facts.warning_bytes < left
+
+
+def cartridge_state(
+    facts: CartridgeFacts, places: Mapping[str, str], *, free_bytes: int
+) -> CartridgeState:
+    """Describe a cartridge; `places` has the element of each barcode, `free_bytes` are those of the disk below."""
     return CartridgeState(
         tag=VolumeTag(facts.tag),
         cartridge=CartridgeId(facts.volume),
@@ -248,6 +256,7 @@ def cartridge_state(facts: CartridgeFacts, places: Mapping[str, str]) -> Cartrid
         alerts=alerts_of(facts),
         read_errors=facts.read_errors,
         write_errors=facts.write_errors,
+        is_out_of_space=is_out_of_space(facts, free_bytes),
     )
 
 

@@ -391,7 +391,8 @@ class CartridgeState:
     it is: `slot-N`, `drive-N`, `io-N`.  `store` is the catalog that labelled it.  `retain_until` and `is_held` are what
     the node itself refuses to erase for.  `used_bytes` is what is taken of
     the capacity, `record_bytes` what the records on it have without compression.  `alerts` are TapeAlert flags of the
-    medium (flag n is bit n - 1), `read_errors` and `write_errors` are counted over its life.
+    medium (flag n is bit n - 1), `read_errors` and `write_errors` are counted over its life.  `is_out_of_space`: it has
+    room, but the disk under a virtual library has no more than the reserves before its end.
     """
 
     tag: VolumeTag
@@ -413,6 +414,7 @@ class CartridgeState:
     alerts: int = 0
     read_errors: int = 0
     write_errors: int = 0
+    is_out_of_space: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,7 @@ def schedule_table(document: Document) -> str:
         ("SUBMITS", _submits),
         ("NEXT RUN", _next),
         ("LAST RUN", render.time_of("last_run")),
-        ("LAST JOB", render.text_of("last_job")),
+        ("LAST JOB", lambda row: str(row["last_job"] or "-")),
     ]
     return render.table(columns, document["schedules"], right=("LAST JOB",), empty="no schedules")
 

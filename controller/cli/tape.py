@@ -417,10 +417,10 @@ def cartridge_table(document: Document) -> str:
         ("POOL", lambda row: str(row["pool"] or "scratch")),
         ("RETAIN", _kept),
         ("NODE", render.text_of("node")),
-        ("USED", lambda row: render.tape_size(row["used_bytes"])),
+        ("USED", used),
         ("CAPACITY", lambda row: render.tape_size(row["capacity_bytes"])),
         ("PARTS", render.text_of("parts")),
-        ("DETAIL", render.text_of("detail")),
+        ("DETAIL", lambda row: "; ".join(filter(None, [row["detail"], *protections(row)])) or "-"),
     ]
     return render.table(
         columns,
@@ -430,17 +430,29 @@ def cartridge_table(document: Document) -> str:
     )
 
 
+PROTECTIONS = (
+    ("is_worm", "WORM"),
+    ("is_write_protected", "write protected"),
+    ("is_out_of_space", "no room on the disk below"),
+)
+
+
+def protections(row: Document) -> list[str]:
+    """Return what keeps a cartridge from being written whatever its status is."""
+    return [words for name, words in PROTECTIONS if row[name]]
+
+
+def used(row: Document) -> str:
+    """Show what is taken of the capacity; while no library has it, what its parts hold before compression."""
+    return f"{'' if row['is_used_known'] else '~'}{render.tape_size(row['used_bytes'])}"
+
+
 def _kept(row: Document) -> str:
     return "held" if row["hold"] else retention(row["retain_until"])
 
 
 def cartridge_page(document: Document) -> str:
     """Render one cartridge with its parts."""
-    protections = [
-        words
-        for name, words in (("is_worm", "WORM"), ("is_write_protected", "write protected"))
-        if document[name]
-    ]
     facts = render.block(
         [
             ("Cartridge", str(document["tag"])),
@@ -450,11 +462,11 @@ def cartridge_page(document: Document) -> str:
             ("Pool", str(document["pool"] or "- (scratch)")),
             ("Retained until", retention(document["retain_until"])),
             ("Held", str(document["hold"] or "-")),
-            ("Protection", ", ".join(protections) or "-"),
+            ("Protection", ", ".join(protections(document)) or "-"),
             ("First written", render.local_time(document["first_written"])),
             ("Last written", render.local_time(document["last_written"])),
             ("Identifier", str(document["cartridge"] or "- (blank)")),
-            ("Used", render.tape_size(document["used_bytes"])),
+            ("Used", used(document)),
             ("Compression", ratio(document)),
             ("Capacity", render.tape_size(document["capacity_bytes"])),
             ("End of data", f"object {document['end']}"),

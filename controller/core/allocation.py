@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from backplane.ids import BackupId, VolumeTag
+from backplane.ids import BackupId, NodeName, VolumeTag
 from backplane.wire.messages import CartridgeState
 from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
 from controller.core.lineage import parent_of
@@ -35,7 +35,7 @@ ALTERNATIVES_MAX: Final = 3
 
 _REQUEST: Final = re.compile(
     r"waiting: (scratch cartridge for pool |a cartridge for pool |"
-    r"cartridge \S+ (\(|is quarantined|is foreign))"
+    r"cartridge \S+ (\(|is quarantined|is foreign)|the disk under the library )"
 )
 _FOR_POOL: Final = re.compile(r"waiting: (scratch|a) cartridge for pool ")
 
@@ -215,6 +215,18 @@ def request_for_pool(
     for why in [why for tag in sorted(refused) if (why := _kept(registry, tag, wall=wall))][:1]:
         words += f"; {why}"
     return OperatorRequest(f"waiting: {words}")
+
+
+def disk_is_full(node: NodeName) -> str:
+    """Say that there is no room under a virtual library."""
+    return f"the disk under the library of node {node} is full"
+
+
+def request_for_space(row: CartridgeRow) -> OperatorRequest:
+    """Ask for room under the library of a cartridge that is not full."""
+    return OperatorRequest(
+        f"waiting: {disk_is_full(row.node)}: free some of it, cartridge {row.tag} has room"
+    )
 
 
 def request_for_cartridge(row: CartridgeRow, state: CartridgeState | None) -> OperatorRequest:

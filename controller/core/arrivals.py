@@ -23,7 +23,7 @@ from backplane.errors import NotFoundError, UnreachableError
 from backplane.ids import CartridgeId, VolumeTag
 from backplane.wire.messages import CartridgeState, NodeInventory
 from controller.catalog.store import CartridgeRow
-from controller.core.allocation import state_of
+from controller.core.allocation import disk_is_full, state_of
 from controller.core.catalog_age import fall_behind
 from controller.core.desk import Desk
 from controller.core.media import ask_retain, tag_claims
@@ -46,12 +46,14 @@ class Arrivals:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._tidying: set[str] = set()
+        self._full_disks: set[str] = set()
         self._doubled: set[tuple[str, str]] = set()
 
     def on_inventory(self, node: Node, inventory: NodeInventory) -> None:
         """Take note of everything that a node has."""
         self._compare_epochs(node)
         self.adopt_media(node)
+        self._look_at_disk(node)
         counted = Counter(state.tag for state in inventory.cartridges)
         for tag in sorted(tag for tag, count in counted.items() if count > 1):
             self.quarantine(
@@ -59,6 +61,15 @@ class Arrivals:
             )
         adopt_volumes(self._desk, node, unknown=False)
         self._tidy_up(node)
+
+    def _look_at_disk(self, node: Node) -> None:
+        """Raise one alarm when the disk under a virtual library gets full, and another one only if it does so again."""
+        name = node.row.name
+        if not any(state.is_out_of_space for state in node.cartridges.values()):
+            self._full_disks.discard(name)
+        elif name not in self._full_disks:
+            self._full_disks.add(name)
+            self._desk.alarm(f"{disk_is_full(name)}: cartridges there have room, and take nothing")
 
     def _compare_epochs(self, node: Node) -> None:
         seen = [state.epoch for state in node.volumes.values()]

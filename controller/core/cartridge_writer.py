@@ -31,7 +31,7 @@ from backplane.tape_format.content import LABEL_OBJECTS
 from backplane.wire.messages import NodeReply, TapeErase
 from controller.catalog.store import CartridgeRow
 from controller.core import drives
-from controller.core.allocation import needed_tags, why_kept
+from controller.core.allocation import disk_is_full, needed_tags, state_of, why_kept
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.items import (
@@ -66,6 +66,10 @@ class KeptError(VolumeError):
     """Somebody came to want what is on the cartridge before it was erased.  Nothing is wrong with it."""
 
 
+class DiskFullError(VolumeError):
+    """There is no room under the virtual library.  The cartridge has some, and nothing is wrong with it."""
+
+
 class CartridgeWriter:
     """One job with one cartridge in one drive."""
 
@@ -94,6 +98,12 @@ class CartridgeWriter:
     @property
     def cartridge(self) -> CartridgeRow:
         return self.desk.registry.cartridges[self.tag]
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether the cartridge has room, as its node said last, and the disk below it has none."""
+        state = state_of(self.desk.registry, self.cartridge)
+        return state is not None and state.is_out_of_space
 
     # --- loading ---
 
@@ -281,6 +291,8 @@ class CartridgeWriter:
 
     def check_medium(self, told: Sense, purpose: str) -> None:
         """Raise if the drive has said that the cartridge is full or bad."""
+        if told.key is SenseKey.VOLUME_OVERFLOW and self.is_disk_full:
+            raise DiskFullError(f"no room for the {purpose}: {disk_is_full(self.node)}")
         if told.key is SenseKey.VOLUME_OVERFLOW:
             raise NoRoomError(f"no room for the {purpose}")
         if told.key in BAD_MEDIUM:

@@ -135,6 +135,13 @@ def _nbd_uris(registry: Registry, node: NodeName, export: str) -> list[str]:
 def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
     """Describe a cartridge: its status (what may be done with it) and its location (where it is)."""
     state = state_of(registry, row)
+    if state is None:
+        # No library says what it takes there: what the catalog has on it, which compression makes less.
+        data = sum(part.stream_bytes for part in registry.parts_on(row.tag))
+        used, records = data, data
+    else:
+        used, records = state.used_bytes, state.record_bytes
+    is_held_there = state is not None and state.is_held
     return {
         "tag": row.tag,
         "cartridge": row.cartridge,
@@ -144,13 +151,14 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
         "location": place_of(row, state),
         "vault": row.vault,
         "pool": row.pool,
-        "hold": row.hold,
-        "retain_until": row.retain_until,
+        "hold": row.hold or ("its node says so" if is_held_there else ""),
+        "retain_until": max(row.retain_until, state.retain_until if state is not None else ""),
         "first_written": row.first_written,
         "last_written": row.last_written,
         "capacity_bytes": row.capacity_bytes,
-        "used_bytes": state.used_bytes if state is not None else 0,
-        "record_bytes": state.record_bytes if state is not None else 0,
+        "used_bytes": used,
+        "record_bytes": records,
+        "is_used_known": state is not None,
         "end": state.end if state is not None else row.end,
         "parts": row.sequence,
         "generation": state.generation if state is not None else 0,
@@ -160,6 +168,7 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
         "write_errors": state.write_errors if state is not None else 0,
         "is_worm": state is not None and state.is_worm,
         "is_write_protected": state is not None and state.is_write_protected,
+        "is_out_of_space": state is not None and state.is_out_of_space,
     }
 
 

@@ -18,7 +18,7 @@ from backplane.wire.messages import NodeReply, TapeUnload, UnitFence
 from controller.catalog.store import CartridgeRow, ItemRow
 from controller.core import drives
 from controller.core.allocation import is_unused, needed_tags, place_of, state_of, why_kept
-from controller.core.cartridge_writer import CartridgeWriter, KeptError
+from controller.core.cartridge_writer import CartridgeWriter, DiskFullError, KeptError
 from controller.core.desk import Desk
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
@@ -117,7 +117,7 @@ def label(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
             while not _is_labelled(writer):
                 yield from writer.write_label()
         except VolumeError as error:
-            is_kept = isinstance(error, KeptError)
+            is_kept = isinstance(error, (KeptError, DiskFullError))
             if writer.cartridge.status in ("blank", *OURS) and not is_kept:
                 put_into_error(desk, writer.tag, error.message)
             raise

@@ -34,6 +34,7 @@ from controller.core.allocation import (
     next_expiry,
     request_for_cartridge,
     request_for_pool,
+    request_for_space,
     state_of,
 )
 from controller.core.desk import Desk
@@ -84,6 +85,7 @@ def choose_for_append(
     """
     reasons: list[NotYet] = []
     alternatives: list[str] = []
+    full: OperatorRequest | None = None
     for choice in candidates(registry, pool, own=frozenset(own), backups=backups, wall=wall):
         row = choice.row
         if row.tag in besides:
@@ -91,6 +93,10 @@ def choose_for_append(
         state = state_of(registry, row)
         if state is not None and state.is_write_protected:
             alternatives.append(f"{row.tag} without its write protection")
+            continue
+        if state is not None and state.is_out_of_space and not choice.must_erase:
+            # Every other one on that disk would be tried in vain; one that is erased gives room.
+            full = full or request_for_space(row)
             continue
         found = mount(registry, job, row, claims=claims)
         if isinstance(found, Mounted):
@@ -101,7 +107,7 @@ def choose_for_append(
             reasons.append(found)
     if reasons:
         return reasons[0]
-    return request_for_pool(registry, pool, alternatives=alternatives, wall=wall)
+    return full or request_for_pool(registry, pool, alternatives=alternatives, wall=wall)
 
 
 def mount(

@@ -32,8 +32,13 @@ from backplane.tape_format.payload import encode_payload
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import BackupRow, ItemRow
 from controller.core import drives
-from controller.core.allocation import OperatorRequest, state_of
-from controller.core.cartridge_writer import CartridgeWriter, KeptError, NoRoomError
+from controller.core.allocation import OperatorRequest, disk_is_full, state_of
+from controller.core.cartridge_writer import (
+    CartridgeWriter,
+    DiskFullError,
+    KeptError,
+    NoRoomError,
+)
 from controller.core.desk import Desk
 from controller.core.dispatcher import ATTEMPTS_MAX
 from controller.core.extent_runs import ExtentRuns
@@ -169,6 +174,8 @@ class PartWriter(CartridgeWriter):
             return False
         if not self.records and not self.is_whole:
             # Not one record fitted: no trailer for nothing; the header is an orphan tail.
+            if self.is_disk_full:
+                raise DiskFullError(f"no room for a part: {disk_is_full(self.node)}")
             raise NoRoomError("no room for a part")
         return (yield from self._finish())
 
@@ -203,8 +210,8 @@ class PartWriter(CartridgeWriter):
                 self.plan.setdefault("too_small", []).append(self.tag)
             self.desk.record(replace(self.cartridge, status=self._full(), detail=error.message))
             self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
-        elif isinstance(error, KeptError):
-            self.desk.log(self.job, "info", error.message)
+        elif isinstance(error, (KeptError, DiskFullError)):
+            self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
         else:
             put_into_error(self.desk, self.tag, error.message)
             told = f"cartridge {self.tag} is put into error: {self.cartridge.detail}"
@@ -355,10 +362,14 @@ class PartWriter(CartridgeWriter):
         is_full = told.destination.key is SenseKey.VOLUME_OVERFLOW
         if told.destination.end_of_medium or is_full:
             # D5: early warning ends the part.  What is on the tape is this part; the rest goes elsewhere.
-            self.plan["records"] = written
+            # If it is the disk below that has no more, the cartridge is not full: more is written behind this part.
+            is_cut = bool(written) and self.is_disk_full
+            self.plan.update({"records": written} | ({"is_cut": True} if is_cut else {}))
             self.desk.save(self.job)
+            why = f" ({disk_is_full(self.node)})" if self.is_disk_full else ""
             told_records = f"{written} records of part {self.plan['part']}"
-            self.desk.log(self.job, "info", f"early warning on {self.tag} after {told_records}")
+            words = f"early warning on {self.tag} after {told_records}{why}"
+            self.desk.log(self.job, "info", words)
         else:
             self.check_medium(told.destination, "data")
 

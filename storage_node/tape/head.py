@@ -27,7 +27,7 @@ UNFLUSHED_BYTES_MAX: Final = 1 * GIB
 _SPACE_CHECK_BYTES: Final = 64 * MIB
 """How often the free space of the file system below is looked at: no later than a big tape's early warning reserve."""
 
-_HOST_RESERVE_BYTES: Final = 1 * MIB
+HOST_RESERVE_BYTES: Final = 1 * MIB
 """Free space that is left for the index and for `cartridge.json`."""
 
 
@@ -224,6 +224,6 @@ class TapeHead:
         return block_limits()
 
     def _look_at_space(self, cartridge: Cartridge) -> None:
-        free = max(0, cartridge.free_bytes() - _HOST_RESERVE_BYTES)
+        free = max(0, cartridge.free_bytes() - HOST_RESERVE_BYTES)
         self._marks = cartridge.info.marks(end_bytes_max=cartridge.used_bytes + free)
         self._marks_good_until = cartridge.used_bytes + _SPACE_CHECK_BYTES

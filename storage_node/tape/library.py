@@ -54,6 +54,7 @@ from storage_node.tape.cartridge_info import (
 from storage_node.tape.changer import CARTRIDGES_MAX, Changer, VirtualChanger
 from storage_node.tape.drive import DriveMode, Outcome
 from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile, DriveCounters
+from storage_node.tape.head import HOST_RESERVE_BYTES
 from storage_node.tape.recovery import RecoveryReport
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import Label, LabelState, read_label
@@ -80,7 +81,7 @@ class CartridgeStatus(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CartridgeFacts:
     """A cartridge as found.  `volume` is the UUID of its label, `store` that of the catalog which labelled it, `detail`
-    says why the status is what it is.
+    says why the status is what it is.  `warning_bytes` before its end the cartridge warns for the first time.
     """
 
     tag: str
@@ -89,6 +90,7 @@ class CartridgeFacts:
     serial: str = ""
     volume: str = ""
     capacity_bytes: int = 0
+    warning_bytes: int = 0
     used_bytes: int = 0
     record_bytes: int = 0
     end: int = 0
@@ -205,6 +207,11 @@ class TapeLibrary:
     def places(self) -> dict[str, str]:
         """Return the element of each barcode that is in one."""
         return places(self.changer.elements())
+
+    def free_bytes(self) -> int:
+        """Return how much more data the disk under the library could take."""
+        facts = os.statvfs(self.folder)
+        return max(0, facts.f_bavail * facts.f_frsize - HOST_RESERVE_BYTES)
 
     def find(self, tag: str) -> Path:
         """Return the folder of a cartridge; raises `NotFoundError`."""
@@ -439,6 +446,7 @@ def _facts_in(drive: VirtualDrive, tag: str) -> CartridgeFacts:
         serial=info.serial,
         volume=volume,
         capacity_bytes=info.capacity_bytes,
+        warning_bytes=info.early_warning_bytes + info.programmable_early_warning_bytes,
         used_bytes=cartridge.used_bytes,
         record_bytes=cartridge.record_bytes,
         end=cartridge.object_count,

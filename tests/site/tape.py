@@ -68,6 +68,8 @@ class Tape:
     is_held: bool = False
     is_worm: bool = False
     is_write_protected: bool = False
+    is_on_full_disk: bool = False
+    """It is the disk below that has no room beyond `capacity`, not the cartridge."""
     refuses_erase: str = ""
     """A reason of its own not to erase it."""
     status: str = ""
@@ -186,6 +188,7 @@ class TapeNode:
             is_held=tape.is_held,
             is_worm=tape.is_worm,
             is_write_protected=tape.is_write_protected,
+            is_out_of_space=tape.is_on_full_disk and len(tape.objects) >= tape.capacity,
         )
 
     @staticmethod

@@ -908,3 +908,18 @@ def test_a_cartridge_that_cannot_be_threaded_is_back_in_its_slot(
         node.load(epoch=5)
     assert node.state().element == "slot-1"
     assert node.move(FIRST, "io").element == "io-1"
+
+
+def test_a_disk_that_gets_full_and_has_room_again_is_told(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add()
+    assert not node.state().is_out_of_space
+    assert not node.tape.has_space_changed()
+    monkeypatch.setattr(node.library, "free_bytes", lambda: 1000)
+    assert node.tape.has_space_changed()
+    assert node.state().is_out_of_space
+    assert not node.tape.has_space_changed(), "it was told"
+    assert node.load(epoch=5).cartridges[0].is_out_of_space
+    monkeypatch.undo()
+    assert node.tape.has_space_changed()

@@ -31,9 +31,11 @@ from storage_node.tape_media import (
     METADATA_ANSWER_BYTES_MAX,
     after_load,
     attributes_of,
+    cartridge_state,
     erase_facts,
     erased_info,
     informed,
+    is_out_of_space,
     metadata_records,
 )
 
@@ -274,3 +276,29 @@ def test_nothing_of_what_was_on_it_is_left_after_an_erase(library: TapeLibrary) 
     info = library.info(TAG)
     used = replace(info, retain_until=FUTURE, pool="p", coherent_reference=1, coherent_sequence=1)
     assert erased_info(replace(used, coherent_object=9)) == info
+
+
+@pytest.mark.parametrize(
+    ("used", "free", "is_out"),
+    [
+        (0, 100, True),  # as much as the reserves: the next record warns
+        (0, 101, False),
+        (0, 0, True),
+        (899, 0, True),
+        (900, 0, False),  # the cartridge itself warns there
+        (950, 10, False),
+    ],
+)
+def test_a_cartridge_is_out_of_space_if_the_disk_warns_before_it_does(
+    used: int, free: int, is_out: bool
+) -> None:
+    facts = CartridgeFacts(
+        tag=TAG,
+        status=CartridgeStatus.WRITABLE,
+        capacity_bytes=1000,
+        used_bytes=used,
+        warning_bytes=100,
+    )
+    assert is_out_of_space(facts, free) is is_out
+    assert cartridge_state(facts, {}, free_bytes=free).is_out_of_space is is_out
+    assert not is_out_of_space(CartridgeFacts(tag="CLN001CU", status=facts.status), 0)

@@ -423,6 +423,8 @@ def documents() -> dict[str, Any]:
         "read_errors": 1,
         "write_errors": 0,
         "is_worm": False,
+        "is_out_of_space": False,
+        "is_used_known": True,
         "is_write_protected": False,
         "capacity_bytes": 12 * 10**12,
         "used_bytes": 3221225472,

@@ -37,6 +37,14 @@ def test_create_sends_what_submit_would_send_and_submits_nothing(controller: Any
     assert "Next run:  2026-01-18 03:30:00\n" in out
 
 
+def test_a_schedule_that_never_ran_has_no_last_job(controller: Any, ctl: Any) -> None:
+    controller.answers["schedule.list"] = {"schedules": [SCHEDULE, SCHEDULE | {"last_job": 7}]}
+    _, out, _ = ctl("schedule", "list")
+    heading, never, once = out.splitlines()
+    end = heading.index("LAST JOB") + len("LAST JOB")
+    assert [line[:end].split()[-1] for line in (never, once)] == ["-", "7"]
+
+
 @pytest.mark.parametrize(
     ("words", "sent"),
     [

@@ -88,6 +88,22 @@ def test_list_shows_what_is_asked_for(
     assert (code, [json.loads(line)["tag"] for line in out.splitlines()]) == (0, shown)
 
 
+def test_list_says_what_keeps_from_writing_and_what_is_only_an_estimate(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    rows = [
+        documents["cartridge"] | {"tag": "A", "is_write_protected": True, "detail": "bent"},
+        documents["cartridge"] | {"tag": "B", "is_out_of_space": True},
+        documents["cartridge"] | {"tag": "C", "is_used_known": False},
+    ]
+    controller.answers["tape.list"] = {"cartridges": rows}
+    _, out, _ = ctl("tape", "list")
+    _, a, b, c = out.splitlines()
+    assert a.endswith("  bent; write protected")
+    assert b.endswith("  no room on the disk below")
+    assert (c.endswith(" -"), "~" in c, "~" in a + b) == (True, True, False)
+
+
 def test_what_is_held_and_what_is_kept_for_ever_are_told_so(
     controller: Any, ctl: Any, documents: Any
 ) -> None:
@@ -107,7 +123,13 @@ def test_show_lists_the_parts(controller: Any, ctl: Any, documents: Any) -> None
 def test_show_says_where_a_cartridge_that_is_away_is(
     controller: Any, ctl: Any, documents: Any
 ) -> None:
-    away = {"location": "vault X", "is_worm": True, "is_write_protected": True, "parts_detail": []}
+    away = {
+        "location": "vault X",
+        "is_used_known": False,
+        "is_worm": True,
+        "is_write_protected": True,
+        "parts_detail": [],
+    }
     controller.answers["tape.show"] = documents["cartridge"] | away
     _, out, _ = ctl("tape", "show", "LTO001L8")
     assert "Location:        vault X\n" in out

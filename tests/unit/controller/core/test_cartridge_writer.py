@@ -14,6 +14,7 @@ from backplane.tape_format import RecordType, decode_metadata, decode_record
 from backplane.wire.messages import TapeErase, TapeRetain
 from controller.core import effects as core
 from controller.core.cartridge_writer import ERASING
+from controller.core.library_documents import request_documents
 from tests.site.site import DATA, ControllerDied, Site, backed_up, check_end, connected, restored
 from tests.site.tape import Tape
 
@@ -468,3 +469,110 @@ def test_an_erase_that_came_to_nothing_is_forgotten(site: Site) -> None:
     check_end(site, again(site))
     assert cartridge(site).detail == ""
     assert restored(site, 1) == DATA
+
+
+# --- the disk below ------------------------------------------------------------------------------
+
+
+def no_room(site: Site, *objects: int) -> None:
+    """The disk under the library has room for so many objects of each cartridge, and for a trailer behind them."""
+    for tape, count in zip(site.tapes.values(), objects, strict=True):
+        tape.is_on_full_disk, tape.capacity = True, count
+    site.connect("tape")
+
+
+def room(site: Site) -> None:
+    for tape in site.tapes.values():
+        tape.capacity = tape.end = 10**9
+    site.connect("tape")
+
+
+REQUEST = (
+    "waiting: the disk under the library of node tape is full: free some of it, cartridge LTO001L8 "
+    "has room"
+)
+
+
+def test_a_disk_that_gets_full_is_named_and_no_cartridge_is_taken_for_full(site: Site) -> None:
+    no_room(site, 8, 0)
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.run(3600)
+    assert site.job(job).reason == REQUEST
+    assert [cartridge(site, tag).status for tag in (TAG, OTHER)] == ["writable", "blank"]
+    assert site.tapes[OTHER].objects == [], "what has no room is not tried"
+    told = (
+        "early warning on LTO001L8 after 2 records of part 1 (the disk under the library of node "
+    )
+    assert [line for line in site.log(job) if line.startswith(told)], site.log(job)
+    asked = request_documents(site.machine.jobs)
+    assert asked == [{"job": job, "request": REQUEST.removeprefix("waiting: ")}]
+    assert [alarm for alarm in site.alarms if "the disk under" in alarm] == [
+        "the disk under the library of node tape is full: cartridges there have room, and take nothing"
+    ]
+    lines = len(site.log(job))
+    site.run(3600)
+    assert len(site.log(job)) == lines, "nothing is tried again and again"
+    # There is room again: the same cartridge goes on.
+    room(site)
+    site.run()
+    check_end(site, job)
+    parts = [part.tag for part in site.machine.registry.parts_of(1)]
+    assert parts == [TAG, TAG]
+    assert cartridge(site).status == "writable"
+    assert restored(site, int(site.job(job).backup)) == DATA
+
+
+def test_a_disk_that_has_no_room_for_one_record_leaves_the_cartridge_as_it_is(site: Site) -> None:
+    no_room(site, 10**9, 10**9)
+    site.tapes[TAG].end = site.tapes[TAG].capacity = 3
+    site.set_cartridge(OTHER, status="retired")
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol")
+    site.run(600)
+    assert site.job(job).reason == REQUEST
+    assert cartridge(site).status == "blank"
+    assert "no room for the label: the disk under the library of node tape is full" in "".join(
+        site.log(job)
+    )
+    room(site)
+    site.run()
+    check_end(site, job)
+
+
+def test_who_only_labels_says_it_as_well(site: Site) -> None:
+    no_room(site, 3, 3)
+    site.tapes[TAG].end = 3
+    job = site.submit("label", tag=TAG)
+    site.run()
+    check_end(site, job, "failed")
+    assert "the disk under the library of node tape is full" in site.job(job).reason
+    assert cartridge(site).status == "blank"
+
+
+def test_a_full_disk_does_not_keep_from_recycling_which_makes_room(site: Site) -> None:
+    first = used_up(site)
+    prune(site, first)
+    no_room(site, 5, 0)
+    site.tape.put(Tape("LTO003L8", is_on_full_disk=True, capacity=0))
+    original = site.tape.answer
+
+    def answer(message: Any) -> Any:
+        if isinstance(message, TapeErase):
+            for tape in site.tapes.values():
+                tape.capacity = 10**9
+        return original(message)
+
+    site.tape.answer = answer  # type: ignore[method-assign]
+    site.connect("tape")
+    check_end(site, again(site))
+    assert site.tape.erased == [TAG]
+
+
+def test_who_does_not_wait_for_media_is_told_of_the_disk(site: Site) -> None:
+    no_room(site, 0, 0)
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", no_wait_media=True)
+    site.run()
+    check_end(site, job, "failed")
+    assert site.job(job).reason.startswith("media are needed: the disk under the library of node")

@@ -287,6 +287,30 @@ def test_a_cartridge_has_a_status_and_a_location(site: Site, job: Any) -> None:
     assert away["location"] == "vault cellar"
 
 
+def test_what_only_the_node_of_a_cartridge_knows_is_told(site: Site, job: Any) -> None:
+    registry = site.machine.registry
+    row = registry.cartridge("LTO001L8")
+    tape = site.tapes["LTO001L8"]
+    tape.retain_until, tape.is_held, tape.is_write_protected = "2026-03-01T00:00:00Z", True, True
+    site.connect("tape")
+    told = documents.cartridge_document(registry, row)
+    assert (told["retain_until"], told["hold"]) == ("2026-03-01T00:00:00Z", "its node says so")
+    assert told["is_write_protected"]
+    ours = replace(row, hold="lawsuit", retain_until="2026-04-01T00:00:00Z")
+    told = documents.cartridge_document(registry, ours)
+    assert (told["retain_until"], told["hold"]) == ("2026-04-01T00:00:00Z", "lawsuit")
+
+
+def test_a_cartridge_that_no_library_has_is_as_full_as_its_parts(site: Site, job: Any) -> None:
+    registry = site.machine.registry
+    row = registry.cartridge("LTO001L8")
+    assert documents.cartridge_document(registry, row)["is_used_known"]
+    site.tapes.pop("LTO001L8")
+    site.connect("tape")
+    told = documents.cartridge_document(registry, replace(row, vault="cellar"))
+    assert (told["used_bytes"], told["record_bytes"], told["is_used_known"]) == (7680, 7680, False)
+
+
 def test_a_backup_is_named_by_its_volume_and_time(site: Site, job: Any) -> None:
     row = site.machine.backups[1]  # type: ignore[index]
     registry = site.machine.registry
