@@ -34,7 +34,7 @@ ALTERNATIVES_MAX: Final = 3
 """Cartridges that a request to an operator names beside what would do as well."""
 
 _REQUEST: Final = re.compile(
-    r"waiting: (scratch cartridge for pool |a cartridge for pool |"
+    r"waiting: (scratch cartridge for pool |a cartridge for pool |a copy needs two drives|"
     r"cartridge \S+ (\(|is quarantined|is foreign)|the disk under the library )"
 )
 _FOR_POOL: Final = re.compile(r"waiting: (scratch|a) cartridge for pool ")

@@ -21,14 +21,22 @@ In the plan, besides what `part_writer` keeps:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from backplane.errors import BackupError, MediumError, NotFoundError, RefusedError, VolumeError
+from backplane.errors import (
+    BackupError,
+    MediaNeededError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    VolumeError,
+)
 from backplane.ids import BackupId, Designator, VolumeTag
 from controller.catalog.store import BackupRow, CopyMap, ExtentsRow, ItemRow, PartRow
 from controller.core import drives
+from controller.core.allocation import OperatorRequest, is_pool_request
 from controller.core.copies import (
     Rank,
     Source,
@@ -173,7 +181,8 @@ class _Copying:
         ended = yield from adopt_item(self.desk, self.job, item)
         while not self._is_whole():
             part, end = self._source()
-            source = TapeSource(self.desk, self.job, part, self.desk.backups[part.backup])
+            row = self.desk.backups[part.backup]
+            source = TapeSource(self.desk, self.job, part, row, besides=self._besides)
             writer = PartWriter(
                 self.desk,
                 self.job,
@@ -298,8 +307,18 @@ class _Whole:
 class TapeSource:
     """A part of a backup on a cartridge, to be read in a drive of its own."""
 
-    def __init__(self, desk: Desk, job: Job, part: PartRow, row: BackupRow) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        job: Job,
+        part: PartRow,
+        row: BackupRow,
+        *,
+        besides: Callable[[], Sequence[VolumeTag]] = tuple,
+    ) -> None:
+        """`besides` are the cartridges that may not be written, because they have the same stream."""
         self._desk, self._job, self.part, self._row = desk, job, part, row
+        self._besides = besides
         self._reader = PartReader(desk, job, waits=self._waits, seat=SEAT)
         self._is_ready = self._is_compared = False
 
@@ -324,7 +343,7 @@ class TapeSource:
 
         Either may be in the drive that the other would take, so both orders are tried.
         """
-        found: Mounted | NotYet = NotYet("")
+        found, can_be_had = NotYet(""), list[Mounted]()
         for claims in (
             (target, self._claim_source),
             (self._claim_source, target),
@@ -339,8 +358,40 @@ class TapeSource:
             if all(isinstance(each, Mounted) for each in answers):
                 return answers[claims.index(target)]
             self._release()
-            found = answers[-1]
-        return found
+            can_be_had += [each for each in answers if isinstance(each, Mounted)]
+            found = next(each for each in answers if isinstance(each, NotYet))
+        return self._why_not(found, can_be_had)
+
+    def _why_not(self, found: NotYet, can_be_had: Sequence[Mounted]) -> NotYet:
+        """Say what is waited for; that there is no second drive at once, and not when all else is there."""
+        words = found.reason
+        besides = ", ".join(self._besides())
+        if isinstance(found, OperatorRequest) and is_pool_request(words) and besides:
+            words += f"; not on {besides}, where it is already"
+        short = self._short_of_drives(can_be_had)
+        if short and self._job.plan.get("no_wait_media"):
+            raise MediaNeededError(short, hint="ctl drive list")
+        if short:
+            asks = isinstance(found, OperatorRequest)
+            words = f"{words}; {short}" if asks else f"waiting: {short}"
+        return replace(found, reason=words)
+
+    def _short_of_drives(self, can_be_had: Sequence[Mounted]) -> str:
+        """Say that two drives are needed where there are not two, even if nobody used them; else nothing."""
+        registry = self._desk.registry
+        drives_of = {
+            name: len(node.drives)
+            for name, node in registry.nodes.items()
+            if node.is_online and "tape" in node.row.roles
+        }
+        places = {each.node for each in can_be_had}
+        if len(can_be_had) == 2 and len(places) == 1:
+            # Each can be had without the other, and nothing else keeps them apart.
+            drives_of = {name: count for name, count in drives_of.items() if name in places}
+        if not drives_of or sum(drives_of.values()) > 1:
+            return ""
+        have = ", ".join(f"node {name} has {count or 'none'}" for name, count in drives_of.items())
+        return f"a copy needs two drives, one to read and one to write; {have}"
 
     def _claim_source(self) -> Mounted | NotYet:
         try:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import NotFoundError
-from backplane.ids import BackupId, VolumeTag
+from backplane.errors import ExitCode, NotFoundError
+from backplane.ids import BackupId, JobId, NodeName, VolumeTag
 from backplane.tape_format import decode_metadata, decode_record
 from controller.core import planner
+from controller.core.allocation import is_request
 from controller.core.damage import bad_of
 from controller.core.lineage import origin
 from tests.site.disk import Volume
@@ -26,6 +27,7 @@ from tests.site.site import (
     first_record,
     ledger,
 )
+from tests.site.tape import TapeNode
 
 ONE, TWO, THREE = "LTO001L8", "LTO002L8", "LTO003L8"
 FILES = {"home/a": (10, 11), "home/b": (32, 33, 34, 35, 36), "z": (50,)}
@@ -494,3 +496,70 @@ def test_copies_of_a_copy_whose_original_is_pruned_know_each_other(site: Site) -
         assert restore(site, backup=asked)[0] == DATA
         site.tape.put(taken)
         site.connect("tape")
+
+
+# --- what it lacks, in words ----------------------------------------------------------------------
+
+TWO_DRIVES = "a copy needs two drives, one to read and one to write; node tape has 1"
+
+
+def reason(site: Site, **arguments: Any) -> str:
+    job = site.submit("copy", backup=1, **arguments)
+    site.run()
+    row = site.machine.jobs[JobId(job)].row
+    site.call("job.cancel", job=job)
+    site.run()
+    return row.reason
+
+
+def test_one_drive_in_all_is_said_at_once_with_whatever_else_is_missing() -> None:
+    assert reason(library(drives=1)) == f"waiting: {TWO_DRIVES}"
+    site = library(drives=1, tags=1)
+    words = "waiting: scratch cartridge for pool default; not on LTO001L8, where it is already"
+    assert reason(site) == f"{words}; {TWO_DRIVES}"
+    site.tape.take_out(ONE)
+    site.connect("tape")
+    assert reason(site) == f"waiting: cartridge LTO001L8 (offline); {TWO_DRIVES}"
+
+
+def test_one_drive_is_an_operators_matter_and_the_job_goes_on_with_the_second() -> None:
+    site = library(drives=1)
+    job = site.submit("copy", backup=1)
+    site.run()
+    assert is_request(site.machine.jobs[JobId(job)].row.reason)
+    second = TapeNode.with_drives(2, tags=()).drives
+    name = next(name for name in second if name not in site.tape.drives)
+    site.tape.drives[name] = second[name]
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+
+
+def test_whoever_does_not_wait_for_media_does_not_wait_for_a_drive_that_is_not_there() -> None:
+    site = library(drives=1)
+    job = site.submit("copy", backup=1, no_wait_media=True)
+    site.run()
+    check_end(site, job, "failed")
+    assert site.job(job).exit_code == ExitCode.MEDIA_NEEDED
+    assert TWO_DRIVES in site.job(job).reason
+
+
+def test_where_two_drives_are_one_of_them_is_waited_for(site: Site) -> None:
+    site.call("drive.down", drive="drive-1", reason="noisy")
+    assert reason(site) == "waiting: a free drive at tape (drive-1 is down: noisy)"
+    site = library(tags=1)
+    words = "waiting: scratch cartridge for pool default; not on LTO001L8, where it is already"
+    assert reason(site) == words
+
+
+def test_a_drive_at_another_node_counts_unless_both_cartridges_are_at_one() -> None:
+    site = library(drives=1)
+    registry = site.machine.registry
+    node = registry.nodes[NodeName("tape")]
+    row = replace(node.row, name=NodeName("far"))
+    registry.nodes[row.name] = replace(node, row=row, cartridges={})
+    assert reason(site) == f"waiting: {TWO_DRIVES}"
+    for tag in (TWO, "LTO003L8", "LTO004L8"):
+        site.set_cartridge(tag, status="full", pool="other")
+    words = "waiting: scratch cartridge for pool default"
+    assert reason(site) == f"{words}; not on LTO001L8, where it is already"
