@@ -264,6 +264,11 @@ def _ledger(ledger: Document) -> str:
     text = "\n".join([f"  Ledger ({verdict}):", *lines])
     if not ledger["devices"]:
         return text
+    again = [
+        (title, _count_of(key))
+        for title, key in (("READ AGAIN", "again_read"), ("WRITTEN AGAIN", "again_written"))
+        if any(device.get(key) for device in ledger["devices"])
+    ]
     columns = [
         ("LOGICAL UNIT", render.text_of("name")),
         ("ROLE", render.text_of("role")),
@@ -280,9 +285,13 @@ def _ledger(ledger: Document) -> str:
                 ("FILEMARKS", "filemarks_written"),
             )
         ],
+        *again,
     ]
     numbers = [title for title, _ in columns[3:]]
-    return f"{text}\n\n{_indented(render.table(columns, ledger['devices'], right=numbers))}"
+    table = render.table(columns, ledger["devices"], right=numbers)
+    if again:
+        table += "\n\nAGAIN: moved by lists that failed and by later ones once more; not in the sums above"
+    return f"{text}\n\n{_indented(table)}"
 
 
 def _count_of(key: str) -> Any:

@@ -337,10 +337,41 @@ def ledger_text(ledger: tuple[LedgerEntry, ...]) -> str:
     )
 
 
+def _counted(item: ItemRow, moved: Mapping[str, int]) -> dict[str, int]:
+    """Return what of an item's bytes counts for its job; the rest was moved again by a later item."""
+    none = dict.fromkeys(moved, 0)
+    if item.state == "done":
+        return {**moved}
+    if item.state != "failed" or item.purpose == "restore":
+        return none
+    if item.purpose == "verify":
+        return none | {"read": moved["discarded"], "discarded": moved["discarded"]}
+    # What was read ahead and did not reach the tape is read again by the next item.
+    read = moved["written"] - moved["padded"]
+    return none | {"read": read, "written": moved["written"], "padded": moved["padded"]}
+
+
+def _note_again(
+    devices: Mapping[str, dict[str, Any]],
+    entries: Iterable[Mapping[str, Any]],
+    column: str,
+    excess: int,
+) -> None:
+    """Write down at its logical units what an item has read or written and a later one did again."""
+    for entry in entries:
+        here = min(max(0, excess), entry[f"bytes_{column}"])
+        devices[entry["designator"]][f"again_{column}"] += here
+        excess -= here
+
+
 def ledger_document(
     job: JobRow, items: Iterable[ItemRow], *, names: dict[str, tuple[str, str]]
 ) -> dict[str, Any]:
-    """Sum the ledgers of a job's items.  `names` maps designators (hex) to (name, role)."""
+    """Sum the ledgers of a job's items.  `names` maps designators (hex) to (name, role).
+
+    `devices` has all that the movers counted.  Of that, `again_read` and `again_written` are not in the sums: a list
+    that failed had moved them, and a later list did again.
+    """
     devices: dict[str, dict[str, Any]] = {}
     total = dict.fromkeys(("read", "written", "padded", "discarded"), 0)
     metadata_written = 0
@@ -355,6 +386,8 @@ def ledger_document(
                     "name": name,
                     "role": role,
                     **dict.fromkeys(_COLUMNS, 0),
+                    "again_read": 0,
+                    "again_written": 0,
                 },
             )
             for column in _COLUMNS:
@@ -362,17 +395,12 @@ def ledger_document(
         moved = {column: sum(entry[f"bytes_{column}"] for entry in entries) for column in total}
         if item.purpose not in DATA_PURPOSES:
             metadata_written += moved["written"]
-        elif item.state == "done":
-            for column in total:
-                total[column] += moved[column]
-        elif item.state == "failed" and item.purpose == "data":
-            # What was read ahead and did not reach the tape is read again by the next item.
-            total["read"] += moved["written"] - moved["padded"]
-            total["written"] += moved["written"]
-            total["padded"] += moved["padded"]
-        elif item.state == "failed" and item.purpose == "verify":
-            total["read"] += moved["discarded"]
-            total["discarded"] += moved["discarded"]
+            continue
+        counted = _counted(item, moved)
+        for column in total:
+            total[column] += counted[column]
+        for column in ("read", "written"):
+            _note_again(devices, entries, column, moved[column] - counted[column])
     plan = json.loads(job.plan)
     observed, repeated = plan.get("observed_bytes", 0), plan.get("repeated_bytes", 0)
     total["read"] += observed - plan.get("observed_padded", 0)
@@ -401,6 +429,8 @@ def ledger_document(
         "discarded_bytes": total["discarded"],
         "observed_bytes": observed,
         "repeated_bytes": repeated,
+        "again_read_bytes": sum(device["again_read"] for device in devices.values()),
+        "again_written_bytes": sum(device["again_written"] for device in devices.values()),
         "metadata_bytes": metadata_written,
         "residual_bytes": residual,
         "is_balanced": balances and (residual == 0 or job.state != "completed"),

@@ -66,6 +66,19 @@ def test_a_ledger_that_does_not_balance_cannot_be_overlooked(documents: Any) -> 
     assert "Ledger (NOT BALANCED)" in job_report(detail)
 
 
+def test_what_lists_that_failed_have_moved_is_told_apart(documents: Any) -> None:
+    detail = documents["detail"]
+    for device in detail["ledger"]["devices"]:
+        device.update(again_read=0, again_written=0)
+    assert "AGAIN" not in job_report(detail)
+    detail["ledger"]["devices"][0]["again_read"] = 4096
+    report = job_report(detail)
+    assert "FILEMARKS  READ AGAIN\n" in report
+    assert "          0       4,096\n" in report
+    assert "WRITTEN AGAIN" not in report
+    assert "AGAIN: moved by lists that failed and by later ones once more; not in the" in report
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

@@ -12,7 +12,7 @@ from backplane.ids import BackupId, JobId, NodeName, ViewId, VolumeId, VolumeTag
 from backplane.scsi.sense import Sense, SenseKey
 from backplane.wire.messages import LegState, ViewState
 from controller.core import documents
-from tests.site.site import DATA, Site, backed_up, ledger
+from tests.site.site import DATA, Site, backed_up, first_record, ledger
 
 
 @pytest.fixture
@@ -77,6 +77,48 @@ def test_what_was_read_ahead_and_never_written_does_not_count(site: Site, job: A
     ]
     found = book(job, items)
     assert (found["read_bytes"], found["is_balanced"]) == (7680, True)
+
+
+def net(found: dict[str, Any]) -> tuple[int, int]:
+    """Return what all units have read and written, without what was moved again."""
+    read = sum(each["bytes_read"] - each["again_read"] for each in found["devices"])
+    return read, sum(each["bytes_written"] - each["again_written"] for each in found["devices"])
+
+
+def test_what_a_list_that_failed_has_read_ahead_is_shown_at_its_unit(site: Site, job: Any) -> None:
+    items = [
+        data_item(site, "failed", read=7680, written=4096),
+        data_item(site, "done", read=3584, written=4096, padded=512),
+    ]
+    found = book(job, items)
+    assert net(found) == (found["read_bytes"], found["written_bytes"]) == (7680, 8192)
+    assert [each["again_read"] for each in found["devices"]] == [3584, 0]
+    assert (found["again_read_bytes"], found["again_written_bytes"]) == (3584, 0)
+
+
+@pytest.mark.parametrize("options", [{"keep_going": True}, {"paths": ["a"], "staging": True}])
+def test_a_restore_over_damage_adds_up_unit_by_unit(site: Site, options: dict[str, Any]) -> None:
+    made = site.make_volume("vol", data=DATA)
+    made.files.table = {"a": tuple(sorted(DATA))}
+    site.submit("backup", volume="vol")
+    site.run()
+    site.tapes["LTO001L8"].bad.add(first_record(site, 1) + 1)
+    number = site.submit("restore", backup=1, new="new", **options)
+    site.run()
+    assert site.job(number).state == "partial"
+    found = ledger(site, number)
+    assert found["again_read_bytes"] == found["again_written_bytes"] == 2048
+    assert net(found) == (found["read_bytes"], found["written_bytes"])
+    assert found["read_bytes"] == found["written_bytes"] + found["discarded_bytes"]
+
+
+def test_a_verification_over_damage_adds_up_unit_by_unit(site: Site) -> None:
+    backed_up(site)
+    site.tapes["LTO001L8"].bad.add(first_record(site, 1) + 1)
+    number = site.submit("verify", backup=1)
+    site.run()
+    found = ledger(site, number)
+    assert net(found) == (found["read_bytes"], 0)
 
 
 def test_lists_of_metadata_are_counted_apart(site: Site, job: Any) -> None:
