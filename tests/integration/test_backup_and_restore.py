@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from backplane.scsi.copy_status import MOVER_PARAMETERS
 from backplane.scsi.parameter_list import decode_parameter_list
-from backplane.testing.cluster import LocalCluster
+from backplane.testing.cluster import LocalCluster, is_running
 
 pytestmark = pytest.mark.processes
 
@@ -39,14 +40,55 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def cluster(new_cluster: Callable[..., LocalCluster]) -> LocalCluster:
-    made = new_cluster(movers=2)
-    made.up()
-    return made
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """One for all that harm nobody; each test has volumes of its own."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder:
+        made = LocalCluster(Path(folder), movers=2)
+        try:
+            made.up()
+            yield made
+        finally:
+            pids = made.pids()
+            made.down()
+            assert not [pid for pid in pids if is_running(pid)], "a daemon outlived its cluster"
 
 
-def test_a_volume_goes_to_tape_and_back_byte_exact(cluster: LocalCluster) -> None:
+@pytest.fixture(scope="module")
+def first_job(cluster: LocalCluster) -> dict[str, Any]:
+    """The first backup of all: on a cartridge without a label."""
+    image = sparse_image(cluster.folder / "first.img", mib=16)
+    cluster.ctl("volume", "create", "first", "--from", str(image))
+    return cluster.wait_job(cluster.submit("backup", "first"))
+
+
+def test_the_report_of_a_job_has_its_lists_its_movers_and_a_ledger_that_balances(
+    first_job: dict[str, Any],
+) -> None:
+    job = first_job
+    assert [item["purpose"] for item in job["items"]] == ["label", "header", "data", "trailer"]
+    for item in job["items"]:
+        parsed = decode_parameter_list(
+            bytes.fromhex(item["parameter_list"]), limits=MOVER_PARAMETERS
+        )
+        assert parsed is not None
+        assert parsed.segments
+        assert item["mover"] in ("mover-1", "mover-2")
+        assert (item["state"], item["status"], item["sense"]) == ("done", "00h", "")
+    ledger = job["ledger"]
+    assert ledger["controller_payload_bytes"] == 0
+    assert ledger["is_balanced"]
+    assert ledger["read_bytes"] + ledger["padded_bytes"] == ledger["written_bytes"]
+    assert ledger["planned_bytes"] == ledger["read_bytes"] == job["total_bytes"]
+    assert ledger["residual_bytes"] == 0
+    roles = {device["role"]: device for device in ledger["devices"]}
+    assert roles["disk"]["bytes_read"] == ledger["read_bytes"]
+    assert roles["tape"]["records_written"] > ledger["written_bytes"] // MIB
+
+
+def test_a_volume_goes_to_tape_and_back_byte_exact(
+    cluster: LocalCluster, first_job: dict[str, Any]
+) -> None:
     image = sparse_image(cluster.folder / "image")
     cluster.ctl("volume", "create", "vol", "--from", str(image))
     controller = psutil.Process(cluster.pid("controller"))
@@ -69,41 +111,22 @@ def test_a_volume_goes_to_tape_and_back_byte_exact(cluster: LocalCluster) -> Non
     assert after.write_chars - before.write_chars < moved / 8
 
 
-def test_the_report_of_a_job_has_its_lists_its_movers_and_a_ledger_that_balances(
-    cluster: LocalCluster,
+def test_a_backup_is_found_by_its_names_and_its_tape_lists_its_part(
+    cluster: LocalCluster, first_job: dict[str, Any]
 ) -> None:
-    image = sparse_image(cluster.folder / "image", mib=16)
-    cluster.ctl("volume", "create", "vol", "--from", str(image))
-    job = cluster.wait_job(cluster.submit("backup", "vol"))
-    assert [item["purpose"] for item in job["items"]] == ["label", "header", "data", "trailer"]
-    for item in job["items"]:
-        parsed = decode_parameter_list(
-            bytes.fromhex(item["parameter_list"]), limits=MOVER_PARAMETERS
-        )
-        assert parsed is not None
-        assert parsed.segments
-        assert item["mover"] in ("mover-1", "mover-2")
-        assert (item["state"], item["status"], item["sense"]) == ("done", "00h", "")
-    ledger = job["ledger"]
-    assert ledger["controller_payload_bytes"] == 0
-    assert ledger["is_balanced"]
-    assert ledger["read_bytes"] + ledger["padded_bytes"] == ledger["written_bytes"]
-    assert ledger["planned_bytes"] == ledger["read_bytes"] == job["total_bytes"]
-    assert ledger["residual_bytes"] == 0
-    roles = {device["role"]: device for device in ledger["devices"]}
-    assert roles["disk"]["bytes_read"] == ledger["read_bytes"]
-    assert roles["tape"]["records_written"] > ledger["written_bytes"] // MIB
-
-
-def test_a_backup_is_found_by_its_names_and_its_tape_lists_its_part(cluster: LocalCluster) -> None:
-    cluster.ctl("volume", "create", "vol", "--from", str(sparse_image(cluster.folder / "i", mib=8)))
+    image = sparse_image(cluster.folder / "named.img", mib=8)
+    cluster.ctl("volume", "create", "named", "--from", str(image))
     for _ in range(2):
-        assert cluster.wait_job(cluster.submit("backup", "vol"))["state"] == "completed"
-    newest, oldest = cluster.ctl("backup", "list")["backups"]
-    assert cluster.ctl("backup", "show", "vol/latest")["backup"] == newest["backup"]
+        assert cluster.wait_job(cluster.submit("backup", "named"))["state"] == "completed"
+    backups = cluster.ctl("backup", "list")["backups"]
+    newest, oldest = [each for each in backups if each["volume"] == "named"]
+    assert cluster.ctl("backup", "show", "named/latest")["backup"] == newest["backup"]
     assert cluster.ctl("backup", "show", str(oldest["backup"]))["backup"] == oldest["backup"]
     tape = cluster.ctl("tape", "show", newest["tags"][0])
-    assert [part["sequence"] for part in tape["parts_detail"]] == [1, 2]
+    parts = [(part["sequence"], part["backup"]) for part in tape["parts_detail"]]
+    assert [sequence for sequence, _ in parts] == list(range(1, len(parts) + 1))
+    assert parts[0] == (1, first_job["result"]["backup"])
+    assert [backup for _, backup in parts[-2:]] == [oldest["backup"], newest["backup"]]
 
 
 def refusal(cluster: LocalCluster, *arguments: str) -> tuple[int, str]:
@@ -114,12 +137,17 @@ def refusal(cluster: LocalCluster, *arguments: str) -> tuple[int, str]:
 def test_bad_input_is_refused_by_name_with_its_exit_code_and_nothing_is_lost(
     cluster: LocalCluster,
 ) -> None:
-    image = sparse_image(cluster.folder / "image", mib=8)
-    cluster.ctl("volume", "create", "vol", "--from", str(image))
-    number = str(cluster.wait_job(cluster.submit("backup", "vol"))["result"]["backup"])
+    image = sparse_image(cluster.folder / "full.img", mib=8)
+    cluster.ctl("volume", "create", "bad", "--from", str(image))
+    number = str(cluster.wait_job(cluster.submit("backup", "bad"))["result"]["backup"])
     cluster.ctl("volume", "create", "small", "--size", "1MiB")
     cluster.ctl("volume", "create", "full", "--from", str(image))
     kept = digest(cluster.volume_file("full"))
+
+    def names() -> list[str]:
+        return sorted(volume["name"] for volume in cluster.ctl("volume", "list")["volumes"])
+
+    before = names()
 
     def refused(*arguments: str, code: int, told: str) -> None:
         found, text = refusal(cluster, *arguments)
@@ -133,13 +161,12 @@ def test_bad_input_is_refused_by_name_with_its_exit_code_and_nothing_is_lost(
     refused("submit", "restore", number, "--to", "full", code=5, told="not empty")
     refused("submit", "restore", number, "--new", "full", code=5, told="a volume named full exists")
     refused("submit", "restore", number, "--new", "../up", code=2, told="no name for a volume")
-    refused("volume", "create", "vol", "--size", "1MiB", code=5, told="a volume named vol exists")
+    refused("volume", "create", "bad", "--size", "1MiB", code=5, told="a volume named bad exists")
     refused("volume", "create", "odd", "--size", "1000", code=2, told="whole number of blocks")
     refused("job", "show", "999", code=4, told="no job has number 999")
     refused("tape", "add", "toolong-1", code=2, told="barcode")
     assert digest(cluster.volume_file("full")) == kept
-    names = [volume["name"] for volume in cluster.ctl("volume", "list")["volumes"]]
-    assert sorted(names) == ["full", "small", "vol"]
+    assert names() == before
 
     forced = cluster.wait_job(cluster.submit("restore", number, "--to", "full", "--force"))
     assert forced["state"] == "completed", forced
@@ -164,11 +191,15 @@ def test_a_key_that_the_controller_does_not_know_gets_no_answer(cluster: LocalCl
     assert done.stderr.startswith("ctl: ")
 
 
-def test_a_second_cluster_in_the_same_folder_is_refused(cluster: LocalCluster) -> None:
+def test_a_second_cluster_in_the_same_folder_is_refused(
+    new_cluster: Callable[..., LocalCluster],
+) -> None:
+    cluster = new_cluster()
+    lock = cluster.state / "lock"
     running = cluster.start_ctl("local", "up")  # in the foreground: it owns the folder
     try:
         cluster.wait_until(
-            lambda: "serving" in (cluster.state / "lock").read_text(), what="the lock of the first"
+            lambda: lock.exists() and "serving" in lock.read_text(), what="the lock of the first"
         )
         done = cluster.run_ctl("local", "up")
         assert done.returncode == 5
@@ -210,19 +241,19 @@ def test_a_full_cartridge_is_continued_on_the_next_and_without_one_the_job_says_
 
 
 def test_a_job_is_cancelled_and_leaves_nothing_behind(cluster: LocalCluster) -> None:
-    image = sparse_image(cluster.folder / "image", mib=8)
-    cluster.ctl("volume", "create", "vol", "--from", str(image))
+    image = sparse_image(cluster.folder / "cancelled.img", mib=8)
+    cluster.ctl("volume", "create", "cancelled", "--from", str(image))
     cluster.kill("tape")
-    number = cluster.submit("backup", "vol")
+    number = cluster.submit("backup", "cancelled")
     cluster.wait_until(
         lambda: "away" in cluster.job(number)["reason"], what="the job to wait for the tape node"
     )
     cluster.ctl("job", "cancel", str(number))
     job = cluster.wait_job(number)
     assert (job["state"], job["exit_code"]) == ("cancelled", 130)
-    assert cluster.ctl("volume", "show", "vol")["held_by"] == 0
+    assert cluster.ctl("volume", "show", "cancelled")["held_by"] == 0
     cluster.up()
-    assert cluster.wait_job(cluster.submit("backup", "vol"))["state"] == "completed"
+    assert cluster.wait_job(cluster.submit("backup", "cancelled"))["state"] == "completed"
 
 
 def test_rubbish_for_a_parameter_list_is_named_with_its_sense(cluster: LocalCluster) -> None:
