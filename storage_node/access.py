@@ -2,7 +2,8 @@
 
 A request is let in (`enter`), touches the medium and leaves (`leave`).  `fence` first raises the floor, so that nobody
 with a lower epoch is let in any more, then waits for those who are inside, then makes the floor durable.  So after its
-return no request of a lower epoch can touch the medium, and requests of one unit need not wait for each other.
+return no request of a lower epoch can touch the medium, and requests of one unit need not wait for each other.  A fence
+of one lane waits for those in that lane only.
 
 The lock is held for microseconds and never during I/O.
 """
@@ -18,7 +19,8 @@ from typing import Final
 from backplane.errors import BackupError
 from backplane.ids import Designator, Epoch
 from backplane.wire.grants import Grant
-from storage_node.core.admission import Admission, RecordFloor, Request, Session, Unit
+from storage_node.core.admission import Admission, Request, Session, Unit
+from storage_node.core.floors import WHOLE_UNIT, RecordFloor
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.floor_store import FloorStore
 from storage_node.state_file import StateError
@@ -47,7 +49,8 @@ class Access:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._waiting = 0
-        self._inside: dict[tuple[Designator, Epoch], int] = {}
+        self._inside: dict[tuple[Designator, int, Epoch], int] = {}
+        """How many requests are inside a unit, by lane and epoch."""
         self._last_write_s: dict[Designator, float] = {}
 
     # --- connections -----------------------------------------------------------------------------
@@ -94,7 +97,7 @@ class Access:
         try:
             with self._lock:
                 rule(session, request, now=self._monotonic(), position=position)
-                key = session.grant.designator, session.grant.epoch
+                key = _place_of(session)
                 self._inside[key] = self._inside.get(key, 0) + 1
         except BackupError as error:
             audit_refusal(request.opcode.name, session.grant, error)
@@ -102,7 +105,7 @@ class Access:
 
     def leave(self, session: Session, *, has_written: bool = False) -> None:
         """The request is done with the medium."""
-        key = session.grant.designator, session.grant.epoch
+        key = _place_of(session)
         with self._lock:
             self._inside[key] -= 1
             if not self._inside[key]:
@@ -120,18 +123,25 @@ class Access:
         with self._lock:
             yield self._admission
 
-    def fence(self, designator: Designator, epoch: Epoch) -> None:
-        """Raise the floor; on return it is durable and nobody below it is inside."""
+    def fence(self, designator: Designator, epoch: Epoch, lane: int = WHOLE_UNIT) -> None:
+        """Raise the floor of a unit, or of one lane; on return it is durable and nobody below it is inside."""
+
+        def is_fenced(inside_lane: int, inside_epoch: Epoch) -> bool:
+            if lane:
+                return inside_lane == lane and inside_epoch < epoch
+            # A unit's floor ends lanes of its own epoch, too.
+            return inside_epoch < epoch or (inside_lane != WHOLE_UNIT and inside_epoch == epoch)
+
         with self._lock:
-            effects = self._admission.fence(designator, epoch)
-            self._drain(designator, below=epoch)
+            effects = self._admission.fence(designator, epoch, lane)
+            self._drain(designator, is_fenced)
         self.record(effects)
 
     def remove_unit(self, designator: Designator) -> None:
         """Forget a unit; on return nobody is inside."""
         with self._lock:
             self._admission.remove_unit(designator)
-            self._drain(designator, below=None)
+            self._drain(designator, lambda _lane, _epoch: True)
             self._last_write_s.pop(designator, None)
 
     def put_unit(self, unit: Unit, *, last_write_s: float | None = None) -> None:
@@ -156,14 +166,14 @@ class Access:
 
     def has_writer(self, designator: Designator) -> bool:
         """Tell whether anybody may be writing; call within `locked`."""
-        inside = any(unit == designator for unit, _ in self._inside)
+        inside = any(unit == designator for unit, _, _ in self._inside)
         return inside or self._admission.has_writer(designator)
 
-    def _drain(self, designator: Designator, *, below: Epoch | None) -> None:
+    def _drain(self, designator: Designator, is_waited_for: Callable[[int, Epoch], bool]) -> None:
         def is_clear() -> bool:
             return not any(
-                unit == designator and (below is None or epoch < below)
-                for unit, epoch in self._inside
+                unit == designator and is_waited_for(lane, epoch)
+                for unit, lane, epoch in self._inside
             )
 
         self._waiting += 1
@@ -175,6 +185,10 @@ class Access:
                 )
         finally:
             self._waiting -= 1
+
+
+def _place_of(session: Session) -> tuple[Designator, int, Epoch]:
+    return session.grant.designator, session.grant.lane, session.grant.epoch
 
 
 def audit_refusal(what: str, grant: Grant | None, error: BackupError) -> None:
@@ -189,6 +203,7 @@ def audit_refusal(what: str, grant: Grant | None, error: BackupError) -> None:
             "job": grant.job,
             "item": grant.item,
             "epoch": grant.epoch,
+            "lane": grant.lane,
             "holder": grant.holder.hex()[:16],
         }
     audit.warning("refused", extra=facts)

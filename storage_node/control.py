@@ -291,12 +291,16 @@ class Control:
             self._run(work.key, message.request, run, is_change=work.is_change)
 
     def _fence(self, message: UnitFence) -> UnitFenced:
-        self._access.fence(message.designator, message.epoch)
+        self._access.fence(message.designator, message.epoch, message.lane)
         position = 0
         if self._tape is not None and self._tape.is_drive(message.designator):
             position = self._tape.end_of_data(message.designator)
         with self._access.locked() as rules:
-            epoch = rules.floor(message.designator).epoch
+            epoch = (
+                rules.lane_floor(message.designator, message.lane)
+                if message.lane
+                else rules.floor(message.designator)
+            ).epoch
         return UnitFenced(
             request=message.request,
             designator=message.designator,

@@ -147,7 +147,7 @@ class DiskControl:
     def _volume_state(self, record: VolumeRecord) -> VolumeState:
         holders = self.book.holders(record.volume)
         with self.access.locked() as rules:
-            epoch = rules.floor(record.designator).epoch
+            epoch = rules.highest_floor(record.designator).epoch
         live = self.live[record.volume]
         activity, tracker = live.activity(), self.store.trackers.get(record.volume)
         return VolumeState(
@@ -319,7 +319,7 @@ class DiskControl:
                 job=message.job,
                 epoch=message.epoch,
                 is_forced=message.is_forced,
-                floor=rules.floor(record.designator),
+                floor=rules.highest_floor(record.designator),
             )
             self.set_gate(rules, volume)
             return effects
@@ -353,7 +353,7 @@ class DiskControl:
                 job=message.job,
                 epoch=epoch,
                 state=message.state,
-                floor=rules.floor(designator),
+                floor=rules.highest_floor(designator),
             )
             self.set_gate(rules, volume)
             return effects
@@ -458,7 +458,7 @@ class DiskControl:
     def _check_epoch(self, record: VolumeRecord, epoch: Epoch) -> None:
         """Raise `StaleError` for a request that a fence has overtaken."""
         with self.access.locked() as rules:
-            floor = rules.floor(record.designator).epoch
+            floor = rules.highest_floor(record.designator).epoch
         if epoch < floor:
             raise StaleError(f"epoch {epoch} was overtaken, volume {record.name} is at {floor}")
 

@@ -1,9 +1,11 @@
 """The durable fence floors: one small file that is only appended to.
 
-Each entry is 64 bytes: designator (8), epoch (8), holder (32), zeros (12), CRC32C of all that (4).  The last entry of a
-designator counts.  An incomplete entry at the end is a crash during `record`, whose cause was never answered: it is cut
-off.  A wrong entry anywhere else is damage, and the node refuses to start: with floors lost it would let old epochs in.
-The file is rewritten at each start, and whenever it has `ENTRIES_MAX` entries.
+Each entry is 64 bytes: designator (8), epoch (8), holder (32), lane (2), zeros (10), CRC32C of all that (4).  Lane 0 is
+the whole unit, so a file that was written before there were lanes is read as what it is.  Of a designator and lane the
+highest entry counts, and one of the whole unit takes back lanes at or below it.  An incomplete entry at the end is a
+crash during `record`, whose cause was never answered: it is cut off.  A wrong entry anywhere else is damage, and the
+node refuses to start: with floors lost it would let old epochs in.  The file is rewritten at each start, and whenever
+it has `ENTRIES_MAX` entries.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from typing import Final, Self
 
 from backplane.crc import crc32c
 from backplane.ids import Designator, Epoch
-from storage_node.core.admission import Floor, RecordFloor
+from backplane.wire.grants import LANES_MAX
+from storage_node.core.floors import LANE_FLOORS_MAX, Floor, Floors, Place, RecordFloor
 from storage_node.state_file import DamagedStateError, StateError, write_file
 
-ENTRY: Final = struct.Struct(">8sQ32s12xI")
+ENTRY: Final = struct.Struct(">8sQ32sH10xI")
 ENTRIES_MAX: Final = 16384
 
 assert ENTRY.size == 64
+assert LANE_FLOORS_MAX < ENTRIES_MAX // 2, "a file of lanes alone would be rewritten at each entry"
 
 
 class FloorStore:
@@ -50,10 +54,10 @@ class FloorStore:
         self.close()
 
     @property
-    def floors(self) -> dict[Designator, Floor]:
-        """A copy of all durable floors."""
+    def floors(self) -> dict[Place, Floor]:
+        """A copy of all durable floors, of units and of lanes."""
         with self._lock:
-            return dict(self._floors)
+            return self._floors.all
 
     def record(self, effect: RecordFloor) -> None:
         """Return when the floor, or a higher one, is durable.
@@ -63,12 +67,10 @@ class FloorStore:
         with self._lock:
             if self._is_broken:
                 raise StateError("fence floors can no longer be made durable")
-            kept = self._floors.get(effect.designator, Floor())
-            new = effect.floor
-            if (new.epoch, bool(new.holder)) <= (kept.epoch, bool(kept.holder)):
+            if not self._floors.is_news(effect):
                 return
-            self._append(effect.designator, new)
-            self._floors[effect.designator] = new
+            self._append(effect)
+            self._floors.put(effect)
             if self._entries >= ENTRIES_MAX and len(self._floors) < ENTRIES_MAX // 2:
                 self._rewrite()
 
@@ -79,11 +81,11 @@ class FloorStore:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _append(self, designator: Designator, floor: Floor) -> None:
+    def _append(self, effect: RecordFloor) -> None:
         # Any failure leaves the end of the file in doubt: nothing is appended after it.
         self._is_broken = True
         try:
-            written = os.write(self._fd, _encode(designator, floor))
+            written = os.write(self._fd, _encode(effect))
             os.fdatasync(self._fd)
         except OSError as error:
             raise StateError(f"cannot make a fence floor durable: {error.strerror}") from error
@@ -93,30 +95,36 @@ class FloorStore:
         self._entries += 1
 
     def _rewrite(self) -> None:
-        write_file(self._path, b"".join(_encode(name, f) for name, f in self._floors.items()))
+        kept = self._floors.all.items()
+        records = (
+            RecordFloor(designator=designator, floor=floor, lane=lane)
+            for (designator, lane), floor in kept
+        )
+        write_file(self._path, b"".join(map(_encode, records)))
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._entries = len(self._floors)
 
 
-def _encode(designator: Designator, floor: Floor) -> bytes:
-    body = ENTRY.pack(designator, floor.epoch, floor.holder, 0)[:-4]
+def _encode(record: RecordFloor) -> bytes:
+    floor = record.floor
+    body = ENTRY.pack(record.designator, floor.epoch, floor.holder, record.lane, 0)[:-4]
     return body + crc32c(body).to_bytes(4, "big")
 
 
-def _load(path: Path) -> dict[Designator, Floor]:
+def _load(path: Path) -> Floors:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return {}
+        return Floors()
     except OSError as error:
         raise DamagedStateError(f"cannot read {path}: {error.strerror}") from error
-    floors: dict[Designator, Floor] = {}
+    floors = Floors()
     whole = len(data) - len(data) % ENTRY.size
     for start in range(0, whole, ENTRY.size):
         entry = data[start : start + ENTRY.size]
-        designator, epoch, holder, checksum = ENTRY.unpack(entry)
+        designator, epoch, holder, lane, checksum = ENTRY.unpack(entry)
         if crc32c(entry[:-4]) != checksum:
             if start + ENTRY.size >= len(data):
                 break
@@ -124,6 +132,11 @@ def _load(path: Path) -> dict[Designator, Floor]:
                 f"{path} is damaged at byte {start}: the fence floors are lost",
                 hint="restore the file from a copy; do not start the node without it",
             )
+        if lane > LANES_MAX:
+            raise DamagedStateError(
+                f"{path} has a fence floor of lane {lane} at byte {start}, there are {LANES_MAX} lanes",
+                hint="was it written by a newer version? Start that one",
+            )
         floor = Floor(epoch=Epoch(epoch), holder=holder.rstrip(b"\0") and holder)
-        floors[Designator(designator)] = floor
+        floors.put(RecordFloor(designator=Designator(designator), floor=floor, lane=lane))
     return floors

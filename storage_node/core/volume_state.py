@@ -36,7 +36,8 @@ from backplane.errors import (
 )
 from backplane.ids import Designator, Epoch, JobId, ViewId, VolumeId
 from backplane.scsi.designator import designator_of
-from storage_node.core.admission import Floor, WriteGate
+from storage_node.core.admission import WriteGate
+from storage_node.core.floors import Floor
 
 VOLUMES_MAX: Final = 512
 VIEWS_MAX: Final = 512
@@ -299,7 +300,10 @@ class VolumeBook:
     def offline(
         self, volume: VolumeId, *, job: JobId, epoch: Epoch, is_forced: bool, floor: Floor
     ) -> list[Effect]:
-        """Begin a restore; the caller raises the floor to `epoch` before it carries out the effects."""
+        """Begin a restore; the caller raises the floor to `epoch` before it carries out the effects.
+
+        `floor` is the highest of the unit and its lanes.
+        """
         record = self.volume(volume)
         if record.state is State.RESTORING and record.job == job:
             return [DiscardData(volume)] if record.needs_discard else []
@@ -352,7 +356,10 @@ class VolumeBook:
     def publish(
         self, volume: VolumeId, *, job: JobId, epoch: Epoch, state: str, floor: Floor
     ) -> list[Effect]:
-        """End a restore or import.  `floor` is the durable floor, raised by the caller before this call."""
+        """End a restore or import.
+
+        `floor` is the highest durable floor of the unit and its lanes; the caller has raised the unit's before.
+        """
         if not self._may_publish(epoch=epoch, floor=floor):
             raise StaleError(
                 f"epoch {epoch} does not fence the writers of the volume, it is at {floor.epoch}",
@@ -368,7 +375,7 @@ class VolumeBook:
         return [*first, RecordVolume(record)]
 
     def _may_publish(self, *, epoch: Epoch, floor: Floor) -> bool:
-        """The floor stands at exactly this epoch and no writer ever opened the volume with it."""
+        """The floor stands at exactly this epoch, no lane is above it, and no writer ever opened the volume with it."""
         return floor.epoch == epoch and not floor.holder
 
     def failed(self, volume: VolumeId) -> list[Effect]:

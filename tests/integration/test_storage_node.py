@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -515,6 +516,96 @@ def test_a_restore_target_is_offline_until_it_is_published(node: Node) -> None:
     with controller.open(controller.grant(UNIT, Rights.READ, 23)) as channel:
         assert read(channel, Entry(0, 512))[1] == bytes(512)
         assert read(channel, Entry(MIB, MIB))[1] == data[:MIB]
+
+
+PIECE = 12 * 4096
+"""Lanes take turns by pieces that share units of the volume's checksums (64 KiB)."""
+
+
+def taken_offline(controller: Controller, data: bytes) -> dict[str, Any]:
+    """Fill the volume, begin to restore it; return what publishes it."""
+    filled(controller, data)
+    fields: dict[str, Any] = {"volume": VOLUME, "job": JobId(9), "epoch": Epoch(20)}
+    controller.told(VolumeOffline, **fields, is_forced=True)
+    return {**fields, "state": "online"}
+
+
+def lane(controller: Controller, number: int, epoch: int) -> Grant:
+    """Lane 1 has the even pieces, lane 2 the odd ones."""
+    starts = range((number - 1) * PIECE, SIZE - PIECE, 2 * PIECE)
+    extents = tuple((start // 512, PIECE // 512) for start in starts)
+    return controller.grant(UNIT, Rights.WRITE, epoch, lane=number, extents=extents)
+
+
+def write_lane(channel: Channel, grant: Grant, data: bytes) -> list[bool]:
+    """Write what a lane has, piece by piece; tell what was taken."""
+    pieces = [(lba * 512, (lba + blocks) * 512) for lba, blocks in grant.extents]
+    return [write(channel, start, data[start:end]).is_good for start, end in pieces]
+
+
+def test_two_lanes_of_a_restore_write_at_once_until_it_is_published(node: Node) -> None:
+    controller, data = node.controller, random_bytes(SIZE, seed=3)
+    publish = taken_offline(controller, bytes(SIZE))
+    first, second = lane(controller, 1, 21), lane(controller, 2, 22)
+    with controller.open(first) as one, controller.open(second) as other:
+        with ThreadPoolExecutor(2) as pool:
+            taken = list(pool.map(write_lane, (one, other), (first, second), (data, data)))
+        assert all(taken[0])
+        assert all(taken[1])
+        # Each has its own blocks, and nobody has all of them meanwhile.
+        assert triple(write(one, PIECE, data[PIECE : 2 * PIECE])) == DENIED
+        with pytest.raises(StaleError):
+            controller.open(controller.grant(UNIT, Rights.WRITE, 20))
+
+        # The mover of lane 1 is lost: its lane is fenced, and the other one goes on.
+        fenced = controller.ask(UnitFence, designator=UNIT, epoch=Epoch(25), lane=1)
+        assert isinstance(fenced, UnitFenced)
+        assert fenced.epoch == 25
+        assert triple(write(one, 0, b"late" + bytes(4092))) == STALE
+        assert all(write_lane(other, second, data))
+        with controller.open(lane(controller, 1, 26)) as again:
+            assert all(write_lane(again, first, data))
+            # Lane 1 is above this fence, so the volume stays as it is; the next one ends it.
+            stale = controller.failed(VolumePublish, **{**publish, "epoch": Epoch(23)})
+            assert stale.error == "stale"
+            told = controller.told(VolumePublish, **{**publish, "epoch": Epoch(26)})
+            assert (told.volumes[0].state, told.volumes[0].epoch) == ("online", 26)
+            assert triple(write(again, 0, b"late" + bytes(4092))) == STALE
+        assert triple(write(other, PIECE, b"late" + bytes(4092))) == STALE
+    end = SIZE - SIZE % PIECE - PIECE
+    with controller.open(controller.grant(UNIT, Rights.READ, 30)) as channel:
+        for start in range(0, end, MIB):
+            count = min(MIB, end - start)
+            assert read(channel, Entry(start, count))[1] == data[start : start + count]
+
+
+def test_the_floors_of_lanes_survive_kill_9(node: Node) -> None:
+    controller, data = node.controller, random_bytes(SIZE, seed=4)
+    publish = taken_offline(controller, bytes(SIZE))
+    first, second = lane(controller, 1, 21), lane(controller, 2, 22)
+    controller.open(first).close()
+    controller.open(lane(controller, 1, 23)).close()
+    with controller.open(second) as other:
+        assert all(write_lane(other, second, data))
+    controller.ask(UnitFence, designator=UNIT, epoch=Epoch(24), lane=2)
+    node.restart()
+    assert controller.inventory is not None
+    [volume] = [v for v in controller.inventory.volumes if v.volume == VOLUME]
+    assert (volume.state, volume.epoch) == ("restoring", 24)
+    for late in (first, second, controller.grant(UNIT, Rights.WRITE, 22)):
+        with pytest.raises(StaleError):
+            controller.open(late)
+    with pytest.raises(NotAuthorizedError):
+        controller.open(replace(lane(controller, 1, 23), holder=controller.other.public),
+                        by=controller.other)  # fmt: skip
+    again, last = lane(controller, 1, 23), lane(controller, 2, 25)
+    with controller.open(again) as one, controller.open(last) as other:
+        assert all(write_lane(one, again, data))
+        assert all(write_lane(other, last, data))
+    controller.told(VolumePublish, **{**publish, "epoch": Epoch(30)})
+    for late in (again, last):
+        with pytest.raises(StaleError):
+            controller.open(late)
 
 
 def test_what_the_node_promised_survives_kill_9(node: Node) -> None:

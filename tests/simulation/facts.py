@@ -18,6 +18,8 @@ class Origin:
     mover: str
     item: int
     epoch: int
+    lane: int = 0
+    """The lane in which it may write a volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,11 @@ class TapeCut:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A node has told somebody that it lets nothing below `epoch` into a unit any more."""
+    """A node has told somebody that it lets nothing below `epoch` into a unit any more, or into one lane of it."""
 
     unit: str
     epoch: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)

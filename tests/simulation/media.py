@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from backplane.errors import MediumError
-from backplane.ids import Designator, ViewId, VolumeId
+from backplane.ids import ViewId, VolumeId
 from backplane.testing.simulator import Process
-from storage_node.core.admission import Floor, RecordFloor
 from storage_node.core.changer import (
     ChangerModel,
     ElementKind,
@@ -27,6 +26,7 @@ from storage_node.core.changer import (
     kind_of,
     place,
 )
+from storage_node.core.floors import Floor, Floors, Place, RecordFloor
 from storage_node.core.tape_index import (
     INDEX_HEADER_BYTES,
     MARK_OFFSETS,
@@ -105,20 +105,17 @@ class DurableFloors:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._floors: dict[Designator, Floor] = {}
+        self._floors = Floors()
 
     @property
-    def floors(self) -> dict[Designator, Floor]:
+    def floors(self) -> dict[Place, Floor]:
         """A copy of all floors."""
-        return dict(self._floors)
+        return self._floors.all
 
     def record(self, effect: RecordFloor) -> None:
         """Keep a floor."""
         self._site.process.crash_point()
-        kept = self._floors.get(effect.designator, Floor())
-        new = effect.floor
-        if (new.epoch, bool(new.holder)) > (kept.epoch, bool(kept.holder)):
-            self._floors[effect.designator] = new
+        if self._floors.put(effect):
             self._site.process.crash_point()
 
 

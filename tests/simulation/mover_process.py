@@ -18,6 +18,7 @@ from backplane.scsi.parameter_list import ParameterList
 from backplane.testing.simulated_network import Network, Switchboard
 from backplane.testing.simulator import Process
 from backplane.wire.frames import Entry, Opcode
+from backplane.wire.grants import decode_grant
 from backplane.wire.messages import WorkItem
 from mover_node.config import MoverConfig
 from mover_node.core.abort import Ended, aborted
@@ -63,7 +64,8 @@ class Execution:
     ) -> None:
         self.process = service.process
         self.network = service.network
-        self.origin = Origin(service.process.name, item.item, item.epoch)
+        lane = max(decode_grant(unit.grant).lane for unit in item.units)
+        self.origin = Origin(service.process.name, item.item, item.epoch, lane)
         self._hosts = service.hosts
         self._units = {unit.designator: unit for unit in item.units}
         self._designators = [cscd.designator for cscd in parameters.cscds]

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from backplane.ids import Designator, Epoch, JobId, VolumeId
+from backplane.wire.grants import Grant
 from backplane.wire.messages import VolumePublish, VolumeState
 from controller.catalog.store import CartridgeRow
 from controller.core.allocation import why_kept
 from controller.core.pools import FOREVER
 from controller.core.registry import Registry
 from storage_node.access import Access
-from storage_node.core.admission import Admission, Floor, Request, Session
+from storage_node.core.admission import Admission, Request, Session
+from storage_node.core.floors import WHOLE_UNIT, Floor
 from storage_node.core.volume_state import VolumeBook
 from storage_node.disk_control import DiskControl
 from storage_node.tape.cartridge import Cartridge
@@ -32,7 +34,7 @@ WRITTEN: Final = ("writable", "full")
 class NoFenceCheck(Admission):
     """Lets every epoch in."""
 
-    def _epoch_is_current(self, designator: Designator, epoch: Epoch, number: int) -> bool:
+    def _epoch_is_current(self, grant: Grant, number: int) -> bool:
         return True
 
 
@@ -62,10 +64,10 @@ class NoFence(Access):
 
     is_publishing = False
 
-    def fence(self, designator: Designator, epoch: Epoch) -> None:
+    def fence(self, designator: Designator, epoch: Epoch, lane: int = WHOLE_UNIT) -> None:
         """Raise the floor, or do not."""
         if not self.is_publishing:
-            super().fence(designator, epoch)
+            super().fence(designator, epoch, lane)
 
 
 class PublishesAtOnce(DiskControl):

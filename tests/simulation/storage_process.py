@@ -305,7 +305,9 @@ class StorageLife:
         """What is told is told, whether or not it arrives."""
         match message:
             case UnitFenced():
-                self._tell_fence(message.designator, message.epoch)
+                asked = self._asked[message.request]
+                assert isinstance(asked, UnitFence)
+                self._tell_fence(message.designator, message.epoch, asked.lane)
             case NodeReply():
                 match self._asked.get(message.request):
                     case TapeLoad(epoch=epoch) | TapeUnload(epoch=epoch) | TapeErase(epoch=epoch):
@@ -318,8 +320,8 @@ class StorageLife:
                 pass
         self._peer.send(message)
 
-    def _tell_fence(self, unit: Designator, epoch: int) -> None:
-        self._host.emit(Fenced(unit.hex(), epoch))
+    def _tell_fence(self, unit: Designator, epoch: int, lane: int = 0) -> None:
+        self._host.emit(Fenced(unit.hex(), epoch, lane))
 
     # --- data ------------------------------------------------------------------------------------
 
@@ -344,7 +346,7 @@ class StorageLife:
         self._served[session.number] = _Served(session, connection, handler, stream)
         stream.on_closed = lambda: self._closed(session.number)
         if grant.rights & (Rights.WRITE | Rights.APPEND):
-            self._host.emit(Fenced(grant.designator.hex(), grant.epoch))
+            self._tell_fence(grant.designator, grant.epoch, grant.lane)
         answer(OpenReply(session.number, unit.opened(self.boot_id)))
 
     def serve(self, packet: Packet, *, answer: Callable[[Reply], None]) -> None:

@@ -171,6 +171,15 @@ def test_a_write_below_a_fence_that_was_told_is_a_violation(late: object) -> Non
     Judge(FenceChecker()).sees(late, Fenced("unit", 7), good).refuses(late, match="I3")
 
 
+def test_a_fence_of_a_lane_binds_that_lane_and_one_of_the_unit_all() -> None:
+    def write(lane: int, epoch: int) -> BlocksWritten:
+        return BlocksWritten("volume", "unit", 0, BLOCK, Origin("m1", 1, epoch, lane))
+
+    judge = Judge(FenceChecker()).sees(Fenced("unit", 7, 1), write(2, 6), write(0, 6), write(1, 7))
+    judge.refuses(write(1, 6), match="lane 1; it was told to be at 7")
+    judge.sees(Fenced("unit", 8), write(2, 8)).refuses(write(2, 7), match="I3")
+
+
 def test_an_epoch_that_is_used_before_it_is_durable_is_a_violation() -> None:
     Judge(EpochChecker()).sees(rows(CounterRow("epoch", 3))).refuses(
         Sent(WorkItem(1, 4)), match="durable"

@@ -101,6 +101,8 @@ class DiskNode:
     released: set[str] = field(default_factory=set)
     floor: dict[bytes, int] = field(default_factory=dict)
     lane_floor: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    held_whole: set[bytes] = field(default_factory=set)
+    """Units whose floor a writer of the whole unit has: no lane is let in before the unit is fenced."""
     never_quiet: set[str] = field(default_factory=set)
     writers: dict[str, str] = field(default_factory=dict)
     """Volumes that are being written all the time, and by whom: they are waited for until the timeout."""
@@ -174,8 +176,26 @@ class DiskNode:
         if lane:
             key = unit, lane
             self.lane_floor[key] = max(self.lane_floor.get(key, 0), epoch)
-        else:
-            self.floor[unit] = max(self.floor.get(unit, 0), epoch)
+        elif epoch > self.floor.get(unit, 0):
+            self.floor[unit] = epoch
+            self.held_whole.discard(unit)
+
+    def opened(self, unit: bytes, epoch: int, *, lane: int, is_writer: bool) -> str:
+        """Let a mover in, or say why not: "stale" or "busy"."""
+        floor = self.floor.get(unit, 0)
+        lanes = {n: at for (of, n), at in self.lane_floor.items() if of == unit and at > floor}
+        if lane:
+            if epoch <= floor or epoch < lanes.get(lane, 0):
+                return "stale"
+            if unit in self.held_whole:
+                return "busy"
+        elif epoch < floor or (is_writer and epoch <= max(lanes.values(), default=0)):
+            return "stale"
+        # Opening raises the floor, as it does at a real node.
+        self.raise_floor(unit, epoch, lane)
+        if is_writer and not lane:
+            self.held_whole.add(unit)
+        return ""
 
     # --- requests --------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ WRITE_ERROR = Sense(key=SenseKey.MEDIUM_ERROR, asc=0x0C, ascq=0)
 WRONG_PLACE = Sense(key=SenseKey.ABORTED_COMMAND, asc=0x3B, ascq=0)
 NOT_RESERVED = Sense(key=SenseKey.DATA_PROTECT, asc=0x27, ascq=0)
 STALE = Sense(key=SenseKey.UNIT_ATTENTION, asc=0x29, ascq=0)
+BUSY = Sense(key=SenseKey.NOT_READY, asc=0x04, ascq=0x07)
 
 
 @dataclass
@@ -89,17 +90,16 @@ class Execution:
 
     def run(self) -> Sense | None:
         """Carry the list out; return the sense data it ends with."""
-        for unit in self.uses:
-            floor = max(self.disk.floor.get(unit, 0), self.tape.floor.get(unit, 0))
-            lane = self.uses[unit].lane
-            floor = max(floor, self.disk.lane_floor.get((unit, lane), 0))
-            if self.work.item.epoch < floor:
-                return copy_aborted(segment=0, destination=STALE)
-            # Opening raises the floor, as it does at a real node.
+        epoch = self.work.item.epoch
+        for unit, use in self.uses.items():
             if unit in (self.drive.unit, self.source.unit):
-                self.tape.raise_floor(unit, self.work.item.epoch)
+                refusal = "stale" if epoch < self.tape.floor.get(unit, 0) else ""
+                self.tape.raise_floor(unit, epoch)
             else:
-                self.disk.raise_floor(unit, self.work.item.epoch, lane)
+                is_writer = bool(use.rights & Rights.WRITE)
+                refusal = self.disk.opened(unit, epoch, lane=use.lane, is_writer=is_writer)
+            if refusal:
+                return copy_aborted(segment=0, destination=STALE if refusal == "stale" else BUSY)
         if not (self.drive.loaded and self.source.loaded):
             not_ready = Sense(key=SenseKey.NOT_READY, asc=0x3A)
             return copy_aborted(segment=0, destination=not_ready)

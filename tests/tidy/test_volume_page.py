@@ -13,7 +13,7 @@ from pathlib import Path
 from backplane.errors import BackupError
 from backplane.ids import Epoch, JobId, VolumeId
 from backplane.scsi.designator import designator_of
-from storage_node.core.admission import Floor
+from storage_node.core.floors import Floor
 from storage_node.core.volume_state import State, VolumeBook, VolumeRecord
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "state-machines" / "volume.md"

@@ -13,7 +13,8 @@ from backplane.ids import Designator, Epoch
 from backplane.wire.frames import Opcode, boot_bits
 from backplane.wire.grants import Rights
 from storage_node import access as access_module
-from storage_node.core.admission import Floor, Request, Session, Unit, UnitKind
+from storage_node.core.admission import Request, Session, Unit, UnitKind
+from storage_node.core.floors import Floor
 from storage_node.core.write_inactivity import NEVER_WRITTEN
 from storage_node.state_file import StateError
 
@@ -37,9 +38,9 @@ def keep_entering(disk: Any, session: Session, request: Request) -> None:
 
 def test_the_floor_is_durable_when_open_returns(disk: Any) -> None:
     disk.access.open(disk.grant(DISK, Rights.WRITE))
-    assert disk.store.floors[DISK] == Floor(epoch=Epoch(5), holder=disk.mover.public)
+    assert disk.store.floors[DISK, 0] == Floor(epoch=Epoch(5), holder=disk.mover.public)
     disk.access.fence(DISK, Epoch(8))
-    assert disk.store.floors[DISK] == Floor(epoch=Epoch(8))
+    assert disk.store.floors[DISK, 0] == Floor(epoch=Epoch(8))
 
 
 def test_a_floor_that_cannot_be_kept_is_the_end_of_the_node(
@@ -69,14 +70,64 @@ def test_a_fence_waits_for_who_is_inside_and_lets_nobody_below_in(disk: Any) -> 
     with pytest.raises(StaleError):
         keep_entering(disk, session, WRITE)
     assert fence.is_alive()
-    assert disk.store.floors[DISK].epoch == 5
+    assert disk.store.floors[DISK, 0].epoch == 5
     with disk.access.locked():
         assert disk.access.has_writer(DISK)
     disk.access.leave(session, has_written=True)
     fence.join()
-    assert disk.store.floors[DISK].epoch == 9
+    assert disk.store.floors[DISK, 0].epoch == 9
     with disk.access.locked():
         assert not disk.access.has_writer(DISK)
+
+
+def test_the_floor_of_a_lane_is_durable_when_open_returns(disk: Any) -> None:
+    disk.access.fence(DISK, Epoch(5))
+    disk.access.open(disk.grant(DISK, Rights.WRITE, epoch=Epoch(7), lane=3))
+    assert disk.store.floors == {
+        (DISK, 0): Floor(epoch=Epoch(5)),
+        (DISK, 3): Floor(epoch=Epoch(7), holder=disk.mover.public),
+    }
+
+
+def test_a_fence_of_a_lane_waits_for_that_lane_only(disk: Any) -> None:
+    """
+    lane 1   enter ......................................... leave
+    lane 2   enter .............. leave
+    fence of lane 2   raise, wait ...... durable, return
+    """
+    first, second = (
+        disk.access.open(
+            disk.grant(DISK, Rights.WRITE, epoch=Epoch(5 + lane), lane=lane, extents=((lane, 1),))
+        )
+        for lane in (1, 2)
+    )
+    disk.access.enter(first, WRITE)
+    disk.access.enter(second, WRITE)
+    fence = threading.Thread(target=disk.access.fence, args=(DISK, Epoch(9), 2))
+    fence.start()
+    with pytest.raises(StaleError):
+        keep_entering(disk, second, WRITE)
+    assert fence.is_alive()
+    disk.access.leave(second)
+    fence.join()
+    assert disk.store.floors[DISK, 2].epoch == 9
+    disk.access.enter(first, WRITE)
+    for _ in range(2):
+        disk.access.leave(first)
+
+
+@pytest.mark.parametrize("fence_epoch", [7, 8])
+def test_a_fence_of_the_unit_waits_for_every_lane_that_it_ends(disk: Any, fence_epoch: int) -> None:
+    lane = disk.access.open(disk.grant(DISK, Rights.WRITE, epoch=Epoch(7), lane=1))
+    disk.access.enter(lane, WRITE)
+    fence = threading.Thread(target=disk.access.fence, args=(DISK, Epoch(fence_epoch)))
+    fence.start()
+    with pytest.raises(StaleError):
+        keep_entering(disk, lane, WRITE)
+    assert fence.is_alive()
+    disk.access.leave(lane, has_written=True)
+    fence.join()
+    assert disk.store.floors == {(DISK, 0): Floor(epoch=Epoch(fence_epoch))}
 
 
 def test_a_fence_does_not_wait_for_its_own_or_later_epochs(disk: Any) -> None:
@@ -94,7 +145,7 @@ def test_a_medium_that_hangs_makes_the_fence_fail_and_not_lie(
     disk.access.enter(session, WRITE)
     with pytest.raises(BackupError, match="has been inside"):
         disk.access.fence(DISK, Epoch(9))
-    assert disk.store.floors[DISK].epoch == 5
+    assert disk.store.floors[DISK, 0].epoch == 5
     disk.access.leave(session)
 
 
@@ -143,6 +194,6 @@ def test_every_refusal_is_audited_with_the_reason_the_peer_is_not_told(
     assert len(lines) == 3
     facts = vars(lines[0])
     assert facts["reason"] == "grant refused; extents beyond the end of the unit"
-    assert (facts["job"], facts["item"], facts["epoch"]) == (1, 2, 5)
+    assert (facts["job"], facts["item"], facts["epoch"], facts["lane"]) == (1, 2, 5, 0)
     assert facts["unit"] == DISK.hex()
     assert vars(lines[2])["request"] == "WRITE"

@@ -198,6 +198,19 @@ def test_every_request_is_answered_with_its_number(node: Node) -> None:
     assert reply(node.answer(VolumeDelete(request=18, volume=VOLUME))).volumes == ()
 
 
+def test_a_lane_is_fenced_by_itself_and_says_where_it_stands(node: Node) -> None:
+    node.answer(create(request=1))
+    node.answer(UnitFence(request=2, designator=UNIT, epoch=Epoch(4)))
+    for request, lane, epoch, told in ((3, 2, 9, 9), (4, 2, 7, 9), (5, 1, 3, 4), (6, 0, 5, 5)):
+        fenced = node.answer(
+            UnitFence(request=request, designator=UNIT, epoch=Epoch(epoch), lane=lane)
+        )
+        assert isinstance(fenced, UnitFenced)
+        assert fenced.epoch == told
+    refused = failure(node.answer(UnitFence(request=7, designator=UNIT, epoch=Epoch(9), lane=65)))
+    assert (refused.error, refused.reason) == ("usage", "there is no lane 65: lanes are 1 to 64")
+
+
 def test_tape_requests_are_answered_as_well(node: Node) -> None:
     tag = VolumeTag("SDV001L8")
     added = reply(node.answer(TapeAdd(request=1, tag=tag, capacity_bytes=1 << 20)))

@@ -1,15 +1,18 @@
 """Durable floors: found again, torn tails cut, damage refused, failures final."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backplane.crc import crc32c
 from backplane.ids import Designator, Epoch
+from backplane.wire.grants import LANES_MAX
 from storage_node import floor_store
-from storage_node.core.admission import Floor, RecordFloor
+from storage_node.core.floors import Floor, RecordFloor
 from storage_node.floor_store import ENTRY, FloorStore
 from storage_node.state_file import DamagedStateError, StateError
 
@@ -18,8 +21,9 @@ TAPE = Designator(b"\x30tape...")
 HOLDER = b"h" * 32
 
 
-def record(epoch: int, holder: bytes = b"", unit: Designator = DISK) -> RecordFloor:
-    return RecordFloor(designator=unit, floor=Floor(epoch=Epoch(epoch), holder=holder))
+def record(epoch: int, holder: bytes = b"", unit: Designator = DISK, lane: int = 0) -> RecordFloor:
+    floor = Floor(epoch=Epoch(epoch), holder=holder)
+    return RecordFloor(designator=unit, floor=floor, lane=lane)
 
 
 def test_floors_are_found_again(tmp_path: Path) -> None:
@@ -29,7 +33,10 @@ def test_floors_are_found_again(tmp_path: Path) -> None:
         store.record(record(5, HOLDER))
         store.record(record(7, HOLDER, TAPE))
         store.record(record(9, b"", TAPE))
-        expected = {DISK: Floor(epoch=Epoch(5), holder=HOLDER), TAPE: Floor(epoch=Epoch(9))}
+        expected = {
+            (DISK, 0): Floor(epoch=Epoch(5), holder=HOLDER),
+            (TAPE, 0): Floor(epoch=Epoch(9)),
+        }
         assert store.floors == expected
         assert path.stat().st_size == 4 * ENTRY.size
     with FloorStore(path) as store:
@@ -45,6 +52,56 @@ def test_what_is_no_news_is_not_written(tmp_path: Path) -> None:
         assert (tmp_path / "floors").stat().st_size == ENTRY.size
 
 
+def test_floors_of_lanes_are_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "floors"
+    with FloorStore(path) as store:
+        store.record(record(5))
+        store.record(record(7, HOLDER, lane=1))
+        store.record(record(9, lane=64))
+        store.record(record(8, HOLDER, lane=2))
+        expected = store.floors
+        assert set(expected) == {(DISK, 0), (DISK, 1), (DISK, 2), (DISK, 64)}
+    for _ in range(2):  # As they were appended, and as they were written anew.
+        with FloorStore(path) as store:
+            assert store.floors == expected
+            assert path.stat().st_size == 4 * ENTRY.size
+
+
+def test_a_raised_unit_floor_takes_lanes_back_on_the_disk_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "floors"
+    with FloorStore(path) as store:
+        store.record(record(7, HOLDER, lane=1))
+        store.record(record(9, HOLDER, lane=2))
+        store.record(record(8))
+        store.record(record(8, HOLDER, lane=1))  # Came late: no news any more.
+        expected = {
+            (DISK, 0): Floor(epoch=Epoch(8)),
+            (DISK, 2): Floor(epoch=Epoch(9), holder=HOLDER),
+        }
+        assert store.floors == expected
+        assert path.stat().st_size == 3 * ENTRY.size
+    with FloorStore(path) as store:
+        assert store.floors == expected
+        assert path.stat().st_size == 2 * ENTRY.size
+
+
+def test_a_file_from_before_there_were_lanes_has_the_floors_of_units(tmp_path: Path) -> None:
+    path = tmp_path / "floors"
+    body = struct.pack(">8sQ32s12x", DISK, 5, HOLDER)
+    path.write_bytes(body + crc32c(body).to_bytes(4, "big"))
+    with FloorStore(path) as store:
+        assert store.floors == {(DISK, 0): Floor(epoch=Epoch(5), holder=HOLDER)}
+
+
+def test_a_lane_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "floors"
+    body = ENTRY.pack(DISK, 5, HOLDER, LANES_MAX + 1, 0)[:-4]
+    path.write_bytes(body + crc32c(body).to_bytes(4, "big"))
+    with pytest.raises(DamagedStateError, match="lane 65 at byte 0") as caught:
+        FloorStore(path)
+    assert "newer version" in caught.value.hint
+
+
 @given(st.integers(0, ENTRY.size - 1))
 def test_a_torn_entry_at_the_end_was_never_answered(cut: int) -> None:
     import tempfile
@@ -55,13 +112,13 @@ def test_a_torn_entry_at_the_end_was_never_answered(cut: int) -> None:
             store.record(record(5, HOLDER))
             store.record(record(6, HOLDER))
         data = path.read_bytes()
-        torn = ENTRY.pack(DISK, 7, HOLDER, 1)
+        torn = ENTRY.pack(DISK, 7, HOLDER, 0, 1)
         path.write_bytes(data + torn[:cut])
         with FloorStore(path) as store:
-            assert store.floors[DISK].epoch == 6
+            assert store.floors[DISK, 0].epoch == 6
         path.write_bytes(data + torn)  # all of its length, but not of its bytes
         with FloorStore(path) as store:
-            assert store.floors[DISK].epoch == 6
+            assert store.floors[DISK, 0].epoch == 6
 
 
 def test_damage_before_the_end_is_refused(tmp_path: Path) -> None:
@@ -86,7 +143,7 @@ def test_the_file_is_rewritten_before_it_grows_without_end(
         for epoch in range(1, 100):
             store.record(record(epoch))
             assert path.stat().st_size <= 8 * ENTRY.size
-        assert store.floors[DISK].epoch == 99
+        assert store.floors[DISK, 0].epoch == 99
 
 
 def test_a_failed_sync_is_never_tried_again(
@@ -103,7 +160,7 @@ def test_a_failed_sync_is_never_tried_again(
                 store.record(record(2))
         with pytest.raises(StateError, match="no longer"):
             store.record(record(3))
-        assert store.floors[DISK].epoch == 1
+        assert store.floors[DISK, 0].epoch == 1
 
 
 def test_a_short_write_is_final_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

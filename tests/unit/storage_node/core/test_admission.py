@@ -1,6 +1,7 @@
 """Fences, grants and boot ids: table S3 of the fault catalogue and the rules of OPEN, request and FENCE."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,13 +10,11 @@ from hypothesis import strategies as st
 from backplane.errors import BusyError, NotAuthorizedError, RefusedError, StaleError, UsageError
 from backplane.ids import Designator, Epoch, ItemId, JobId, NodeName
 from backplane.wire.frames import DATA_BYTES_MAX, Entry, EntryKind, Opcode, boot_bits
-from backplane.wire.grants import Grant, Rights
+from backplane.wire.grants import LANES_MAX, Grant, Rights
 from storage_node.core import admission
 from storage_node.core.admission import (
     Admission,
-    Floor,
     PositionError,
-    RecordFloor,
     Request,
     Session,
     Unit,
@@ -23,6 +22,7 @@ from storage_node.core.admission import (
     WriteGate,
     entries_bytes,
 )
+from storage_node.core.floors import Floor, Floors, RecordFloor
 
 BOOT = bytes(range(16))
 DISK = Designator(b"\x30disk...")
@@ -92,6 +92,8 @@ WRITE = asks(Opcode.WRITE, Entry(10 * 512, 512))
         replace(GRANT, extents=((99, 2),)),
         replace(TAPE_GRANT, rights=Rights.WRITE),
         replace(TAPE_GRANT, extents=((0, 1),)),
+        replace(TAPE_GRANT, lane=1),
+        replace(GRANT, rights=Rights.READ, lane=1),
     ],
 )
 def test_a_grant_that_does_not_fit_the_node_is_refused_with_the_one_error(grant: Grant) -> None:
@@ -263,7 +265,7 @@ def test_the_same_holder_may_come_back_with_the_same_epoch_and_nobody_else() -> 
 
 
 def test_floors_survive_in_what_was_recorded() -> None:
-    floors = {DISK: Floor(epoch=Epoch(5), holder=HOLDER)}
+    floors = {(DISK, 0): Floor(epoch=Epoch(5), holder=HOLDER)}
     rules = Admission(node=NodeName("node-1"), boot_id=BOOT, floors=floors)
     rules.put_unit(Unit(designator=DISK, kind=UnitKind.BLOCK, block_bytes=512, blocks=100))
     with pytest.raises(StaleError):
@@ -330,6 +332,247 @@ def test_a_fenced_or_closed_writer_does_not_count_as_one() -> None:
     rules.close(session)
     assert not rules.has_writer(DISK)
     assert not rules.has_writer(Designator(b"\x30unknown"))
+
+
+# --- lanes ---------------------------------------------------------------------------------------
+
+
+def lane(number: int, epoch: int, **changes: Any) -> Grant:
+    """Lane n has the ten blocks from 10 n on."""
+    fields: dict[str, Any] = {"extents": ((10 * number, 10),), "lane": number}
+    return replace(GRANT, epoch=Epoch(epoch), **(fields | changes))
+
+
+def writes(session: Session) -> Request:
+    return asks(Opcode.WRITE, Entry(512 * session.grant.extents[0][0], 512))
+
+
+def is_stale(rules: Admission, session: Session) -> bool:
+    try:
+        rules.check(session, writes(session), now=0.0)
+        rules.recheck(session, writes(session), now=0.0)
+    except StaleError:
+        return True
+    return False
+
+
+def test_lanes_write_at_once_and_each_raises_its_own_floor() -> None:
+    rules = node()
+    rules.fence(DISK, Epoch(5))
+    sessions = [opened(rules, lane(number, 5 + number, holder=HOLDER)) for number in (3, 1, 2)]
+    assert not any(is_stale(rules, session) for session in sessions)
+    assert rules.floor(DISK) == Floor(epoch=Epoch(5))
+    assert rules.lane_floor(DISK, 3) == Floor(epoch=Epoch(8), holder=HOLDER)
+    assert rules.lane_floor(DISK, 4) == rules.floor(DISK)
+    assert rules.highest_floor(DISK).epoch == 8
+    assert rules.has_writer(DISK)
+
+
+def test_opening_a_lane_returns_the_floors_of_unit_and_lane_to_record() -> None:
+    """It relies on both: that of the unit may still be on its way to the disk."""
+    rules = node()
+    rules.fence(DISK, Epoch(5))
+    _, effects = rules.open(lane(2, 7), now=0.0)
+    assert effects == [
+        RecordFloor(designator=DISK, floor=Floor(epoch=Epoch(5))),
+        RecordFloor(designator=DISK, floor=Floor(epoch=Epoch(7), holder=HOLDER), lane=2),
+    ]
+
+
+def test_a_newer_epoch_of_a_lane_ends_the_older_one_and_no_other_lane() -> None:
+    rules = node()
+    old, other = opened(rules, lane(1, 6)), opened(rules, lane(2, 7))
+    new = opened(rules, lane(1, 8, holder=OTHER))
+    assert [is_stale(rules, session) for session in (old, other, new)] == [True, False, False]
+    with pytest.raises(StaleError, match="lane 1 of the unit is at 8"):
+        rules.open(lane(1, 6), now=0.0)
+
+
+def test_a_fence_of_a_lane_refuses_what_is_below_it_in_that_lane_only() -> None:
+    rules = node()
+    old, other = opened(rules, lane(1, 6)), opened(rules, lane(2, 7))
+    effects = rules.fence(DISK, Epoch(9), 1)
+    assert effects[-1] == RecordFloor(designator=DISK, floor=Floor(epoch=Epoch(9)), lane=1)
+    assert [is_stale(rules, session) for session in (old, other)] == [True, False]
+    opened(rules, lane(1, 9))
+    with pytest.raises(NotAuthorizedError):
+        rules.open(lane(1, 9, holder=OTHER), now=0.0)
+
+
+def test_a_fence_of_a_lane_below_its_unit_says_what_the_unit_says() -> None:
+    rules = node()
+    rules.fence(DISK, Epoch(9))
+    assert rules.fence(DISK, Epoch(9), 1) == rules.fence(DISK, Epoch(4), 1)
+    assert rules.fence(DISK, Epoch(9), 1) == [
+        RecordFloor(designator=DISK, floor=Floor(epoch=Epoch(9)))
+    ]
+
+
+@pytest.mark.parametrize("fence", [8, 7])
+def test_a_fence_of_the_unit_ends_all_lanes_up_to_its_epoch(fence: int) -> None:
+    rules = node()
+    first, second = opened(rules, lane(1, 6)), opened(rules, lane(2, 7))
+    rules.fence(DISK, Epoch(fence))
+    assert is_stale(rules, first)
+    assert is_stale(rules, second)
+    assert not rules.has_writer(DISK)
+    with pytest.raises(StaleError):
+        rules.open(lane(2, fence), now=0.0)
+    opened(rules, lane(2, fence + 1))
+
+
+def test_a_lane_above_a_fence_of_the_unit_goes_on() -> None:
+    rules = node()
+    late, other = opened(rules, lane(1, 9)), opened(rules, lane(2, 6))
+    rules.fence(DISK, Epoch(7))
+    assert [is_stale(rules, session) for session in (late, other)] == [False, True]
+    assert rules.highest_floor(DISK) == Floor(epoch=Epoch(9), holder=HOLDER)
+
+
+def test_a_later_writer_of_the_whole_unit_ends_all_lanes() -> None:
+    rules = node()
+    first, second = opened(rules, lane(1, 6)), opened(rules, lane(2, 7))
+    whole = opened(rules, replace(GRANT, epoch=Epoch(8), holder=OTHER))
+    assert [is_stale(rules, session) for session in (first, second, whole)] == [True, True, False]
+
+
+@pytest.mark.parametrize("epoch", [5, 6, 7])
+def test_an_earlier_writer_of_the_whole_unit_stays_out_while_lanes_write(epoch: int) -> None:
+    """It was not fenced and it slept: the unit's floor is 5, so nothing but the lanes tells that it is late."""
+    rules = node()
+    rules.fence(DISK, Epoch(5))
+    first, second = opened(rules, lane(1, 6)), opened(rules, lane(2, 7))
+    with pytest.raises(StaleError, match="a lane of the unit is at 7"):
+        rules.open(replace(GRANT, epoch=Epoch(epoch)), now=0.0)
+    assert not is_stale(rules, first)
+    assert not is_stale(rules, second)
+
+
+def test_no_lane_is_opened_while_a_writer_of_the_whole_unit_may_come_back() -> None:
+    rules = node()
+    whole = opened(rules)
+    rules.close(whole)
+    with pytest.raises(BusyError, match="whole") as caught:
+        rules.open(lane(1, 6), now=0.0)
+    assert "fence" in caught.value.hint
+    rules.fence(DISK, Epoch(7))
+    opened(rules, lane(1, 8))
+    with pytest.raises(StaleError):
+        rules.open(GRANT, now=0.0)
+
+
+def test_floors_of_lanes_survive_in_what_was_recorded() -> None:
+    first = node()
+    floors = Floors()
+    for effects in (
+        first.fence(DISK, Epoch(5)),
+        first.open(lane(1, 8), now=0.0)[1],
+        first.fence(DISK, Epoch(9), 2),
+    ):
+        for effect in effects:
+            floors.put(effect)
+    rules = Admission(node=NodeName("node-1"), boot_id=BOOT, floors=floors.all)
+    rules.put_unit(Unit(designator=DISK, kind=UnitKind.BLOCK, block_bytes=512, blocks=100))
+    for late in (lane(1, 7), lane(2, 8), replace(GRANT, epoch=Epoch(7))):
+        with pytest.raises(StaleError):
+            rules.open(late, now=0.0)
+    with pytest.raises(NotAuthorizedError):
+        rules.open(lane(1, 8, holder=OTHER), now=0.0)
+    opened(rules, lane(1, 8))
+    opened(rules, lane(2, 10))
+
+
+@pytest.mark.parametrize("extents", [((19, 1),), ((0, 100),), ((40, 1), (12, 2), (60, 3))])
+def test_a_lane_gets_no_block_that_another_open_lane_may_write(
+    extents: tuple[tuple[int, int], ...],
+) -> None:
+    rules = node()
+    session = opened(rules, lane(1, 6))
+    with pytest.raises(NotAuthorizedError) as caught:
+        rules.open(lane(2, 7, extents=extents), now=0.0)
+    assert caught.value.__notes__ == ["extents of another lane"]
+    assert rules.highest_floor(DISK).epoch == 6
+    rules.close(session)
+    opened(rules, lane(2, 7, extents=extents))
+
+
+def test_a_lane_that_was_fenced_has_no_blocks() -> None:
+    rules = node()
+    opened(rules, lane(1, 6))
+    rules.fence(DISK, Epoch(7), 1)
+    opened(rules, lane(2, 8, extents=((10, 10),)))
+    opened(rules, lane(1, 9, extents=((30, 10), (20, 10))))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=5),
+)
+def test_extents_of_lanes_are_compared_as_by_marking_every_block(
+    one: list[tuple[int, int]], other: list[tuple[int, int]]
+) -> None:
+    rules = node()
+    opened(rules, lane(1, 6, extents=tuple(one)))
+    blocks = [{lba + n for lba, count in each for n in range(count)} for each in (one, other)]
+    if blocks[0] & blocks[1]:
+        with pytest.raises(NotAuthorizedError):
+            rules.open(lane(2, 7, extents=tuple(other)), now=0.0)
+    else:
+        opened(rules, lane(2, 7, extents=tuple(other)))
+
+
+def test_readers_and_lanes_do_not_mind_each_other() -> None:
+    rules = node()
+    rules.fence(DISK, Epoch(5))
+    reader = opened(rules, replace(GRANT, rights=Rights.READ))
+    opened(rules, lane(1, 6))
+    opened(rules, replace(GRANT, rights=Rights.READ, epoch=Epoch(7)))
+    rules.check(reader, READ, now=0.0)
+
+
+def test_a_drive_has_no_lanes_to_fence_and_no_unit_has_more_than_the_limit() -> None:
+    rules = node()
+    with pytest.raises(UsageError, match="a drive has no lanes"):
+        rules.fence(TAPE, Epoch(9), 1)
+    for wrong in (-1, LANES_MAX + 1):
+        with pytest.raises(UsageError, match="lanes are 1 to 64"):
+            rules.fence(DISK, Epoch(9), wrong)
+    assert rules.floor(DISK) == rules.floor(TAPE) == Floor()
+
+
+def test_beyond_the_limit_lanes_that_nobody_writes_are_given_up_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "LANE_FLOORS_MAX", 3)
+    rules = node()
+    gone = Designator(b"\x30gone...")
+    rules.fence(gone, Epoch(3), 1)
+    rules.fence(gone, Epoch(4), 2)
+    opened(rules, lane(1, 6))
+    _, effects = rules.open(lane(2, 7), now=0.0)
+    assert effects[0] == RecordFloor(designator=gone, floor=Floor(epoch=Epoch(4)))
+    assert rules.highest_floor(gone) == rules.floor(gone)
+    opened(rules, lane(3, 8))
+    for refused in (
+        lambda: rules.open(lane(4, 9), now=0.0),
+        lambda: rules.fence(gone, Epoch(9), 1),
+    ):
+        with pytest.raises(BusyError, match="3 lanes"):
+            refused()
+    opened(rules, lane(1, 9))  # One that is kept already needs no room.
+    rules.check_invariants()
+
+
+def test_grants_of_lanes_that_are_fenced_are_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow lane is not refused because the others have had many grants."""
+    monkeypatch.setattr(admission, "GRANTS_KEPT_MAX", 8)
+    rules = node()
+    slow = opened(rules, lane(1, 6))
+    for epoch in range(7, 40):
+        opened(rules, lane(2, epoch))
+    rules.check(slow, writes(slow), now=0.0)
 
 
 # --- boot id, position, gates --------------------------------------------------------------------
@@ -403,7 +646,7 @@ def test_entries_beyond_the_limit_of_a_frame_are_refused() -> None:
 
 
 class NoEpochCheck(Admission):
-    def _epoch_is_current(self, designator: Designator, epoch: Epoch, number: int) -> bool:
+    def _epoch_is_current(self, grant: Grant, number: int) -> bool:
         return True
 
 

@@ -13,7 +13,8 @@ from backplane.errors import (
 from backplane.ids import Epoch, JobId, ViewId, VolumeId
 from backplane.scsi.designator import designator_of
 from storage_node.core import volume_state
-from storage_node.core.admission import Floor, WriteGate
+from storage_node.core.admission import WriteGate
+from storage_node.core.floors import Floor
 from storage_node.core.volume_state import (
     DiscardData,
     DropView,
