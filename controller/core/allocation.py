@@ -28,7 +28,7 @@ from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
 from controller.core.lineage import parent_of
 from controller.core.pools import ALWAYS, allocation_of, seconds_between
 from controller.core.procedure import NotYet
-from controller.core.registry import Keeping, Registry
+from controller.core.registry import Keeping, Needed, Registry
 
 ALTERNATIVES_MAX: Final = 3
 """Cartridges that a request to an operator names beside what would do as well."""
@@ -104,7 +104,7 @@ def candidates(
         # One with a label is as good as done; a blank one of the pool may be half labelled.
         unused.sort(key=lambda row: (row.status != "writable", not row.cartridge, row.tag))
         yield from map(Choice, unused)
-    used = needed_tags(registry, backups)
+    used = needed_now(registry, backups)
     for group in (ours, scratch):
         written = [row for row in group if not is_unused(row)]
         old = [row for row in written if not why_kept(row, registry, used=used, wall=wall)]
@@ -142,6 +142,17 @@ def needed_tags(
         if part.backup in living and is_there:
             found.setdefault(part.tag, part.backup)
     return found
+
+
+def needed_now(
+    registry: Registry, backups: Mapping[BackupId, BackupRow]
+) -> dict[VolumeTag, BackupId]:
+    """Return `needed_tags` again, if nothing has changed: every job that waits for a cartridge asks at every event."""
+    known = registry.needed
+    if known is None or known.lineage != registry.lineage or known.backups is not backups:
+        tags = needed_tags(registry, backups)
+        known = registry.needed = Needed(registry.lineage, backups, tags)
+    return known.tags
 
 
 def why_kept(

@@ -17,7 +17,7 @@ from controller.core import documents
 from controller.core.allocation import place_of, state_of
 from controller.core.desk import Desk
 from controller.core.effects import Call
-from controller.core.library_documents import drive_document, find_drive
+from controller.core.library_documents import drive_document, drive_to_set, find_drive
 from controller.core.media import tag_claims
 from controller.core.procedure import Ask, Procedure, Step
 
@@ -172,7 +172,7 @@ def put_up(desk: Desk, call: Call) -> None:
 
 
 def _set_drive(desk: Desk, call: Call, *, is_down: bool, reason: str) -> None:
-    node, state = find_drive(desk.registry, call.arguments["drive"])
+    node, state = drive_to_set(desk.registry, call.arguments["drive"])
     before = desk.registry.drives.get((node, state.drive))
     row = DriveRow(node=node, drive=state.drive, is_down=is_down, reason=reason, since=desk.wall)
     if before is None or replace(before, since=row.since) != row:

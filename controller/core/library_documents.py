@@ -17,12 +17,13 @@ A drive that is put down while a job has it goes on with what it does, and is Do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, UsageError
-from backplane.ids import JobId, NodeName
+from backplane.ids import Designator, Epoch, JobId, NodeName
 from backplane.scsi.tape_alert import words_of
 from backplane.wire.messages import DriveState
 from controller.core.allocation import is_request
@@ -39,18 +40,64 @@ UNLOADING: Final = "Unloading"
 CLEANING_UP: Final = "CleaningUp"
 UNKNOWN: Final = "Unknown"
 
+UNSEEN: Final = "unknown"
+"""State of the medium of a drive of which its node has not told."""
+
+DRIVE_EXAMPLE: Final = "drive-0"
+DRIVE_NAME: Final = re.compile(r"drive-\d{1,2}", re.ASCII)
+
+
+def known_drives(registry: Registry) -> list[tuple[NodeName, DriveState]]:
+    """Return all drives in order: those that nodes have told of, and those of which only an operator has."""
+    found = {
+        (node.row.name, state.drive): state
+        for node in registry.nodes.values()
+        for state in node.drives.values()
+    }
+    for key in registry.drives:
+        found.setdefault(key, unseen_drive(key[1]))
+    return [(node, found[node, drive]) for node, drive in sorted(found)]
+
+
+def unseen_drive(drive: str) -> DriveState:
+    """Return the state of a drive of which its node has not told, since we began or at all."""
+    return DriveState(
+        drive=drive, designator=Designator(b""), state=UNSEEN, loaded="", epoch=Epoch(0)
+    )
+
+
+def drive_to_set(registry: Registry, name: str) -> tuple[NodeName, DriveState]:
+    """Find a drive to say something of, also one of a tape node that is away: `find_drive`, and its `NODE/DRIVE`.
+
+    What is said is remembered, and holds when the node is back; so it has to be one that could be there.
+    """
+    node_name, _, drive = name.rpartition("/")
+    known = registry.nodes.get(NodeName(node_name))
+    if known is not None and not known.is_online and "tape" in known.row.roles:
+        is_told = drive in known.drives or (known.row.name, drive) in registry.drives
+        if not is_told and not known.drives and DRIVE_NAME.fullmatch(drive):
+            return known.row.name, unseen_drive(drive)
+    return find_drive(registry, name)
+
 
 def find_drive(registry: Registry, name: str) -> tuple[NodeName, DriveState]:
     """Find a drive by `NODE/DRIVE`, or by its name alone if only one node has one that is called so."""
     node_name, _, drive_name = name.rpartition("/")
     found = [
-        (node.row.name, state)
-        for node in sorted(registry.nodes.values(), key=lambda each: each.row.name)
-        for state in node.drives.values()
-        if state.drive == drive_name and node_name in ("", node.row.name)
+        (node, state)
+        for node, state in known_drives(registry)
+        if state.drive == drive_name and node_name in ("", node)
     ]
     if not found:
-        raise NotFoundError(f"no drive is called {name!r}", hint="ctl drive list shows them")
+        away = [
+            node.row.name
+            for node in registry.nodes.values()
+            if "tape" in node.row.roles and not node.is_online and not node.drives
+        ]
+        hint = "ctl drive list shows them"
+        if away:
+            hint += f"; one of {min(away)}, which is away, is called {min(away)}/{DRIVE_EXAMPLE}"
+        raise NotFoundError(f"no drive is called {name!r}", hint=hint)
     if len(found) > 1:
         raise UsageError(
             f"{len(found)} nodes have a drive {name}", hint=f"NODE/{name}; ctl drive list"
@@ -73,12 +120,14 @@ def activity_of(
         if job is not None and "ending" in job.plan:
             return CLEANING_UP, said
         return registry.drive_activity.get((node, drive), STARTING), said
-    if row is not None and row.is_down:
+    if row is not None and row.is_down and drive in known.drives:
         return DOWN, said
     by_hand = registry.drives_by_hand.get((node, drive), "")
     if by_hand:
         return (UNLOADING if by_hand.startswith("unload") else MOUNTING), by_hand
-    state = known.drives[drive]
+    state = known.drives.get(drive)
+    if state is None:
+        return UNKNOWN, f"storage node {node} has no such drive"
     if state.needs_cleaning:
         return UP, "asks for a cleaning cartridge"
     return UP, "the last write failed" if state.state == "error" else ""
@@ -87,9 +136,10 @@ def activity_of(
 def drive_documents(registry: Registry, jobs: Mapping[JobId, Job]) -> list[dict[str, Any]]:
     """Describe all drives."""
     return [
-        drive_document(registry, jobs, node.row.name, state)
-        for node in sorted(registry.nodes.values(), key=lambda each: each.row.name)
-        for state in sorted(node.drives.values(), key=lambda each: each.drive)
+        drive_document(registry, jobs, node, state)
+        for node, state in known_drives(registry)
+        # Of one that is up, or was never there, there is nothing to tell.
+        if state.state != UNSEEN or registry.drives[node, state.drive].is_down
     ]
 
 

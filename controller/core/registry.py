@@ -7,12 +7,12 @@ its rows, and a volume whose node is away says so.  Inventories are the nodes' o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from backplane.errors import BusyError, NotFoundError
-from backplane.ids import Designator, JobId, NodeName, VolumeId, VolumeTag
+from backplane.ids import BackupId, Designator, JobId, NodeName, VolumeId, VolumeTag
 from backplane.wire.messages import (
     CartridgeState,
     DriveState,
@@ -21,6 +21,7 @@ from backplane.wire.messages import (
     VolumeState,
 )
 from controller.catalog.store import (
+    BackupRow,
     CartridgeRow,
     Change,
     DriveRow,
@@ -76,6 +77,15 @@ class Keeping:
 
 
 @dataclass(frozen=True, slots=True)
+class Needed:
+    """The cartridges that living backups need, as it was at one `lineage` of these backups."""
+
+    lineage: int
+    backups: Mapping[BackupId, BackupRow]
+    tags: dict[VolumeTag, BackupId]
+
+
+@dataclass(frozen=True, slots=True)
 class Drive:
     """A drive that a job may claim."""
 
@@ -95,6 +105,10 @@ class Registry:
         self.volumes: dict[VolumeId, VolumeRow] = {}
         self.cartridges: dict[VolumeTag, CartridgeRow] = {}
         self.parts: dict[tuple[int, int], PartRow] = {}
+        self.lineage = 0
+        """Grows with every change of what stands on what and where: backups, parts, labels of cartridges."""
+        self.needed: Needed | None = None
+        """What `allocation.needed_now` has found last."""
         self.pools: dict[str, PoolRow] = {}
         self.schedules: dict[str, ScheduleRow] = {}
         self.pools_of_new: dict[VolumeTag, str] = {}
@@ -137,9 +151,15 @@ class Registry:
             case VolumeRow():
                 self.volumes[change.volume] = change
             case CartridgeRow():
+                before = self.cartridges.get(change.tag)
+                if before is None or before.cartridge != change.cartridge:
+                    self.lineage += 1
                 self.cartridges[change.tag] = change
             case PartRow():
+                self.lineage += 1
                 self.parts[change.backup, change.part] = change
+            case BackupRow():
+                self.lineage += 1
             case PoolRow():
                 self.pools[change.pool] = change
             case DriveRow():

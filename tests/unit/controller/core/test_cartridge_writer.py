@@ -12,6 +12,7 @@ import pytest
 from backplane.errors import MediumError, NotFoundError, StaleError
 from backplane.tape_format import RecordType, decode_metadata, decode_record
 from backplane.wire.messages import TapeErase, TapeRetain
+from controller.core import allocation
 from controller.core import effects as core
 from controller.core.cartridge_writer import ERASING
 from controller.core.library_documents import request_documents
@@ -290,6 +291,37 @@ def test_a_job_waits_for_a_cartridge_and_goes_on_when_one_is_added(site: Site) -
     site.begin_call("tape.add", tag="LTO009L8", capacity_bytes=10**9, node="", pool="", worm=False)
     site.run()
     check_end(site, job)
+
+
+def test_what_backups_need_is_looked_up_again_only_when_it_has_changed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = used_up(site)
+    looked = []
+    original = allocation.needed_tags
+
+    def counted(*arguments: Any) -> Any:
+        looked.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(allocation, "needed_tags", counted)
+    jobs = [site.submit("backup", volume="vol")]
+    site.settle()
+    for name in ("vol2", "vol3"):
+        site.make_volume(name, data=DATA)
+        jobs.append(site.submit("backup", volume=name))
+        site.settle()
+    for _ in range(50):
+        site.feed(core.Tick())
+    waiting = "waiting: scratch cartridge for pool default"
+    assert [site.job(job).reason for job in jobs] == [waiting] * 3
+    # Each has begun a backup, which is one more; nothing else has happened since.
+    assert len(looked) <= 4
+    prune(site, first)
+    site.run()
+    for job in jobs:
+        check_end(site, job)
+    assert site.tape.erased == [TAG]
 
 
 def test_the_end_of_a_retention_is_noticed_without_anybody_asking(site: Site) -> None:

@@ -187,6 +187,58 @@ def test_a_drive_that_is_down_is_given_to_nobody_until_it_is_up(site: Site) -> N
     check_end(site, job)
 
 
+def test_what_is_said_of_a_drive_while_its_node_is_away_holds_when_it_is_back(site: Site) -> None:
+    site.disconnect("tape")
+    told = site.call("drive.down", drive="drive-0", reason="it squeaks")
+    assert (told["state"], told["reason"], told["is_down"]) == ("Unknown", "it squeaks", True)
+    site.connect("tape")
+    assert (drive(site)["state"], drive(site)["reason"]) == ("Down", "it squeaks")
+    site.disconnect("tape")
+    assert not site.call("drive.up", drive="tape/drive-0")["is_down"]
+    site.connect("tape")
+    assert drive(site)["state"] == "Up"
+
+
+def test_a_drive_of_a_node_that_was_not_heard_since_the_start_is_put_down_by_its_whole_name(
+    site: Site,
+) -> None:
+    site.away.add("tape")
+    site.restart()
+    with pytest.raises(NotFoundError, match="'drive-0'") as refused:
+        site.call("drive.down", drive="drive-0", reason="it squeaks")
+    assert "tape/drive-0" in refused.value.hint
+    for name in ("tape/drive", "tape/drive-x", "disk/drive-0", "other/drive-0"):
+        with pytest.raises(NotFoundError):
+            site.call("drive.down", drive=name, reason="it squeaks")
+    told = site.call("drive.down", drive="tape/drive-0", reason="it squeaks")
+    assert (told["name"], told["state"], told["medium"]) == ("tape/drive-0", "Unknown", "unknown")
+    assert [row["reason"] for row in drive_documents(site.machine.registry, {})] == ["it squeaks"]
+    # Known by now, so its name alone is enough; and it survives the controller.
+    site.restart()
+    assert site.call("drive.down", drive="drive-0", reason="still")["is_down"]
+    site.connect("tape")
+    site.settle()
+    assert (drive(site)["state"], drive(site)["reason"]) == ("Down", "still")
+    site.call("drive.up", drive="drive-0")
+    assert drive(site)["state"] == "Up"
+
+
+def test_a_drive_that_its_node_does_not_have_is_told_until_it_is_let_go(site: Site) -> None:
+    site.away.add("tape")
+    site.restart()
+    site.call("drive.down", drive="tape/drive-7", reason="it squeaks")
+    site.connect("tape")
+    site.settle()
+    one, other = drive_documents(site.machine.registry, {})
+    assert (one["name"], one["state"]) == ("tape/drive-0", "Up")
+    assert (other["name"], other["state"]) == ("tape/drive-7", "Unknown")
+    assert other["reason"] == "storage node tape has no such drive"
+    site.call("drive.up", drive="drive-7")
+    assert len(drive_documents(site.machine.registry, {})) == 1
+    with pytest.raises(NotFoundError, match="drive-8"):
+        site.call("drive.down", drive="tape/drive-8", reason="the node is here and lacks it")
+
+
 def test_a_job_keeps_the_drive_that_is_put_down_to_the_end(site: Site) -> None:
     job = at_work(site)
     told = site.call_now("drive.down", drive="drive-0", reason="later")
