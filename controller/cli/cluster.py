@@ -84,11 +84,12 @@ class Cluster:
         talk: Talk,
         ready_timeout_s: float = READY_TIMEOUT_S,
         tape_model: str | None = None,
+        drives: int | None = None,
     ) -> list[str]:
         """Start what is not running and wait until everything serves; return the names of what was started.
 
         The caller has locked the state folder.  Movers beyond the number asked for are stopped.  If a start fails, what
-        this call started is stopped again.  `tape_model` None is what it was before.
+        this call started is stopped again.  `tape_model` and `drives` None are what they were before.
         """
         daemons = self._state.daemons(movers)
         self._stop_surplus({daemon.name for daemon in daemons}, talk=talk)
@@ -99,17 +100,21 @@ class Cluster:
         model = before if tape_model is None else tape_model
         if model != before and "tape" in self.living():
             talk("the tape node runs already: its drives have another model when it starts anew")
-        self._state.write_configs(daemons, address=address, tape_model=model)
+        had = known.drives if known is not None else 1
+        count = had if drives is None else drives
+        if count != had and "tape" in self.living():
+            talk(f"the tape node runs already: it has {count} drives when it starts anew")
+        self._state.write_configs(daemons, address=address, tape_model=model, drives=count)
         started: list[str] = []
         try:
             # The controller first: the others are ready only when it has welcomed them.
             for group in (daemons[:1], daemons[1:]):
                 self._start_missing(group, started, talk=talk)
-                self._store(address, public_key, movers, model)
+                self._store(address, public_key, movers, model, count)
                 self._wait_ready(group, timeout_s=ready_timeout_s)
         except BaseException:
             self.stop(set(started))
-            self._store(address, public_key, movers, model)
+            self._store(address, public_key, movers, model, count)
             raise
         return started
 
@@ -156,7 +161,9 @@ class Cluster:
                     found[wanted[value]] = identity
         return found
 
-    def _store(self, address: str, public_key: str, movers: int, tape_model: str) -> None:
+    def _store(
+        self, address: str, public_key: str, movers: int, tape_model: str, drives: int
+    ) -> None:
         processes = tuple(
             {
                 "name": state.daemon.name,
@@ -167,7 +174,7 @@ class Cluster:
             for state in self.look(movers)
             if state.process is not None
         )
-        self._state.store(Record(address, public_key, movers, processes, tape_model))
+        self._state.store(Record(address, public_key, movers, processes, tape_model, drives))
 
     def _address(self, *, talk: Talk) -> str:
         """Keep the controller's port as long as it is ours or free; otherwise choose another one."""

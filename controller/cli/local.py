@@ -32,6 +32,8 @@ MOVERS: Final = 1
 CARTRIDGES: Final = 4
 CARTRIDGES_MAX: Final = 999
 CAPACITY: Final = "16GiB"
+DRIVES: Final = 1
+DRIVES_MAX: Final = 64
 NO_MODEL: Final = "none"
 TAPE_MODELS: Final = (NO_MODEL, "lto7", "lto8", "lto9")
 RETURN_S: Final = 5.0
@@ -61,12 +63,18 @@ def local() -> None:
         "ctl local up --movers 2",
         "ctl local up --state /tmp/trial --detach",
         "ctl local up --tape-model lto9",
+        "ctl local up --movers 2 --drives 2",
     ]
 )
 @click.option(
     "--movers",
     type=click.IntRange(1, MOVERS_MAX),
     help=f"Number of movers. [default: as many as before, at first {MOVERS}]",
+)
+@click.option(
+    "--drives",
+    type=click.IntRange(1, DRIVES_MAX),
+    help=f"Number of drives of the tape node. [default: as many as before, at first {DRIVES}]",
 )
 @click.option("--detach", is_flag=True, help="Return when everything serves.")
 @click.option(
@@ -89,6 +97,7 @@ def local() -> None:
 def up(
     settings: Settings,
     movers: int | None,
+    drives: int | None,
     detach: bool,
     cartridges: int,
     capacity: float,
@@ -102,6 +111,7 @@ def up(
     return run_up(
         settings,
         movers=movers,
+        drives=drives,
         is_detached=detach,
         cartridges=cartridges,
         capacity_bytes=int(capacity),
@@ -154,6 +164,7 @@ def run_up(
     cluster: Cluster | None = None,
     greet: Greeting | None = None,
     tape_model: str | None = None,
+    drives: int | None = None,
 ) -> int:
     """Start a cluster; stay with it unless detached.
 
@@ -170,7 +181,7 @@ def run_up(
             if movers is None:
                 known = state.record()
                 movers = known.movers if known is not None else MOVERS
-            started = cluster.start(movers, talk=screen.talk, tape_model=tape_model)
+            started = cluster.start(movers, talk=screen.talk, tape_model=tape_model, drives=drives)
             try:
                 if greet is not None:
                     greet(settings, state.daemons(movers))

@@ -68,6 +68,8 @@ class Record:
     processes: tuple[Mapping[str, object], ...] = field(default=())
     tape_model: str = ""
     """What the drives keep account as; "" for none."""
+    drives: int = 1
+    """Of the tape node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class StateFolder:
                 movers=int(values["movers"]),
                 processes=tuple(values["processes"]),
                 tape_model=str(values.get("tape_model", "")),
+                drives=int(values.get("drives", 1)),
             )
         except FileNotFoundError:
             return None
@@ -171,14 +174,18 @@ class StateFolder:
             ensure_key_pair(self.keys, role=daemon.role, name=daemon.name)
         return load_public_key(self.keys / "authorized" / "controller.public").public.hex()
 
-    def write_configs(self, daemons: list[Daemon], *, address: str, tape_model: str = "") -> None:
+    def write_configs(
+        self, daemons: list[Daemon], *, address: str, tape_model: str = "", drives: int = 1
+    ) -> None:
         """Write the configuration of every daemon."""
         for daemon in daemons:
             daemon.folder.mkdir(mode=0o700, exist_ok=True)
-            values = self.config_of(daemon, address=address, tape_model=tape_model)
+            values = self.config_of(daemon, address=address, tape_model=tape_model, drives=drives)
             write_whole(daemon.config_file, toml(values))
 
-    def config_of(self, daemon: Daemon, *, address: str, tape_model: str = "") -> dict[str, object]:
+    def config_of(
+        self, daemon: Daemon, *, address: str, tape_model: str = "", drives: int = 1
+    ) -> dict[str, object]:
         """Return the configuration of one daemon."""
         values: dict[str, object] = {
             "config_version": 1,
@@ -204,7 +211,7 @@ class StateFolder:
         if daemon.name == "disk":
             values |= {"nbd_listen": _addresses(daemon.folder / "nbd.sock")}
         if daemon.name == "tape":
-            values |= {"library_folder": str(daemon.folder / "library"), "drives": 1}
+            values |= {"library_folder": str(daemon.folder / "library"), "drives": drives}
             values |= {"drive_model": tape_model} if tape_model else {}
         return values
 

@@ -176,6 +176,28 @@ def test_the_model_of_the_drives_is_kept_until_another_is_asked_for(
     assert len([line for line in told if "model" in line]) == 1
 
 
+def test_the_number_of_drives_is_kept_until_another_is_asked_for(
+    cluster: Cluster, folder: StateFolder
+) -> None:
+    told: list[str] = []
+
+    def drives(asked: int | None) -> int:
+        cluster.start(1, talk=told.append, drives=asked)
+        record = folder.record()
+        assert record is not None
+        config = (folder.path / "tape" / "tape.toml").read_text()
+        assert f"drives = {record.drives}\n" in config
+        return record.drives
+
+    assert [drives(asked) for asked in (None, 2, None)] == [1, 2, 2]
+    assert [line for line in told if "drives" in line] == [
+        "the tape node runs already: it has 2 drives when it starts anew"
+    ]
+    cluster.stop()
+    assert drives(3) == 3
+    assert len([line for line in told if "drives" in line]) == 1
+
+
 def test_stop_stops_users_before_what_they_use_and_may_be_called_again(cluster: Cluster) -> None:
     cluster.start(1, talk=quiet)
     assert cluster.stop() == ["mover-1", "tape", "disk", "controller"]

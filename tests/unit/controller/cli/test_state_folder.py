@@ -97,16 +97,16 @@ def test_too_long_a_path_for_a_unix_socket_leaves_tcp(tmp_path: Path) -> None:
 
 def test_a_record_comes_back_as_it_was_stored(folder: StateFolder) -> None:
     assert folder.record() is None
-    record = Record("tcp://127.0.0.1:1", "ab", 2, ({"name": "disk", "pid": 7},), "lto9")
+    record = Record("tcp://127.0.0.1:1", "ab", 2, ({"name": "disk", "pid": 7},), "lto9", 3)
     folder.store(record)
     assert folder.record() == record
     assert json.loads(folder.record_file.read_text())["address"] == "tcp://127.0.0.1:1"
 
 
-def test_a_record_of_before_there_were_models_has_none(folder: StateFolder) -> None:
+def test_a_record_of_before_there_were_models_has_none_and_one_drive(folder: StateFolder) -> None:
     folder.store(Record("tcp://127.0.0.1:1", "ab", 2))
     values = json.loads(folder.record_file.read_text())
-    del values["tape_model"]
+    del values["tape_model"], values["drives"]
     folder.record_file.write_text(json.dumps(values))
     assert folder.record() == Record("tcp://127.0.0.1:1", "ab", 2)
 
