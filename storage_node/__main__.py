@@ -135,8 +135,10 @@ def restore_from(
             tempfile.TemporaryDirectory(prefix="restore-from-") as scratch,
             shelved(cartridges, scratch=Path(scratch)) as shelf,
         ):
+            for words in (words for cartridge in shelf for words in cartridge.left_out()):
+                tell(words)
             if is_list:
-                for line in list_backups(shelf):
+                for line in list_backups(shelf) or ["no backup is on these cartridges"]:
                     click.echo(line)
                 return
             assert out is not None

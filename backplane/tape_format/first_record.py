@@ -43,10 +43,16 @@ is lost, its header):
   "extents"       [[first block on the volume, blocks], ...] of this part, in the order in which the data records,
                   joined, hold them.  The last record is padded with zeros.  "stream_bytes" counts without padding.
   "is_last"       false: the backup goes on on another cartridge, whose header names this one in "previous_cartridge"
+  "lanes"         how many drives wrote the backup at once, each a "lane" of its own, from 0, on cartridges of its own.
+                  Of every lane the last part has "is_last", so the backup is whole when as many parts have it.
   "level"         not "full": first restore the backup "parent_uuid", then this one over it.  "zero_extents" (in part 1)
                   are blocks that have to be zeroed as well.
 So byte stream_start + x of the backup is byte x of the part's data, and extents say to which block it belongs.
 "record_crc32c" in the trailer are the CRC32C of the data records.
+
+On a tape that is all.  A virtual cartridge is a folder; its file "data" has 32 bytes in front of each record, and for
+each filemark: byte 0 is 1 for a record, 2 for a filemark; bytes 5-7 length of the record; bytes 2-4, if they are not
+zero, how many bytes of the file it takes, compressed with zstd (zstd -d); else it takes its length.
 
 The source of a shell program that does this is kept with the software: deploy/rescue/read-cartridge.sh
 """

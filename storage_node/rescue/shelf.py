@@ -28,7 +28,13 @@ from storage_node.tape.cartridge import DATA_NAME, INDEX_NAME
 from storage_node.tape.medium import FileMedium, Medium
 from storage_node.tape.read_only_medium import ReadOnlyMedium
 from storage_node.tape.virtual_drive import VirtualDrive
-from storage_node.tape.volume_reader import LabelState, find_last_trailer, read_label, read_metadata
+from storage_node.tape.volume_reader import (
+    LabelState,
+    TapeEnd,
+    find_last_trailer,
+    read_label,
+    read_metadata,
+)
 
 CARTRIDGES_MAX: Final = 256
 """One backup is on fewer; each takes two descriptors."""
@@ -41,7 +47,23 @@ class Shelved:
     folder: Path
     header: VolumeHeader
     drive: VirtualDrive
-    last: PartTrailer | None
+    end: TapeEnd
+
+    @property
+    def last(self) -> PartTrailer | None:
+        """The last trailer that can be read."""
+        return self.end.trailer
+
+    def left_out(self) -> Iterator[str]:
+        """Say in words what is on the cartridge behind the last commit that can be read."""
+        for number in self.end.unreadable:
+            yield f"cartridge {self.header.tag}: object {number}, which may be a trailer, cannot be read"
+        if self.end.orphan_object is not None:
+            objects = f"objects {self.end.orphan_object} to {self.end.end_of_data - 1}"
+            yield (
+                f"cartridge {self.header.tag}: {objects} are left out: a part that was interrupted, "
+                "or one whose trailer is damaged, or of a newer version of this program"
+            )
 
     def parts(self, shelf: int) -> list[Found]:
         """Return the committed parts."""
@@ -144,7 +166,7 @@ def _shelved(drive: VirtualDrive, folder: Path, index: Path) -> Shelved:
     if label.state is not LabelState.OURS or label.header is None:
         drive.unload()
         raise VolumeError(f"{folder} has no label of ours: {label.reason or label.state.value}")
-    return Shelved(folder, label.header, drive, find_last_trailer(drive, label.header).trailer)
+    return Shelved(folder, label.header, drive, find_last_trailer(drive, label.header))
 
 
 class _opener:  # noqa: N801 - a function with two values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from backplane.tape_format import encode_part_trailer
 from backplane.testing.cluster import LocalCluster
 from backplane.testing.tape_content import MOMENT
 from storage_node.tape.library import TapeLibrary
-from tests.site.cartridges import BLOCK, Writer, image_with
+from tests.site.cartridges import BLOCK, RECORD, Writer, image_with
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "rescue" / "read-cartridge.sh"
 LINES_MAX = 200
@@ -69,6 +71,16 @@ def written(library: TapeLibrary) -> tuple[bytes, list[Path]]:
     return image, [one.folder, two.folder]
 
 
+def in_two_lanes(library: TapeLibrary) -> tuple[bytes, tuple[Writer, Writer]]:
+    """A backup over two drives at once."""
+    image = image_with(FIRST, SECOND, seed=6)
+    one, two = Writer(library, "LANE01L8", "a" * 32), Writer(library, "LANE02L8", "b" * 32)
+    one.part(FULL, image, FIRST, lanes=2)
+    start = sum(count for _, count in FIRST) * BLOCK
+    two.part(FULL, image, SECOND, part=2, lane=1, lanes=2, stream_start=start)
+    return image, (one, two)
+
+
 def test_it_stays_short() -> None:
     assert len(SCRIPT.read_text().splitlines()) < LINES_MAX
 
@@ -120,6 +132,43 @@ def test_an_incremental_is_laid_over_its_parent(
     assert target.read_bytes() == bytes(later)
 
 
+def test_a_backup_over_two_drives_needs_the_cartridges_of_both(
+    run: Any, library: TapeLibrary, tmp_path: Path
+) -> None:
+    image, (one, two) = in_two_lanes(library)
+    done = run("restore", FULL, tmp_path / "image", two.folder, one.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "image").read_bytes() == image
+    # The only part there is says that it is the last, and its number is 1: only `lanes` tells that there are more.
+    for number, each in enumerate((one, two)):
+        done = run("restore", FULL, tmp_path / f"half-{number}", each.folder)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "is not complete: 1 part(s)" in done.stderr
+
+
+def test_a_trailer_without_its_filemark_commits_nothing(run: Any, library: TapeLibrary) -> None:
+    one = Writer(library, "TAPE01L8", "1" * 32)
+    one.part(FULL, image_with(FIRST, seed=1), FIRST)
+    one.part(OTHER, image_with(FIRST, seed=2), FIRST, is_committed=False)
+    listed = [line.split()[0] for line in run("list", one.folder).stdout.splitlines()]
+    assert listed[1:] == [FULL]
+    one.part(CHILD, image_with(SECOND, seed=3), SECOND)
+    listed = [line.split()[0] for line in run("list", one.folder).stdout.splitlines()]
+    assert listed[1:] == [FULL, CHILD]
+
+
+def test_data_that_look_like_a_trailer_are_none(run: Any, library: TapeLibrary) -> None:
+    one = Writer(library, "TAPE01L8", "1" * 32)
+    one.part(FULL, image_with(FIRST, seed=1), FIRST)
+    assert one.trailer is not None
+    (forged,) = encode_part_trailer(one.trailer)
+    assert len(forged) <= RECORD, "one record of data, with a filemark on both sides"
+    one.part(OTHER, forged + bytes(RECORD - len(forged)), ((0, RECORD // BLOCK),))
+    done = run("list", one.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [FULL, OTHER]
+
+
 @pytest.mark.parametrize(
     ("cartridges", "told"),
     [(slice(0, 1), "is not complete: 1 part(s)"), (slice(1, 2), "is not complete: 1 part(s)")],
@@ -144,15 +193,75 @@ def test_what_makes_no_sense_is_refused(run: Any, written: Any, tmp_path: Path) 
     empty.mkdir()
     assert "no file called data" in run("list", empty).stderr
     (empty / "data").write_bytes(b"\1" * 400)
-    assert run("list", empty).returncode == 1
+    assert "does not begin with VOL1" in run("list", empty).stderr
     target.write_bytes(b"mine")
     done = run("restore", FULL, target, *cartridges)
     assert (done.returncode, target.read_bytes()) == (1, b"mine")
     assert "is there already" in done.stderr
 
 
+# --- what the first record says --------------------------------------------------------------------
+
+
+def number(raw: bytes) -> int:
+    return int.from_bytes(raw, "big")
+
+
+def objects_of(folder: Path) -> list[bytes | None]:
+    """Records and filemarks (None) of a virtual cartridge, as its first record explains them."""
+    data, at = (folder / "data").read_bytes(), 0
+    objects: list[bytes | None] = []
+    while at < len(data):
+        kind, taken, length = data[at], number(data[at + 2 : at + 5]), number(data[at + 5 : at + 8])
+        at += 32
+        if kind == 2:
+            objects.append(None)
+            continue
+        assert kind == 1
+        record = data[at : at + (taken or length)]
+        at += taken or length
+        if taken:
+            record = subprocess.run(["zstd", "-dcq"], input=record, stdout=-1, check=True).stdout
+        objects.append(record)
+    return objects
+
+
+def trailers_of(objects: list[bytes | None]) -> Iterator[dict[str, Any]]:
+    for at, record in enumerate(objects):
+        is_trailer = record and record[:10] == b"SDVMETA\0\0\3" and number(record[32:40]) == at
+        if not record or not is_trailer:
+            continue
+        pieces = objects[at : at + number(record[46:48])]
+        if objects[at - 1] is not None or objects[at + len(pieces)] is not None:
+            continue
+        yield json.loads(b"".join(p[64 : 64 + number(p[40:44])] for p in pieces if p))
+
+
+def test_a_stranger_who_knows_only_the_text_gets_a_backup_over_two_drives_back(
+    library: TapeLibrary,
+) -> None:
+    """The text of record 0 is all that this reader was written from: it says enough, and what it says is so."""
+    image, writers = in_two_lanes(library)
+    made, ends, wanted = bytearray(), 0, 0
+    for objects in (objects_of(writer.folder) for writer in writers):
+        assert objects[0] is not None
+        assert b'"lanes"' in objects[0]
+        assert b'its file "data" has 32 bytes' in objects[0]
+        for trailer in trailers_of(objects):
+            volume, at = trailer["volume"], trailer["data_object"]
+            block = volume["block_bytes"]
+            made = made or bytearray(volume["blocks"] * block)
+            stream = b"".join(record or b"" for record in objects[at : at + trailer["records"]])
+            for lba, blocks in trailer["extents"]:
+                made[lba * block : (lba + blocks) * block] = stream[: blocks * block]
+                stream = stream[blocks * block :]
+            ends, wanted = ends + trailer["is_last"], trailer["lanes"]
+    assert ends == wanted == 2
+    assert made == image
+
+
 @pytest.mark.processes
-def test_a_real_backup_and_its_incremental_come_back_without_any_of_our_programs(
+def test_a_real_backup_comes_back_without_any_of_our_programs(
     run: Any, new_cluster: Callable[..., LocalCluster], tmp_path: Path
 ) -> None:
     cluster = new_cluster()

@@ -67,10 +67,14 @@ class Writer:
         extents: Extents,
         *,
         is_cut: bool = False,
+        is_committed: bool = True,
         map_items: Sequence[bytes] = (),
         **changes: Any,
     ) -> None:
-        """Write a part with these blocks of an image; with `is_cut` its last record and all behind it are missing.
+        """Write a part with these blocks of an image.
+
+        With `is_cut` its last record and all behind it are missing, without `is_committed` the filemark behind its
+        trailer is.
 
         `map_items` are the header and the pages of a map of its files.
         """
@@ -134,6 +138,9 @@ class Writer:
         directory = (*trailer.directory, trailer.directory_entry())
         trailer = replace(trailer, directory=directory)
         objects += [Filemark.IMMEDIATE, *encode_part_trailer(trailer, record_bytes_max=300)]
+        if not is_committed:
+            self.end = self.write(objects)
+            return
         self.end = self.write([*objects, Filemark.SYNCHRONOUS])
         self.trailer = trailer
 

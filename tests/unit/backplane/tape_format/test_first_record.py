@@ -35,10 +35,11 @@ def test_the_names_it_uses_are_those_of_the_format() -> None:
     for cls in (PartHeader, PartTrailer, VolumeFacts):
         fields: dict[str, Any] = cls.__dataclass_fields__
         known |= set(fields)
-    named = set(re.findall(r'"([a-z_0-9]+)"', text)) - {"full"}
+    named = set(re.findall(r'"([a-z_0-9]+)"', text)) - {"full", "data"}
     assert len(named) > 10
     assert named <= known
     assert f"metadata records: {PREFIX_BYTES} bytes" in text
+    assert {"lane", "lanes"} <= named
     kinds = re.search(r"8-9   (.*)", text)
     assert kinds is not None
     assert kinds[1].split(", ") == [

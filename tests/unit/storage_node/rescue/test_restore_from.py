@@ -124,6 +124,44 @@ def test_what_is_missing_is_told_before_anything_is_written(written: Set, tmp_pa
             pass
 
 
+def in_two_lanes(library: TapeLibrary) -> tuple[bytes, list[Path]]:
+    """A backup over two drives at once: the last part of each lane says that it is the last."""
+    image = image_with(FIRST, SECOND, seed=5)
+    one, two = Writer(library, "LANE01L8", "a" * 32), Writer(library, "LANE02L8", "b" * 32)
+    one.part(FULL, image, FIRST, lanes=2)
+    start = sum(count for _, count in FIRST) * BLOCK
+    two.part(FULL, image, SECOND, part=2, lane=1, lanes=2, stream_start=start)
+    return image, [one.folder, two.folder]
+
+
+def test_a_backup_in_lanes_needs_the_cartridges_of_all_of_them(
+    library: TapeLibrary, tmp_path: Path
+) -> None:
+    image, folders = in_two_lanes(library)
+    assert restored(folders, FULL, tmp_path) == image
+    for folder in folders:
+        with pytest.raises(VolumeError, match="is not complete"):
+            restored([folder], FULL, tmp_path)
+
+
+def test_what_is_behind_the_last_readable_commit_is_told(
+    written: Set, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["restore-from", str(written.folders[1]), "--list"], standalone_mode=False) is None
+    assert capfd.readouterr().err == ""
+    data = written.folders[1] / "data"
+    raw = bytearray(data.read_bytes())
+    raw[raw.rfind(b"SDVMETA") + 70] ^= 1  # In the JSON of the last trailer.
+    data.write_bytes(raw)
+    main(["restore-from", str(written.folders[1]), "--list"], standalone_mode=False)
+    out, err = capfd.readouterr()
+    assert out == "no backup is on these cartridges\n"
+    assert "cartridge TAPE02L8: object " in err
+    assert "which may be a trailer, cannot be read" in err
+    assert "cartridge TAPE02L8: objects 4 to " in err
+    assert "are left out: a part that was interrupted" in err
+
+
 def test_backups_are_named_by_number_or_uuid(written: Set, tmp_path: Path) -> None:
     with shelved(written.folders, scratch=tmp_path) as shelf:
         found = parts_by_backup(shelf)
