@@ -55,6 +55,10 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 ENDED: Final = frozenset(state for state, following in TRANSITIONS.items() if not following)
 STORY_LENGTH_MAX: Final = 32
 
+# Asked of every job at every event, so without the detour by which an Enum finds its members.
+_STATES: Final = {state.value: state for state in JobState}
+_ENDED_WORDS: Final = frozenset(state.value for state in ENDED)
+
 
 def place_of(plan: dict[str, Any], seat: str = "") -> dict[str, Any]:
     """Return what a job's plan says of the cartridge and drive of a seat; the only seat's is the plan itself."""
@@ -104,12 +108,12 @@ class Job:
     @property
     def state(self) -> JobState:
         """Where the job is."""
-        return JobState(self.row.state)
+        return _STATES[self.row.state]
 
     @property
     def has_ended(self) -> bool:
         """Nothing will happen to the job any more."""
-        return self.state in ENDED
+        return self.row.state in _ENDED_WORDS
 
     def enter(self, state: JobState, *, reason: str = "") -> None:
         """Go to another state, or give the same state a new reason."""
