@@ -1,4 +1,4 @@
-"""Who looks after the tapes: prunes backups, handles cartridges and drives by hand, and brings what jobs ask for.
+"""Who looks after the tapes: prunes backups, labels and handles cartridges and drives, and brings what jobs ask for.
 
 A second operator at a terminal of its own, so that a call that waits for a node holds up nobody else.  During the
 chaos it does what comes to its mind; afterwards it tidies up: every drive is up, every cartridge is in its slot,
@@ -37,6 +37,8 @@ class Habits:
     prunes: float = 0.0
     hands: float = 0.0
     """Something is done with a cartridge or a drive."""
+    labels: float = 0.0
+    """A cartridge is to be labelled, whatever is on it: what somebody may want has to be refused."""
     news: float = 1.0
     """Probability that a job that is seen waiting for a cartridge gets a new one; it always does in the end."""
     allocation: str = "continue"
@@ -106,6 +108,8 @@ class Librarian:
             self.operator.call("backup.list", self._prune, volume="")
         if self.simulation.chance(self.habits.hands):
             self._handle()
+        if self.simulation.chance(self.habits.labels):
+            self._label()
         self.simulation.after(1.0, self._second)
 
     def _prune(self, document: dict[str, Any] | None) -> None:
@@ -115,6 +119,17 @@ class Librarian:
         if numbers:
             chosen = random.sample(numbers, random.randint(1, len(numbers)))
             self._call("backup.prune", backups=chosen)
+
+    def _label(self) -> None:
+        random = self.simulation.random
+        self._call(
+            "job.submit",
+            token=random.randbytes(8).hex(),
+            kind="label",
+            tag=random.choice(self.tags),
+            pool=random.choice(("", "default", COPIES)),
+            force=random.random() < 0.5,
+        )
 
     def _handle(self) -> None:
         random = self.simulation.random

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,6 +291,7 @@ class SimulatedMedium:
         if self._site.fails(self._site.faults.tape_flush):
             self._pending.clear()
             self._site.process.simulation.probe("tape: synchronisation failed")
+            self._site.emit(Broken("a cartridge", "tape flush"))
             raise OSError(errno.EIO, "simulated")
         self._site.process.crash_point()
         for offset, data in self._pending:
@@ -468,6 +470,7 @@ class SimulatedLibrary(TapeLibrary):
     ) -> None:
         self._shelves, self._door, self._site = shelves, door, site
         self._drive_class = drive
+        self.lock = threading.RLock()
         self.drives = tuple(drive() for _ in range(drives))
         self._model = ChangerModel(Geometry(slots=SLOTS, io_slots=IO_SLOTS, drives=drives))
         inside = [tag for tag in shelves if tag not in door]
@@ -475,6 +478,10 @@ class SimulatedLibrary(TapeLibrary):
             place(library=inside, io=door, remembered={}, geometry=self._model.geometry)
         )
         self.changer = SimulatedChanger(self._model)
+
+    def free_bytes(self) -> int:
+        """There is always room in the host's file system."""
+        return 1 << 40
 
     def close(self) -> None:
         """Nothing to close: processes here crash."""

@@ -153,6 +153,7 @@ RECYCLING: Final = Bias(
     restores=0.2,
     copies=(0.0, 0.1),
     prunes=(0.3,),
+    labels=(0.0,),
     scarce=1.0,
 )
 """Cartridges that run out, and are used again."""
@@ -202,6 +203,19 @@ PLANTED: Final = {
                 )
             ),
             bias=RECYCLING,
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-label-check",
+            what="operators may have any cartridge labelled, whatever is on it",
+            rules=Rules(
+                patches=tuple(
+                    (f"controller.core.{module}.why_kept", keeps_nothing)
+                    for module in ("labelling", "cartridge_writer")
+                )
+            ),
+            bias=replace(RECYCLING, scarce=0.0, labels=(0.2,)),
             noticed_as=("I1",),
             seeds_max=40,
         ),

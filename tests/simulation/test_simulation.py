@@ -34,6 +34,7 @@ REACHED = (
     "data request timed out",
     "item failed",
     "item lost",
+    "label completed",
     "lane completed",
     "late message",
     "link cut",

@@ -70,6 +70,8 @@ class Bias:
     prunes: tuple[float, ...] = (0.0, 0.02, 0.2)
     hands: tuple[float, ...] = (0.0, 0.02, 0.2)
     """See `Habits`."""
+    labels: tuple[float, ...] = (0.0, 0.0, 0.1)
+    """Labels that the librarian has written, per second."""
     retains: tuple[str, ...] = ("0", "0", "15s")
     scarce: float = 0.4
     """There are few cartridges: what nobody wants any more is used again."""
@@ -196,7 +198,11 @@ class World:
 
     def _habits(self) -> Habits:
         random, bias = self._random, self._bias
-        habits = Habits(prunes=random.choice(bias.prunes), hands=random.choice(bias.hands))
+        habits = Habits(
+            prunes=random.choice(bias.prunes),
+            hands=random.choice(bias.hands),
+            labels=random.choice(bias.labels),
+        )
         if not self._is_scarce:
             return habits
         return replace(

@@ -36,6 +36,9 @@ CAUSES = {
     "is held by": "",
     "is used by": "",
     "of the backup has failed": "",  # a lane, whose own reason is judged
+    "the label cannot be written": "tape flush",
+    "cannot be erased": "tape flush",
+    "is not erased": "",  # somebody came to want what is on a cartridge that was to be labelled
     "which this is a lane of, has ended": "",  # its leader, likewise
 }
 """Words of a failure's reason, and which injected fault has to have happened before ("": none)."""
