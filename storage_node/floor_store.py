@@ -22,6 +22,7 @@ from backplane.ids import Designator, Epoch
 from backplane.wire.grants import LANES_MAX
 from storage_node.core.floors import LANE_FLOORS_MAX, Floor, Floors, Place, RecordFloor
 from storage_node.state_file import DamagedStateError, StateError, write_file
+from storage_node.state_reserve import NO_ROOM, StateReserve
 
 ENTRY: Final = struct.Struct(">8sQ32sH10xI")
 ENTRIES_MAX: Final = 16384
@@ -33,8 +34,9 @@ assert LANE_FLOORS_MAX < ENTRIES_MAX // 2, "a file of lanes alone would be rewri
 class FloorStore:
     """Keeps the floors.  Thread-safe; after a failed write every later one fails, too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, reserve: StateReserve | None = None) -> None:
         self._path = path
+        self._reserve = reserve
         self._lock = threading.Lock()
         self._floors = _load(path)
         self._entries = 0
@@ -88,23 +90,28 @@ class FloorStore:
             written = os.write(self._fd, _encode(effect))
             os.fdatasync(self._fd)
         except OSError as error:
-            raise StateError(f"cannot make a fence floor durable: {error.strerror}") from error
-        if written != ENTRY.size:
-            raise StateError("cannot append a fence floor: the disk is full")
-        self._is_broken = False
+            if error.errno not in NO_ROOM:
+                raise StateError(f"cannot make a fence floor durable: {error.strerror}") from error
+            written = 0
         self._entries += 1
+        if written != ENTRY.size:
+            # The disk is full: a new file, with the help of the reserve, or none.
+            self._rewrite(effect)
+        self._is_broken = False
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, *more: RecordFloor) -> None:
+        """Write the floors that are kept, and `more` behind them, into a new file."""
         kept = self._floors.all.items()
-        records = (
+        records = [
             RecordFloor(designator=designator, floor=floor, lane=lane)
             for (designator, lane), floor in kept
-        )
-        write_file(self._path, b"".join(map(_encode, records)))
+        ]
+        records += more
+        write_file(self._path, b"".join(map(_encode, records)), reserve=self._reserve)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        self._entries = len(self._floors)
+        self._entries = len(records)
 
 
 def _encode(record: RecordFloor) -> bytes:

@@ -41,6 +41,7 @@ from storage_node.mapping.limits import MappingRules
 from storage_node.mapping.mapper import Mapper
 from storage_node.nbd.server import NbdServer
 from storage_node.state_file import StateError, write_file
+from storage_node.state_reserve import StateReserve
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.virtual_drive import VirtualDrive
@@ -66,7 +67,10 @@ class StorageNode:
         self._keys = _node_keys(config)
         controller = load_public_key(config.controller_key_file)
         boot_id = secrets.token_bytes(BOOT_ID_BYTES)
-        floors = stack.enter_context(FloorStore(config.state_folder / "floors"))
+        self._reserve = StateReserve(config.state_folder)
+        floors = stack.enter_context(
+            FloorStore(config.state_folder / "floors", reserve=self._reserve)
+        )
         self._access = Access(
             Admission(node=NodeName(config.name), boot_id=boot_id, floors=floors.floors),
             floors,
@@ -150,6 +154,7 @@ class StorageNode:
             boot_id=boot_id,
             new_id=lambda: uuid.uuid4().hex,
             has_checksums=config.volume_checksums,
+            reserve=self._reserve,
         )
         stack.callback(store.close)
         rules = SnapshotRules(

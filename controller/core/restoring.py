@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from backplane.errors import BackupError, MediumError
+from backplane.errors import BackupError, MediumError, SenseTriple, VolumeError
 from backplane.ids import BackupId, VolumeTag
 from backplane.wire.grants import Rights
 from backplane.wire.messages import UnitFence
@@ -40,7 +40,14 @@ from controller.core.damage import (
 from controller.core.desk import Desk
 from controller.core.file_check import check_list
 from controller.core.file_choice import without
-from controller.core.items import disk_use, ledger_total, list_identifier, progress, tape_use
+from controller.core.items import (
+    disk_use,
+    forwarded_of,
+    ledger_total,
+    list_identifier,
+    progress,
+    tape_use,
+)
 from controller.core.job import Job
 from controller.core.lineage import head, origin
 from controller.core.part_reader import CartridgeLostError, PartReader
@@ -52,6 +59,9 @@ LOST_EXTENTS_MAX: Final = 50_000
 
 DAMAGED_TO_LEAVE: Final = 32
 """A cartridge with so many damaged records in one part is left for another copy, if there is one."""
+
+NO_SPACE: Final = SenseTriple(0x07, 0x27, 0x07)
+"""What a node answers to a write when its disk is full (SBC: SPACE ALLOCATION FAILED WRITE PROTECT)."""
 
 KEEP_GOING: Final = "--keep-going restores everything else"
 
@@ -232,6 +242,7 @@ class _Course:
         content = _content(reading, plan.get("bad", ()))
         damaged = self._reader.damaged_record(ended, content)
         if damaged is None:
+            self._stop_without_room(ended)
             return
         entry = self._reader.note_damage(reading.part, content, damaged, ended)
         first = self._stream_record(damaged)
@@ -245,6 +256,17 @@ class _Course:
         if len(plan["bad"]) >= DAMAGED_TO_LEAVE and self._has_others(reading):
             told = f"cartridge {reading.part.tag} has {DAMAGED_TO_LEAVE} damaged records in a part"
             raise CartridgeLostError(told)
+
+    def _stop_without_room(self, ended: ItemRow) -> None:
+        """Raise if the target's disk is full: no other mover and no later attempt would find more room."""
+        told = forwarded_of(ended).destination
+        if told is not None and told.triple == NO_SPACE:
+            volume = self.volume
+            raise VolumeError(
+                f"the disk under volume {volume.name} is full: storage node {volume.node} could not "
+                f"write item {ended.item}",
+                hint=f"make room on {volume.node}, or delete the volume, and restore again",
+            )
 
     def _why(self, part: PartRow, entry: dict[str, Any]) -> MediumError:
         """Return what ends the restore, if a record that is lost ends it."""

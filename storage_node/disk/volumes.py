@@ -49,6 +49,7 @@ from storage_node.state_file import (
     sync_folder,
     write_json,
 )
+from storage_node.state_reserve import StateReserve
 
 VERSION: Final = 1
 GATE_TRIES: Final = 500
@@ -72,12 +73,14 @@ class VolumeStore:
         boot_id: str,
         new_id: Callable[[], str],
         has_checksums: bool = True,
+        reserve: StateReserve | None = None,
     ) -> None:
         """`boot_id` is the kernel's; `new_id` names a new history of changes.
 
         With `has_checksums` the node notices when volumes of its own are not any more what was written to them.
         """
         self._has_checksums = has_checksums
+        self._reserve = reserve
         self._boot_id = boot_id
         self._new_id = new_id
         self._volumes = folder / "volumes"
@@ -140,11 +143,13 @@ class VolumeStore:
                 case MakeVolume(record):
                     self._make(record)
                 case RecordVolume(record):
-                    write_json(self._folder(record) / "volume.json", _volume_document(record))
+                    path = self._folder(record) / "volume.json"
+                    write_json(path, _volume_document(record), reserve=self._reserve)
                 case DropVolume(record):
                     self._drop(record)
                 case RecordView(view):
-                    write_json(self._views / f"{view.view}.json", _view_document(view))
+                    path = self._views / f"{view.view}.json"
+                    write_json(path, _view_document(view), reserve=self._reserve)
                 case DropView(view):
                     (self._views / f"{view.view}.json").unlink(missing_ok=True)
                     sync_folder(self._views)

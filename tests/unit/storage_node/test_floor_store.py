@@ -1,5 +1,6 @@
 """Durable floors: found again, torn tails cut, damage refused, failures final."""
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -163,13 +164,24 @@ def test_a_failed_sync_is_never_tried_again(
         assert store.floors[DISK, 0].epoch == 1
 
 
-def test_a_short_write_is_final_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_takes_only_in_part_is_written_anew_or_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
     with FloorStore(tmp_path / "floors") as store, monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda _fd, data: len(data) - 1)
-        with pytest.raises(StateError, match="full"):
-            store.record(record(2))
-        with pytest.raises(StateError):
-            store.record(record(2))
+        write = os.write
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:-1]))
+        store.record(record(2))
+        with FloorStore(tmp_path / "floors") as other:
+            assert other.floors[DISK, 0].epoch == 2
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StateError, match="no room"):
+            store.record(record(3))
+        assert store.floors[DISK, 0].epoch == 2
+        with pytest.raises(StateError, match="no longer"):
+            store.record(record(3))
 
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
