@@ -107,6 +107,7 @@ def test_a_fence_of_a_lane_waits_for_that_lane_only(disk: Any) -> None:
     fence.start()
     with pytest.raises(StaleError):
         keep_entering(disk, second, WRITE)
+    fence.join(0.2)
     assert fence.is_alive()
     disk.access.leave(second)
     fence.join()
@@ -124,6 +125,7 @@ def test_a_fence_of_the_unit_waits_for_every_lane_that_it_ends(disk: Any, fence_
     fence.start()
     with pytest.raises(StaleError):
         keep_entering(disk, lane, WRITE)
+    fence.join(0.2)  # Long enough for a fence that does not wait to be durable.
     assert fence.is_alive()
     disk.access.leave(lane, has_written=True)
     fence.join()

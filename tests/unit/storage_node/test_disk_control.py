@@ -404,6 +404,17 @@ def test_what_comes_late_behind_a_fence_does_nothing(node: Node) -> None:
     node.disk.connected(VOLUME)
 
 
+def test_what_comes_below_the_epoch_of_a_lane_is_late_as_well(node: Node) -> None:
+    node.create()
+    node.write(b"x" * SIZE)
+    node.bench.access.fence(UNIT, Epoch(100), 1)
+    for late in (lambda: reserve(node), lambda: node.offline(epoch=99)):
+        with pytest.raises(StaleError):
+            late()
+    assert stored(node, 0, SIZE) == b"x" * SIZE
+    assert node.offline(epoch=101).epoch == 101
+
+
 def test_without_extents_it_is_asked_whether_the_volume_is_still_reserved(node: Node) -> None:
     node.create()
     reserve(node)
