@@ -469,6 +469,7 @@ class SimulatedLibrary(TapeLibrary):
         drive: type[SimulatedDrive],
     ) -> None:
         self._shelves, self._door, self._site = shelves, door, site
+        self.lock = threading.RLock()
         self._drive_class = drive
         self.lock = threading.RLock()
         self.drives = tuple(drive() for _ in range(drives))
@@ -485,6 +486,10 @@ class SimulatedLibrary(TapeLibrary):
 
     def close(self) -> None:
         """Nothing to close: processes here crash."""
+
+    def free_bytes(self) -> int:
+        """There is no file system that could fill up."""
+        return 1 << 50
 
     def info(self, tag: str) -> CartridgeInfo:
         """Return the chip of a cartridge."""
