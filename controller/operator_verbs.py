@@ -65,6 +65,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "pool": _TEXT,
         "no_wait_media": Argument(bool, False),
         "drives": Argument(int, 1),
+        "drive": _TEXT,
         "tag": _TEXT,
     },
     "restore.renew": {"job": _NUMBER},

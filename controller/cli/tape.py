@@ -259,7 +259,8 @@ def clean(settings: Settings, drive: str, tag: str) -> None:
         _show_one(settings, run_clean(client, drive=drive, tag=tag))
 
 
-@tape.command(examples=["ctl tape bench", "ctl tape bench --size 4GiB"])
+@tape.command(examples=["ctl tape bench", "ctl tape bench --size 4GiB --drive drive-1"])
+@click.option("--drive", default="", help="DRIVE or NODE/DRIVE. [default: a free one]")
 @click.option(
     "--size",
     type=SIZE,
@@ -268,7 +269,7 @@ def clean(settings: Settings, drive: str, tag: str) -> None:
     help="Random data to write; a real drive needs more than its buffer of about 1 GiB.",
 )
 @click.pass_obj
-def bench(settings: Settings, size: float) -> int:
+def bench(settings: Settings, drive: str, size: float) -> int:
     """Measure how fast a volume goes to tape and is read back here.
 
     Makes a volume of random data, backs it up to a scratch cartridge, verifies the backup, and removes all of it again;
@@ -278,7 +279,7 @@ def bench(settings: Settings, size: float) -> int:
     if not count or count % 512:
         raise UsageError("the size has to be a whole number of blocks of 512 bytes")
     with connect(settings) as client:
-        return run_bench(client, size_bytes=count, screen=Screen(settings.output))
+        return run_bench(client, size_bytes=count, drive=drive, screen=Screen(settings.output))
 
 
 # --- keeping --------------------------------------------------------------------------------------
@@ -444,7 +445,8 @@ def protections(row: Document) -> list[str]:
 
 def used(row: Document) -> str:
     """Show what is taken of the capacity; while no library has it, what its parts hold before compression."""
-    return f"{'' if row['is_used_known'] else '~'}{render.tape_size(row['used_bytes'])}"
+    is_exact = row["is_used_known"] or not row["used_bytes"]
+    return f"{'' if is_exact else '~'}{render.tape_size(row['used_bytes'])}"
 
 
 def _kept(row: Document) -> str:

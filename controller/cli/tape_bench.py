@@ -33,13 +33,13 @@ Import = Callable[[str, Path], None]
 """Makes a volume of this name from a file."""
 
 
-def run_bench(client: Client, *, size_bytes: int, screen: Screen) -> int:
-    """Measure; return the exit code of the first job that failed."""
+def run_bench(client: Client, *, size_bytes: int, drive: str, screen: Screen) -> int:
+    """Measure; `drive` is the only one used, empty for any; return the exit code of a job that failed."""
 
     def bring(name: str, source: Path) -> None:
         run_import(client, name, source=source, block_bytes=BLOCK_BYTES, node="", screen=screen)
 
-    document = bench(client, size_bytes=size_bytes, bring=bring, screen=screen)
+    document = bench(client, size_bytes=size_bytes, drive=drive, bring=bring, screen=screen)
     if "failed" in document:
         screen.talk(f"ctl: {document['failed']}")
         return int(document["exit_code"])
@@ -47,9 +47,12 @@ def run_bench(client: Client, *, size_bytes: int, screen: Screen) -> int:
     return int(ExitCode.OK)
 
 
-def bench(client: Any, *, size_bytes: int, bring: Import, screen: Screen) -> Document:
+def bench(
+    client: Any, *, size_bytes: int, bring: Import, screen: Screen, drive: str = ""
+) -> Document:
     """Measure, and leave nothing behind; `client` carries out verbs."""
     name = f"bench-{new_token()[:8]}"
+    on = {"drive": drive} if drive else {}
     with contextlib.ExitStack() as stack:
         client.call("pool.create", name=name, retain="0")
         stack.callback(_tidy, screen, f"pool {name}", lambda: _remove_pool(client, name))
@@ -65,17 +68,25 @@ def bench(client: Any, *, size_bytes: int, bring: Import, screen: Screen) -> Doc
             _tidy, screen, "its cartridge", lambda: _recycle(client, name, screen=screen)
         )
         written = _run(
-            client, screen=screen, kind="backup", volume=name, pool=name, raw=True, quiet_s=QUIET_S
+            client,
+            screen=screen,
+            kind="backup",
+            volume=name,
+            pool=name,
+            raw=True,
+            quiet_s=QUIET_S,
+            **on,
         )
         if written["state"] != "completed":
             return _failed(written)
         backup = written["backup"]
-        read = _run(client, screen=screen, kind="verify", backup=str(backup))
+        read = _run(client, screen=screen, kind="verify", backup=str(backup), **on)
         if read["state"] != "completed":
             return _failed(read)
         tapes = [each for each in written["ledger"]["devices"] if each["role"] == "tape"]
         return {
             "size_bytes": size_bytes,
+            "drive": drive,
             "tags": written.get("tags", []),
             "movers": sorted({item["mover"] for item in written["items"] if item["mover"]}),
             "write_seconds": written["seconds_copying"],
@@ -102,6 +113,7 @@ def bench_page(document: Document) -> str:
     return render.block(
         [
             ("Data", f"{render.exact_size(document['size_bytes'])}, random"),
+            ("Drive", str(document["drive"] or "any")),
             ("Cartridge(s)", ", ".join(document["tags"]) or "-"),
             ("Mover(s)", ", ".join(document["movers"]) or "-"),
             ("Disk to tape", _told(document, "write")),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.file_map.selection import Selection
-from backplane.ids import BackupId
+from backplane.ids import BackupId, NodeName
 from controller.catalog.store import BackupRow, ItemRow
 from controller.core import (
     documents,
@@ -63,6 +63,9 @@ IN_PLACE_SYNC_TIMEOUT_S: Final = 10.0
 
 def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
     """Return the procedure of a job; `item` is the item that was under way before a restart."""
+    if "pinned" in job.plan:
+        node, drive = job.plan["pinned"]
+        desk.registry.pinned[job.row.job] = NodeName(node), drive
     match job.row.kind:
         case "backup":
             return backup(desk, job, item=item)
@@ -181,6 +184,8 @@ def _submit(desk: Desk, call: Call) -> None:
 def submit(desk: Desk, arguments: dict[str, Any]) -> Job:
     """Begin the job that the arguments of `job.submit` describe; raises `BackupError` to refuse it."""
     require_current(desk, "job.submit", arguments)  # The clock submits as well.
+    if arguments["drive"] and arguments["kind"] not in ("backup", "verify"):
+        raise UsageError(f"a {arguments['kind']} job takes any drive, and none by its name")
     match arguments["kind"]:
         case "backup":
             return _submit_backup(desk, arguments)
@@ -226,6 +231,7 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
     plan.update(means=arguments["view"], level=arguments["level"], **_choice(arguments))
     plan["pool"] = checked_pool(desk.registry, arguments["pool"])
     plan["drives"] = check_drives(arguments["drives"])
+    plan |= library.pin(desk, arguments)
     if arguments["no_wait_media"]:
         plan["no_wait_media"] = True
     jobs = [

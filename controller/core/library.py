@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from backplane.errors import BusyError, NotFoundError, RefusedError
+from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
 from backplane.ids import NodeName, VolumeTag
 from backplane.wire.messages import DriveState, TapeLoad, TapeMove, TapeScan, TapeUnload
 from controller.catalog.store import CartridgeRow, DriveRow
@@ -156,6 +156,17 @@ def _scan(desk: Desk, call: Call, nodes: list[NodeName]) -> Procedure:
             what="look through the library",
         )
     desk.answer(call.call, {"nodes": nodes})
+
+
+def pin(desk: Desk, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the plan of a job for one drive says of it, nothing if it takes any; refuses one that is down."""
+    if not arguments["drive"]:
+        return {}
+    if arguments["drives"] > 1:
+        raise UsageError("a job has one drive that it names, or several that it does not")
+    node, state = find_drive(desk.registry, arguments["drive"])
+    _check_up(desk, node, state.drive)
+    return {"pinned": [node, state.drive]}
 
 
 # --- drives --------------------------------------------------------------------------------------

@@ -137,12 +137,16 @@ def mount(
         return request_for_cartridge(row, state)
     if state is None:
         return NotYet(f"waiting: storage node {row.node} is away")
+    pinned = registry.pinned.get(job)
+    if pinned is not None and pinned[0] != row.node:
+        return NotYet(f"waiting: cartridge {row.tag} at {pinned[0]}, for whose drive the job is")
     why_not = registry.why_not_from_drive(row.node, row.tag, job=job, seat=seat)
     if why_not:
         return NotYet(f"waiting: cartridge {row.tag} {why_not}")
     drive = registry.free_drive(row.node, job=job, prefer=row.tag, seat=seat)
     if drive is None:
-        return NotYet(f"waiting: a free drive at {row.node}{_down_words(registry, row.node)}")
+        which = f"drive {pinned[1]}" if pinned is not None else "a free drive"
+        return NotYet(f"waiting: {which} at {row.node}{_down_words(registry, row.node)}")
     return Mounted(row.tag, row.node, drive)
 
 

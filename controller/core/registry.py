@@ -122,6 +122,8 @@ class Registry:
         self.drive_activity: dict[tuple[NodeName, str], str] = {}
         """What a claimed drive does, in the words of `library_documents`; nothing depends on it."""
         self.drive_claims: dict[tuple[NodeName, str], JobId] = {}
+        self.pinned: dict[JobId, tuple[NodeName, str]] = {}
+        """Jobs that were submitted for one drive, and get no other."""
         self.drive_seats: dict[tuple[NodeName, str], str] = {}
         """What a claimed drive is to its job, if it is not the only one."""
         self.volume_claims: dict[VolumeId, JobId] = {}
@@ -281,6 +283,8 @@ class Registry:
 
     def _why_not_for(self, key: tuple[NodeName, str], *, job: JobId) -> str:
         """Say what keeps a drive from a job: who has it keeps it to the end."""
+        if self.pinned.get(job, key) != key:
+            return f"is not {'/'.join(self.pinned[job])}, for which the job is"
         return "" if self.drive_claims.get(key) == job else self.why_unusable(*key)
 
     def why_not_from_drive(
@@ -373,4 +377,5 @@ class Registry:
     def release(self, job: JobId) -> None:
         """Give back whatever a job has claimed."""
         self.release_drives(job)
+        self.pinned.pop(job, None)
         self.volume_claims = {key: held for key, held in self.volume_claims.items() if held != job}

@@ -15,6 +15,7 @@ from controller.catalog.store import PartRow
 from controller.core.desk import Desk
 from controller.core.job import Job
 from controller.core.job_row import job_row
+from controller.core.library import pin
 from controller.core.pools import checked_pool
 from controller.core.sampling import Sample
 
@@ -28,7 +29,7 @@ def submit_verify(desk: Desk, arguments: dict[str, Any]) -> Job:
     if sum(map(bool, (backup, tag, pool))) != 1:
         raise UsageError("a verification is of one backup, one cartridge or one pool")
     Sample.parse(arguments["sample"])
-    plan = {"sample": arguments["sample"], "seed": desk.new_uuid()}
+    plan = {"sample": arguments["sample"], "seed": desk.new_uuid(), **pin(desk, arguments)}
     if backup:
         row = desk.backups.get(BackupId(backup))
         if row is None or row.state != "completed":

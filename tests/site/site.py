@@ -404,6 +404,7 @@ class Site:
             "pool": "",
             "no_wait_media": False,
             "drives": 1,
+            "drive": "",
             "tag": "",
             "quiet_s": -1.0,
             "sync_timeout_s": -1.0,

@@ -107,6 +107,7 @@ def test_what_is_measured_and_that_nothing_is_left() -> None:
     document = measured(fake)
     assert document == {
         "size_bytes": 4 * MIB,
+        "drive": "",
         "tags": ["LTO001L8"],
         "movers": ["mover-1"],
         "write_seconds": 2.0,
@@ -120,6 +121,24 @@ def test_what_is_measured_and_that_nothing_is_left() -> None:
     page = bench_page(document)
     assert "Disk to tape:  2MiB/s (2.0 s)" in page
     assert "Under-runs:    2" in page
+
+
+def test_a_drive_that_is_named_is_asked_for_in_what_is_measured() -> None:
+    fake = FakeController()
+    document = bench(
+        fake,
+        size_bytes=4 * MIB,
+        bring=lambda name, _: fake.volumes.append(name),
+        screen=Screen("table"),
+        drive="tape/drive-1",
+    )
+    asked = [
+        (arguments["kind"], arguments.get("drive"))
+        for verb, arguments in fake.calls
+        if verb == "job.submit"
+    ]
+    assert asked == [("backup", "tape/drive-1"), ("verify", "tape/drive-1"), ("label", None)]
+    assert "Drive:         tape/drive-1" in bench_page(document)
 
 
 @pytest.mark.parametrize(("failing", "kinds"), [("backup", 2), ("verify", 3)])

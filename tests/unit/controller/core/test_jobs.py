@@ -124,7 +124,7 @@ def test_files_in_place_have_a_procedure_and_a_clean_up_of_their_own(site: Site)
 
 
 def test_a_kind_that_the_catalog_should_not_have_is_a_bug(site: Site) -> None:
-    job: Any = type("J", (), {"row": type("R", (), {"kind": "dance"})})
+    job: Any = type("J", (), {"row": type("R", (), {"kind": "dance"}), "plan": {}})
     with pytest.raises(AssertionError, match="unknown kind of job"):
         jobs.begin(site.machine, job)
 

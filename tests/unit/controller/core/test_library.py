@@ -324,3 +324,71 @@ def test_a_job_that_finds_its_cartridge_at_the_door_asks_for_it_and_goes_on(site
     site.call("tape.import", tag=TAG)
     site.run()
     check_end(site, job)
+
+
+# --- jobs for one drive --------------------------------------------------------------------------
+
+
+def used_by(site: Site, job: int) -> set[str]:
+    """Let a job run to its end; return the drives that it has had."""
+    found = set()
+    for _ in range(2000):
+        if not site.wire:
+            break
+        claims = site.machine.registry.drive_claims.items()
+        found |= {name for (_, name), holder in claims if holder == job}
+        site.deliver(*site.wire.pop(0))
+    site.run()
+    return found
+
+
+def test_a_job_for_one_drive_uses_no_other() -> None:
+    site = connected(drives=2)
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", drive="drive-1")
+    assert used_by(site, job) == {"drive-1"}
+    check_end(site, job)
+    again = site.submit("verify", backup=int(site.job(job).backup), drive="tape/drive-1")
+    assert used_by(site, again) == {"drive-1"}
+    check_end(site, again)
+    assert not site.machine.registry.pinned
+
+
+def test_a_job_for_one_drive_waits_for_it_also_over_a_restart() -> None:
+    site = connected(drives=2)
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", drive="drive-1")
+    site.call("drive.down", drive="drive-1", reason="it squeaks")
+    site.restart()
+    site.run(60)
+    reason = site.job(job).reason
+    assert reason == "waiting: drive drive-1 at tape (drive-1 is down: it squeaks)"
+    site.call("drive.up", drive="drive-1")
+    site.run()
+    check_end(site, job)
+    assert site.tape.drives["drive-0"].loaded == ""
+    # A cartridge in the other drive is not fetched from there by force: an operator is told.
+    site.call("tape.unload", name="drive-1")
+    site.call("tape.load", tag=TAG, drive="drive-0")
+    verify = site.submit("verify", backup=int(site.job(job).backup), drive="drive-1")
+    site.run(60)
+    assert site.job(verify).reason == (
+        f"waiting: cartridge {TAG} is in drive drive-0, which is not tape/drive-1, for which the job is"
+    )
+    site.call("tape.unload", name=TAG)
+    site.run()
+    check_end(site, verify)
+
+
+def test_a_drive_that_cannot_be_had_is_refused_with_the_job() -> None:
+    site = connected(drives=2)
+    site.make_volume("vol", data=DATA)
+    with pytest.raises(NotFoundError, match="drive-7"):
+        site.submit("backup", volume="vol", drive="drive-7")
+    with pytest.raises(UsageError, match="several"):
+        site.submit("backup", volume="vol", drive="drive-0", drives=2)
+    with pytest.raises(UsageError, match="takes any drive"):
+        site.submit("label", tag=TAG, drive="drive-0")
+    site.call("drive.down", drive="drive-0", reason="it squeaks")
+    with pytest.raises(RefusedError, match="it squeaks"):
+        site.submit("backup", volume="vol", drive="drive-0")
