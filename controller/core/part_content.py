@@ -32,6 +32,7 @@ from controller.core.lineage import ORIGINAL, PARENT
 from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
 from controller.core.pools import retain_until
+from controller.core.rebuild_parts import FoundPart
 
 
 def label_objects(row: CartridgeRow, *, store: str, record_bytes: int) -> list[MetadataObject]:
@@ -229,23 +230,25 @@ def directory_entry(
     )
 
 
-def part_row(trailer: PartTrailer, *, tag: VolumeTag, end: int) -> PartRow:
+def part_row(
+    told: PartTrailer | FoundPart, *, tag: VolumeTag, cartridge: CartridgeId, end: int
+) -> PartRow:
     """Return the row of a part whose trailer was read back; `end` is the object behind its last filemark."""
     return PartRow(
-        backup=BackupId(trailer.backup),
-        part=trailer.part,
+        backup=BackupId(told.backup),
+        part=told.part,
         tag=tag,
-        cartridge=CartridgeId(trailer.cartridge),
-        sequence=trailer.sequence,
-        header_object=trailer.header_object,
-        data_object=trailer.data_object,
-        trailer_object=trailer.trailer_object,
+        cartridge=cartridge,
+        sequence=told.sequence,
+        header_object=told.header_object,
+        data_object=told.data_object,
+        trailer_object=told.trailer_object,
         end=end,
-        records=trailer.records,
-        stream_start=trailer.stream_start,
-        stream_bytes=trailer.stream_bytes,
-        root=trailer.root,
-        is_last=trailer.is_last,
-        created=trailer.created,
-        lane=trailer.lane,
+        records=told.records,
+        stream_start=told.stream_start,
+        stream_bytes=told.stream_bytes,
+        root=told.root,
+        is_last=told.is_last,
+        created=told.created,
+        lane=told.lane,
     )

@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Final
 
 from backplane.errors import BackupError, MediaNeededError, MediumError, VolumeError
-from backplane.ids import VolumeTag
+from backplane.ids import CartridgeId, VolumeTag
 from backplane.scsi.sense import SenseKey
 from backplane.tape_format import PartTrailer
 from backplane.tape_format.content import LABEL_OBJECTS
@@ -461,7 +461,7 @@ class PartWriter(CartridgeWriter):
         if until or self.cartridge.hold:
             # Before the part counts: from here on nobody erases it, whatever becomes of this catalog.
             yield ask_retain(self.desk.registry, self.tag, retain_until=until)
-        part = part_row(trailer, tag=self.tag, end=end)
+        part = part_row(trailer, tag=self.tag, cartridge=CartridgeId(trailer.cartridge), end=end)
         cartridge = replace(
             self.cartridge,
             end=end,

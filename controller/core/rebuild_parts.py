@@ -97,7 +97,6 @@ class FoundPart:
         _require(0 < self.backup < COUNTER_END and self.job < COUNTER_END, "a number of no backup")
         _require(self.end > self.trailer_object, "it ends before its trailer")
         _require(self.volume.block_bytes in BLOCK_BYTES, "blocks of a length that no volume has")
-        _require(self.volume.blocks < NUMBER_END, "a volume that is too large")
         _require(self.runs.end_lba <= self.volume.blocks, "an extent outside of the volume")
         zeros = self.runs.zeros
         _require(
@@ -160,37 +159,7 @@ def found_part(
         planned = _runs(header.extents, (), header.level, 0)
         zeros, runs = runs.zeros, unite(planned, runs)
         runs.zeros = zeros
-    return FoundPart(
-        backup=trailer.backup,
-        backup_uuid=trailer.backup_uuid,
-        part=trailer.part,
-        sequence=trailer.sequence,
-        level=trailer.level,
-        parent_uuid=trailer.parent_uuid,
-        copy_of_uuid=trailer.copy_of_uuid,
-        volume=trailer.volume,
-        record_bytes=trailer.record_bytes,
-        header_object=trailer.header_object,
-        data_object=trailer.data_object,
-        trailer_object=trailer.trailer_object,
-        end=end,
-        records=trailer.records,
-        stream_start=trailer.stream_start,
-        stream_bytes=trailer.stream_bytes,
-        root=trailer.root,
-        is_last=trailer.is_last,
-        created=trailer.created,
-        lane=trailer.lane,
-        lanes=trailer.lanes,
-        tracking=trailer.tracking,
-        generation=trailer.generation,
-        map_state=trailer.map_state,
-        selection=trailer.selection,
-        pool=trailer.pool,
-        retain_until=trailer.retain_until,
-        runs=runs,
-        **({} if header is None else _of_header(header, header_records)),  # type: ignore[arg-type]
-    )
+    return _put_together(trailer, trailer, header, header_records, runs=runs, end=end)
 
 
 def _from_entry(
@@ -205,36 +174,49 @@ def _from_entry(
     runs = _runs(header.extents, header.zero_extents, header.level, header.part)
     planned = runs.total_blocks * header.volume.block_bytes
     _require(entry.stream_bytes <= planned, "it holds more than was planned")
+    return _put_together(header, entry, header, header_records, runs=runs, end=end)
+
+
+def _put_together(
+    said: PartTrailer | PartHeader,
+    told: PartTrailer | DirectoryEntry,
+    header: PartHeader | None,
+    header_records: int,
+    *,
+    runs: ExtentRuns,
+    end: int,
+) -> FoundPart:
+    """Return a part: `said` has what it was to be, `told` where it is and how much of it there is."""
     return FoundPart(
-        backup=header.backup,
-        backup_uuid=header.backup_uuid,
-        part=header.part,
-        sequence=header.sequence,
-        level=header.level,
-        parent_uuid=header.parent_uuid,
-        copy_of_uuid=header.copy_of_uuid,
-        volume=header.volume,
-        record_bytes=header.record_bytes,
-        header_object=entry.header_object,
-        data_object=entry.data_object,
-        trailer_object=entry.trailer_object,
+        backup=said.backup,
+        backup_uuid=said.backup_uuid,
+        part=said.part,
+        sequence=said.sequence,
+        level=said.level,
+        parent_uuid=said.parent_uuid,
+        copy_of_uuid=said.copy_of_uuid,
+        volume=said.volume,
+        record_bytes=said.record_bytes,
+        header_object=told.header_object,
+        data_object=told.data_object,
+        trailer_object=told.trailer_object,
         end=end,
-        records=entry.records,
-        stream_start=header.stream_start,
-        stream_bytes=entry.stream_bytes,
-        root=entry.root,
-        is_last=entry.is_last,
-        created=entry.created,
-        lane=header.lane,
-        lanes=header.lanes,
-        tracking=header.tracking,
-        generation=header.generation,
-        map_state=header.map_state,
-        selection=header.selection,
-        pool=header.pool,
-        retain_until=header.retain_until,
+        records=told.records,
+        stream_start=said.stream_start,
+        stream_bytes=told.stream_bytes,
+        root=told.root,
+        is_last=told.is_last,
+        created=told.created,
+        lane=said.lane,
+        lanes=said.lanes,
+        tracking=said.tracking,
+        generation=said.generation,
+        map_state=said.map_state,
+        selection=said.selection,
+        pool=said.pool,
+        retain_until=said.retain_until,
         runs=runs,
-        **_of_header(header, header_records),  # type: ignore[arg-type]
+        **({} if header is None else _of_header(header, header_records)),  # type: ignore[arg-type]
     )
 
 

@@ -36,6 +36,7 @@ from controller.core.damage import with_damage
 from controller.core.extent_runs import ExtentRuns, unite
 from controller.core.forgotten import MISSING, bring_back
 from controller.core.lineage import ORIGINAL, PARENT
+from controller.core.part_content import part_row
 from controller.core.pools import CONTINUE, DEFAULT, RETAIN_FOREVER
 from controller.core.prune import COMPLETED, FAILED, PRUNED
 from controller.core.rebuild_parts import FoundMap, FoundPart
@@ -111,7 +112,7 @@ def take_backup(
     _require_same(found)
     before = _before(first, known)
     _require_volume(first, known)
-    here = [_part_row(part, tag=tag, cartridge=cartridge) for part in found]
+    here = [part_row(part, tag=tag, cartridge=cartridge, end=part.end) for part in found]
     have = {part.part: part for part in known.parts_of(first.backup)} if before else {}
     fresh = []
     for part in here:
@@ -208,27 +209,6 @@ def _require_volume(first: FoundPart, known: Known) -> None:
 
 
 # --- what is made of it --------------------------------------------------------------------------
-
-
-def _part_row(part: FoundPart, *, tag: VolumeTag, cartridge: CartridgeId) -> PartRow:
-    return PartRow(
-        backup=BackupId(part.backup),
-        part=part.part,
-        tag=tag,
-        cartridge=cartridge,
-        sequence=part.sequence,
-        header_object=part.header_object,
-        data_object=part.data_object,
-        trailer_object=part.trailer_object,
-        end=part.end,
-        records=part.records,
-        stream_start=part.stream_start,
-        stream_bytes=part.stream_bytes,
-        root=part.root,
-        is_last=part.is_last,
-        created=part.created,
-        lane=part.lane,
-    )
 
 
 def _extents(first: FoundPart, found: Sequence[FoundPart], runs: ExtentRuns | None) -> ExtentRuns:

@@ -147,7 +147,7 @@ def test_the_root_is_the_digest_of_the_stored_checksums(site: Site, written: Any
 
 def test_the_row_of_a_part_says_what_its_trailer_says(site: Site, written: Any) -> None:
     made = trailer(site, written)
-    row = part_content.part_row(made, tag="LTO001L8", end=99)  # type: ignore[arg-type]
+    row = part_content.part_row(made, tag="LTO001L8", cartridge=made.cartridge, end=99)  # type: ignore[arg-type]
     assert (row.end, row.tag, row.root, row.records) == (99, "LTO001L8", made.root, 4)
     assert row.trailer_object == made.trailer_object == made.data_object + 4 + 1
     entry = part_content.directory_entry(
