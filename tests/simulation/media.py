@@ -471,7 +471,6 @@ class SimulatedLibrary(TapeLibrary):
         self._shelves, self._door, self._site = shelves, door, site
         self.lock = threading.RLock()
         self._drive_class = drive
-        self.lock = threading.RLock()
         self.drives = tuple(drive() for _ in range(drives))
         self._model = ChangerModel(Geometry(slots=SLOTS, io_slots=IO_SLOTS, drives=drives))
         inside = [tag for tag in shelves if tag not in door]
@@ -479,10 +478,6 @@ class SimulatedLibrary(TapeLibrary):
             place(library=inside, io=door, remembered={}, geometry=self._model.geometry)
         )
         self.changer = SimulatedChanger(self._model)
-
-    def free_bytes(self) -> int:
-        """There is always room in the host's file system."""
-        return 1 << 40
 
     def close(self) -> None:
         """Nothing to close: processes here crash."""
