@@ -35,6 +35,11 @@ KINDS = ("memory", "processes")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# On Debian these are not on the PATH of an ordinary user, who may run most of what is there all the same.
+for _folder in ("/usr/local/sbin", "/usr/sbin", "/sbin"):
+    if _folder not in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{_folder}"
+
 # Whoever starts a run in the background (a shell with `&`, nohup, a build service) may have signals ignored, which
 # all children inherit: tests that send them would wait forever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
