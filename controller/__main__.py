@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,9 +32,12 @@ DATA_CHANNELS = "backplane.transport.stream"
 """The code that moves payload.  A controller that has it loaded is not the one whose reports say 0 bytes."""
 
 
-def open_catalog(place: Path, *, is_new: bool) -> tuple[SqlCatalog, CatalogIdentity]:
-    """Open the catalog that belongs here; with `is_new` an empty one, in place of one that is lost."""
-    identity = CatalogIdentity(place)
+def open_catalog(place: Path, *, is_new: bool, command: str) -> tuple[SqlCatalog, CatalogIdentity]:
+    """Open the catalog that belongs here; with `is_new` an empty one, in place of one that is lost.
+
+    `command` is what starts this controller with an empty one.
+    """
+    identity = CatalogIdentity(place, command=command)
     if is_new:
         identity.begin_anew()
     else:
@@ -48,8 +52,10 @@ def open_catalog(place: Path, *, is_new: bool) -> tuple[SqlCatalog, CatalogIdent
     return catalog, identity
 
 
-def run(config: ControllerConfig, *, is_new: bool = False) -> None:
-    """Run until a signal says stop."""
+def run(
+    config: ControllerConfig, *, is_new: bool = False, command: str = "controller --new-catalog"
+) -> None:
+    """Run until a signal says stop; `command` is what starts this controller with an empty catalog."""
     assert DATA_CHANNELS not in sys.modules
     keys = load_key_pair(config.key_file)
     if keys.role != "controller":
@@ -60,7 +66,10 @@ def run(config: ControllerConfig, *, is_new: bool = False) -> None:
     except OSError as error:
         raise ConfigError([f"{config.state_folder}: {error.strerror}"]) from error
     table = KeyTable(config.authorized_folder)
-    catalog, identity = open_catalog(config.state_folder / "catalog.sqlite", is_new=is_new)
+    place = config.state_folder / "catalog.sqlite"
+    catalog, identity = open_catalog(place, is_new=is_new, command=command)
+    if is_new:
+        _logger.warning("the catalog is empty: `ctl catalog rebuild --all --wait` fills it again")
     loop = Loop()
     try:
         endpoint = RouterEndpoint(
@@ -127,7 +136,8 @@ def main(config_file: Path, check_config: bool, is_new: bool) -> None:
         )
         if armed := failpoints.arm():
             _logger.warning("failpoints are armed: %s", ", ".join(armed))
-        run(config, is_new=is_new)
+        command = f"controller --config {shlex.quote(str(config_file))} --new-catalog"
+        run(config, is_new=is_new, command=command)
     except BackupError as error:
         click.echo(f"controller: {error}", err=True)
         sys.exit(int(error.exit_code))

@@ -122,7 +122,7 @@ def restore_from(
 
     \b
     Exit codes: 0 all is there; 1 failed; 2 usage; 3 done, but what was damaged is missing (zeros) and listed;
-    4 no such backup or file; 5 refused; 8 damaged, or not a cartridge.
+    4 no such backup or file; 5 refused; 7 a cartridge is missing, it is named; 8 damaged, or not a cartridge.
     """
     if not is_list and (not backup or out is None):
         raise click.UsageError("--backup and --out are needed, or --list.")

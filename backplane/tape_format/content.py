@@ -36,6 +36,8 @@ SINCE_4: Final = {"since": 4}
 """Fields that records before version 4 do not have: no pool, no retention, no copies, and one drive for each backup."""
 LANES_MAX: Final = 64
 UNKNOWN_START: Final = -1
+NEEDS_MAX: Final = 256
+"""Places that a header names, of what belongs to its backup and is elsewhere."""
 PRUNED_RUNS_MAX: Final = 4096
 """Runs of numbers of pruned backups in a trailer; of more, those of the oldest backups are left out."""
 VOLUME_BYTES_END: Final = 1 << 63
@@ -52,6 +54,8 @@ _SAMPLES: Final = re.compile(r"(?:[0-9a-f]{32}){0,64}", re.ASCII)
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 Extents = tuple[tuple[int, int], ...]
 """(LBA, blocks), in the order of the stream."""
+Needs = tuple[tuple[str, str, str], ...]
+"""(backup UUID, volume UUID, barcode) of cartridges."""
 Runs = tuple[tuple[int, int], ...]
 """(first number, count), ascending; they neither overlap nor touch."""
 
@@ -92,6 +96,13 @@ def _require_life(retain_until: str, copy_of_uuid: str, *, lane: int = 0, lanes:
         _require_moment(retain_until, end=":")  # The last second of the year 9999 is for ever.
     _require(not copy_of_uuid or bool(_UUID.fullmatch(copy_of_uuid)), "no UUID of a backup")
     _require(1 <= lanes <= LANES_MAX and 0 <= lane < lanes, "a lane that is not one of the lanes")
+
+
+def _require_needs(needs: Needs) -> None:
+    _require(len(needs) <= NEEDS_MAX, "more places than a header names")
+    for backup_uuid, cartridge, tag in needs:
+        is_uuid = _UUID.fullmatch(backup_uuid) and _UUID.fullmatch(cartridge)
+        _require(bool(is_uuid) and 1 <= len(tag) <= 32, "a place that is no cartridge")
 
 
 def _require_runs(runs: Runs) -> None:
@@ -162,6 +173,7 @@ class PartHeader:
     `sequence` counts the parts of this cartridge, `part` those of the backup, both from 1.  `object` is the header's
     own object number.  `extents` are what is planned; the trailer says what happened.  `backup_created` is when the
     backup was begun, which is what it is called by; `samples` are for a later incremental's doubt, in hexadecimal.
+    `needs` are the cartridges with earlier parts, and with what the backup stands on, all the way down.
     """
 
     cartridge: str
@@ -198,6 +210,7 @@ class PartHeader:
     lanes: int = field(default=1, metadata=SINCE_4)
     backup_created: str = field(default="", metadata=SINCE_4)
     samples: str = field(default="", metadata=SINCE_4)
+    needs: Needs = field(default=(), metadata=SINCE_4)
 
     TYPE_NAME: ClassVar[str] = "part header"
 
@@ -227,6 +240,7 @@ class PartHeader:
         for moment in filter(None, (self.view_time, self.created, self.backup_created)):
             _require_moment(moment)
         _require(bool(self.created), "a part without a time")
+        _require_needs(self.needs)
         _require(bool(_SAMPLES.fullmatch(self.samples)), "samples that are not hexadecimal")
 
 

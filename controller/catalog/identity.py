@@ -19,17 +19,17 @@ FILE_BYTES_MAX: Final = 4096
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 RECIPE: Final = (
-    "put the catalog back; or, if it is lost, start once with `controller --new-catalog`, then "
-    "`ctl catalog rebuild --all` reads the cartridges"
+    "put the catalog back; or, if it is lost, start once with `{command}`, then "
+    "`ctl catalog rebuild --all --wait` reads the cartridges"
 )
 
 
 class CatalogIdentity:
     """The file beside one catalog."""
 
-    def __init__(self, catalog: Path) -> None:
-        """`catalog` is the path of the database."""
-        self._catalog = catalog
+    def __init__(self, catalog: Path, *, command: str = "controller --new-catalog") -> None:
+        """`catalog` is the path of the database; `command` starts a controller with a new one."""
+        self._catalog, self._command = catalog, command
         self._path = catalog.with_name(NAME)
 
     def stores(self) -> tuple[str, ...]:
@@ -48,13 +48,17 @@ class CatalogIdentity:
     def require_catalog(self) -> None:
         """Raise `RefusedError` if there was a catalog here and now there is none."""
         if self.stores() and not self._has_catalog():
-            raise RefusedError(f"catalog {self._catalog} is gone", hint=RECIPE)
+            raise RefusedError(
+                f"catalog {self._catalog} is gone", hint=RECIPE.format(command=self._command)
+            )
 
     def begin_anew(self) -> None:
         """Let an empty catalog come into being in place of one that is lost; raises `RefusedError` if it is there."""
         if self._has_catalog():
             raise RefusedError(
-                f"there is a catalog {self._catalog}", hint="start without --new-catalog"
+                f"there is a catalog {self._catalog}",
+                hint="start without --new-catalog; `ctl catalog rebuild --all --wait` reads into it what it lacks. "
+                "If it is to be given up, move it away first",
             )
         try:
             # What is left of the old one's log would be taken for the new one's.

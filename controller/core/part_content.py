@@ -23,16 +23,17 @@ from backplane.tape_format import (
     encode_part_header,
     encode_part_trailer,
 )
-from backplane.tape_format.content import FORMAT_VERSION, LABEL_OBJECTS, OWNER
+from backplane.tape_format.content import FORMAT_VERSION, LABEL_OBJECTS, NEEDS_MAX, OWNER
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
 from controller.core.chain import FULL
 from controller.core.desk import Desk
 from controller.core.job import Job
-from controller.core.lineage import ORIGINAL, PARENT
+from controller.core.lineage import ORIGINAL, PARENT, parent_of
 from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
 from controller.core.pools import retain_until
 from controller.core.rebuild_parts import FoundPart
+from controller.core.registry import Registry
 
 
 def label_objects(row: CartridgeRow, *, store: str, record_bytes: int) -> list[MetadataObject]:
@@ -77,6 +78,22 @@ def original_uuid(backups: Mapping[BackupId, BackupRow], row: BackupRow) -> str:
         return str(told)
     original = backups.get(row.copy_of)
     return original.backup_uuid if original is not None else ""
+
+
+def needs_of(
+    backups: Mapping[BackupId, BackupRow], registry: Registry, row: BackupRow
+) -> list[list[str]]:
+    """Return [backup UUID, volume UUID, barcode] of what is committed of a backup, and of all that it stands on."""
+    found: dict[tuple[str, str, str], None] = {}
+    member: BackupRow | None = row
+    name, seen = row.backup_uuid, set[BackupId]()
+    while member is not None and member.backup not in seen:
+        seen.add(member.backup)
+        for part in registry.parts_of(member.backup):
+            found[name, part.cartridge, part.tag] = None
+        name = parent_uuid(backups, member)
+        member = parent_of(member, backups)
+    return [list(each) for each in found][:NEEDS_MAX]
 
 
 def zero_extents(data: PartData, *, part: int) -> tuple[tuple[int, int], ...]:
@@ -132,6 +149,7 @@ def header_objects(
         retain_until=retain_until(plan.get("retain_s", 0), plan["part_created"]),
         backup_created=row.created,
         samples=row.samples.hex(),
+        needs=tuple((uuid, where, tag) for uuid, where, tag in plan.get("needs", ())),
         copy_of_uuid=original_uuid(desk.backups, row),
         lane=plan.get("lane", 0),
         lanes=row.lanes,

@@ -66,6 +66,7 @@ from controller.core.media import (
 )
 from controller.core.part_content import (
     header_objects,
+    needs_of,
     part_row,
     part_trailer,
     trailer_objects,
@@ -194,7 +195,10 @@ class PartWriter(CartridgeWriter):
         """The part begins where the tape ends."""
         pool = pool_of_job(self.desk.registry, self.pool)
         self.plan.update(
-            header_object=self.end, part_created=self.desk.wall, retain_s=pool.retain_s
+            header_object=self.end,
+            part_created=self.desk.wall,
+            retain_s=pool.retain_s,
+            needs=needs_of(self.desk.backups, self.desk.registry, self.row),
         )
         for name in ("records", "is_cut", "trailer_created", "trailer_pruned"):
             self.plan.pop(name, None)
@@ -242,6 +246,7 @@ class PartWriter(CartridgeWriter):
             "trailer_created",
             "trailer_pruned",
             "retain_s",
+            "needs",
         ):
             self.plan.pop(name, None)
         progress(self.job)  # Another cartridge is another chance.

@@ -89,21 +89,26 @@ class Found(NamedTuple):
     entry: DirectoryEntry
 
 
-def chain_of(uuid: str, found: Mapping[str, Sequence[Found]]) -> list[str]:
-    """Return the UUIDs of a backup and all that it stands on, the full one first; raises `VolumeError`.
+def chain_of(uuid: str, found: Mapping[str, Sequence[Found]]) -> tuple[list[str], str]:
+    """Return the UUIDs of a backup and all that it stands on, the full one first, and the UUID of what is missing.
 
-    `found` are the parts of each backup UUID.
+    `found` are the parts of each backup UUID; a copy is as good as its original.  Nothing is missing if the chain is
+    whole: an empty string.  Raises `VolumeError` if it never ends.
     """
+    copies: dict[str, str] = {}
+    for each, parts in found.items():
+        copies.setdefault(parts[0].entry.copy_of_uuid, each)
     chain: list[str] = []
     while uuid:
         if uuid not in found:
-            child = f", on which {chain[-1]} stands," if chain else ""
-            raise VolumeError(f"backup {uuid}{child} is on none of these cartridges")
+            if uuid not in copies:
+                return chain[::-1], uuid
+            uuid = copies[uuid]
         if uuid in chain:
             raise VolumeError(f"backup {uuid} stands on itself")
         chain.append(uuid)
         uuid = found[uuid][0].entry.parent_uuid
-    return chain[::-1]
+    return chain[::-1], ""
 
 
 def missing_parts(parts: Sequence[Found], lanes: int = 1) -> list[int]:

@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import MediumError, NotFoundError, RefusedError, UsageError, VolumeError
+from backplane.errors import (
+    MediaNeededError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+    VolumeError,
+)
 from backplane.file_map.content import JBD2_MAGIC, pieces, refuse
 from backplane.file_map.decompress import decompress
 from backplane.file_map.header import unpack_header
@@ -105,9 +112,39 @@ def _what_is_missing(shelf: Sequence[Shelved], parts: Sequence[Found]) -> Iterat
         lanes = shelf[last.shelf].trailer(last).lanes
     for number in missing_parts(parts, lanes):
         if number:
-            yield f"part {number} is not on these cartridges"
+            where = _where(shelf, parts, parts[0].entry.backup_uuid)
+            yield f"part {number} is not on these cartridges{where}"
         else:
+            # Nobody knew when this was written.
             yield f"it goes on behind part {last.entry.part}, on another cartridge"
+
+
+def _where(shelf: Sequence[Shelved], parts: Sequence[Found], uuid: str) -> str:
+    """Name the cartridges with a backup that are not here, as the headers of some parts say; else nothing."""
+    here = {each.header.cartridge for each in shelf}
+    names: dict[str, None] = {}
+    for each in parts:
+        with suppress(MediumError, VolumeError):
+            header, _ = shelf[each.shelf].part_header(each)
+            for backup, cartridge, tag in header.needs:
+                if backup == uuid and cartridge not in here:
+                    names[f"{tag} (UUID {cartridge})"] = None
+            before = header.previous_cartridge
+            is_told = any(before in name for name in names)
+            if before and before not in here and not is_told and uuid == header.backup_uuid:
+                names[f"the one with UUID {before}"] = None
+    return f": bring cartridge {', '.join(names)}" if names else ""
+
+
+def _whole(shelf: Sequence[Shelved], uuid: str, found: dict[str, list[Found]]) -> str:
+    """Return a backup, or if something of it is missing one of the same family of which nothing is, if there is one."""
+
+    def origin(each: str) -> str:
+        return found[each][0].entry.copy_of_uuid or each
+
+    family = [uuid, *(each for each in found if each != uuid and origin(each) == origin(uuid))]
+    whole = (each for each in family if not any(_what_is_missing(shelf, found[each])))
+    return next(whole, uuid)
 
 
 class Reassembly:
@@ -116,20 +153,31 @@ class Reassembly:
     def __init__(
         self, shelf: Sequence[Shelved], backup: str, *, keeps_going: bool, tell: Tell
     ) -> None:
-        """Find everything before anything is written; raises `VolumeError` if something is not there."""
+        """Find everything before anything is written; raises `MediaNeededError` if something is not there."""
         self._shelf, self._keeps_going, self._tell = shelf, keeps_going, tell
         self.losses = Losses()
         found = parts_by_backup(shelf)
         self.uuid = find_backup(backup, found)
         self.members: list[list[tuple[Found, PartTrailer]]] = []
-        for uuid in chain_of(self.uuid, found):
-            missing = list(_what_is_missing(shelf, found[uuid]))
-            if missing and not keeps_going:
-                number = found[uuid][0].entry.backup
-                raise VolumeError(f"backup {number} is not complete: {missing[0]}")
-            self.losses.reasons += missing
+        chain, lost = chain_of(self.uuid, found)
+        if lost:
+            child = found[chain[0]][0].entry.backup
+            top = [part for uuid in chain for part in found[uuid]]
+            told = f"backup {lost}, on which backup {child} stands, is on none of these cartridges"
+            self._lack(f"{told}{_where(shelf, top, lost)}")
+        chain = [_whole(shelf, uuid, found) for uuid in chain]
+        for uuid in chain:
+            number = found[uuid][0].entry.backup
+            for words in _what_is_missing(shelf, found[uuid]):
+                self._lack(f"backup {number} is not complete: {words}")
             self.members.append([(each, shelf[each.shelf].trailer(each)) for each in found[uuid]])
         self.first = self.members[-1][0]
+
+    def _lack(self, words: str) -> None:
+        """A cartridge is not here: that ends it, or its blocks are zeros, or as in an older backup."""
+        if not self._keeps_going:
+            raise MediaNeededError(words, hint="--keep-going restores everything else")
+        self.losses.reasons.append(words)
 
     @property
     def volume_bytes(self) -> int:

@@ -119,8 +119,9 @@ def test_a_lost_catalog_is_refused_and_comes_back_from_the_cartridges(
     assert refused.returncode != 0
     for words in (
         "catalog.sqlite is gone",
-        "controller --new-catalog",
-        "ctl catalog rebuild --all",
+        "start once with `controller --config ",
+        "controller.toml --new-catalog`",
+        "ctl catalog rebuild --all --wait",
     ):
         assert words in refused.stderr, refused.stderr
     start_anew(cluster)

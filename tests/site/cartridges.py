@@ -76,13 +76,14 @@ class Writer:
         With `is_cut` its last record and all behind it are missing, without `is_committed` the filemark behind its
         trailer is.
 
-        `map_items` are the header and the pages of a map of its files.
+        `map_items` are the header and the pages of a map of its files, `in_header` fields that only a header has.
         """
         stream = b"".join(image[lba * BLOCK : (lba + count) * BLOCK] for lba, count in extents)
         padded = stream + bytes(-len(stream) % RECORD)
         data = [padded[at : at + RECORD] for at in range(0, len(padded), RECORD)]
         sequence = self.trailer.sequence + 1 if self.trailer else 1
         is_last = changes.pop("is_last", True)
+        only_header = {"previous_cartridge": "", **changes.pop("in_header", {})}
         common: dict[str, Any] = {
             "cartridge": self.cartridge,
             "sequence": sequence,
@@ -99,7 +100,6 @@ class Writer:
         layout = MapLayout([len(item) for item in map_items])
         header = PartHeader(
             job=1,
-            previous_cartridge="",
             view="ee" * 16,
             view_means="snapshot",
             consistency="crash",
@@ -108,6 +108,7 @@ class Writer:
             previous_trailer=0,
             map_records=layout.records,
             map_digest=map_digest(map_items[1:]) if map_items else "",
+            **only_header,
             **common,
         )
         objects: list[Object] = [*encode_part_header(header, record_bytes_max=300)]

@@ -27,7 +27,7 @@ from backplane.tape_format import (
     join_records,
     record_digest_root,
 )
-from backplane.tape_format.content import PRUNED_RUNS_MAX
+from backplane.tape_format.content import NEEDS_MAX, PRUNED_RUNS_MAX
 from backplane.tape_format.payload import encode_payload
 from backplane.tape_format.record import RECORD_VERSIONS
 
@@ -170,6 +170,16 @@ def test_pool_retention_copy_and_lane_are_read_back() -> None:
                 replace(value, **wrong)
 
 
+def test_what_else_is_needed_is_read_back() -> None:
+    header = replace(PART, needs=((BACKUP, "ab" * 16, "LTO001L8"),))
+    assert decode_metadata(decoded(encode_part_header(header))) == header
+    for wrong in (("1", "ab" * 16, "A"), (BACKUP, "1", "A"), (BACKUP, "ab" * 16, "")):
+        with pytest.raises(VolumeError, match="no cartridge"):
+            replace(PART, needs=(wrong,))
+    with pytest.raises(VolumeError, match="more places"):
+        replace(PART, needs=header.needs * (NEEDS_MAX + 1))
+
+
 def test_the_numbers_of_pruned_backups_are_read_back() -> None:
     trailer = replace(TRAILER, pruned=((1, 3), (7, 1)))
     assert decode_metadata(decoded(encode_part_trailer(trailer))) == trailer
@@ -239,7 +249,7 @@ FIELDS_OF = {
     3: ("map_state", "map_records", "map_digest", "selection"),
     4: (
         *("pool", "retain_until", "copy_of_uuid", "lane", "lanes"),
-        *("backup_created", "samples", "pruned"),
+        *("backup_created", "samples", "pruned", "needs"),
     ),
 }
 

@@ -52,8 +52,13 @@ def test_a_catalog_that_is_gone_is_refused_with_the_recipe(
     with pytest.raises(RefusedError, match="is gone") as caught:
         identity.require_catalog()
     assert caught.value.exit_code is ExitCode.REFUSED
-    for words in ("controller --new-catalog", "ctl catalog rebuild --all"):
+    for words in ("controller --new-catalog", "ctl catalog rebuild --all --wait"):
         assert words in caught.value.hint
+    named = CatalogIdentity(place, command="controller --config /etc/c.toml --new-catalog")
+    with pytest.raises(
+        RefusedError, match=r"`controller --config /etc/c\.toml --new-catalog`, then"
+    ):
+        named.require_catalog()
 
 
 def test_a_new_one_takes_its_place_and_nothing_of_the_old_log(
@@ -72,7 +77,9 @@ def test_a_new_one_takes_its_place_and_nothing_of_the_old_log(
 
 def test_no_new_one_is_made_over_one_that_is_there(identity: CatalogIdentity, place: Path) -> None:
     SqlCatalog.open(place).close()
-    with pytest.raises(RefusedError, match="there is a catalog"):
+    with pytest.raises(
+        RefusedError, match=r"there is a catalog .*`ctl catalog rebuild --all --wait`"
+    ):
         identity.begin_anew()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.ids import BackupId, VolumeTag
+from backplane.tape_format import PartHeader, decode_metadata, decode_record
 from controller.core.allocation import needed_tags
 from controller.core.backup_names import find_backup
 from controller.core.chain import chain_of
@@ -159,6 +160,29 @@ def test_of_two_copies_the_next_takes_over(site: Site) -> None:
     assert prune(site, third) == {third: "backup 4 stands on it"}
     assert prune(site, 4) == {}
     assert chain(site, fourth) == [fourth, third]
+
+
+def test_a_header_names_the_cartridges_with_all_that_it_stands_on(site: Site) -> None:
+    rows, parts = site.machine.backups, site.machine.registry.parts
+    uuids = {int(number): row.backup_uuid for number, row in rows.items()}
+    volumes = {tag: site.machine.registry.cartridges[tag].cartridge for tag in (ORIGINALS, COPIES)}
+
+    def needs(number: int) -> list[tuple[str, str, str]]:
+        part = parts[BackupId(number), 1]
+        record = decode_record(site.tapes[part.tag].objects[part.header_object] or b"")
+        value = decode_metadata([record])
+        assert isinstance(value, PartHeader)
+        return list(value.needs)
+
+    assert needs(1) == needs(3) == []
+    assert needs(2) == needs(4) == [(uuids[1], volumes[ORIGINALS], ORIGINALS)]
+    prune(site, 1, 2)
+    made = run(site, "backup", volume="vol", level="incremental")
+    # The full one is called what the backup between says: its copy bears that name, too.
+    assert needs(made) == [
+        (uuids[4], volumes[COPIES], COPIES),
+        (uuids[1], volumes[COPIES], COPIES),
+    ]
 
 
 # --- what people see -----------------------------------------------------------------------------

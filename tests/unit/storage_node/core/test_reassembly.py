@@ -106,15 +106,22 @@ A, B, C = "a" * 32, "b" * 32, "c" * 32
 
 def test_a_chain_begins_with_the_full_backup() -> None:
     found = {A: [part(A)], B: [part(B, A)], C: [part(C, B)]}
-    assert chain_of(C, found) == [A, B, C]
-    assert chain_of(A, found) == [A]
+    assert chain_of(C, found) == ([A, B, C], "")
+    assert chain_of(A, found) == ([A], "")
 
 
 def test_a_chain_that_leads_nowhere_is_told() -> None:
-    with pytest.raises(VolumeError, match=f"backup {A}, on which {B} stands,"):
-        chain_of(B, {B: [part(B, A)]})
+    assert chain_of(B, {B: [part(B, A)]}) == ([B], A)
+    assert chain_of(C, {C: [part(C, B)], A: [part(A)]}) == ([C], B)
     with pytest.raises(VolumeError, match="stands on itself"):
         chain_of(B, {B: [part(B, C)], C: [part(C, B)]})
+
+
+def test_a_copy_is_as_good_as_what_it_is_a_copy_of() -> None:
+    copy = part(C)
+    copy = copy._replace(entry=replace(copy.entry, copy_of_uuid=A))
+    assert chain_of(B, {B: [part(B, A)], C: [copy]}) == ([C, B], "")
+    assert chain_of(B, {B: [part(B, A)], C: [copy], A: [part(A)]}) == ([A, B], "")
 
 
 def test_missing_parts_are_counted() -> None:

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from backplane.errors import MediumError, NotFoundError, RefusedError, UsageError, VolumeError
+from backplane.errors import (
+    ExitCode,
+    MediaNeededError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
 from backplane.file_map.header import pack_header
 from backplane.file_map.model import FileExtent, Kind
 from backplane.testing.file_rows import make_file, make_row
@@ -56,9 +63,12 @@ class Set:
         one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),))
         one.part(FULL, self.image, FIRST, is_last=False, backup=7)
         start = sum(count for _, count in FIRST) * BLOCK
-        two.part(FULL, self.image, SECOND, part=2, stream_start=start, backup=7)
+        second = {"part": 2, "stream_start": start, "backup": 7}
+        other = (OTHER, "5" * 32, "TAPE05L8")
+        needs = ((FULL, "1" * 32, "TAPE01L8"), (FULL, "2" * 32, "TAPE02L8"), other)
+        two.part(FULL, self.image, SECOND, **second, in_header={"needs": needs})
         facts = {"level": "incremental", "parent_uuid": FULL, "zero_extents": ZEROS, "backup": 8}
-        three.part(CHILD, self.later, CHANGED, **facts)
+        three.part(CHILD, self.later, CHANGED, **facts, in_header={"needs": needs})
         self.folders = [one.folder, two.folder, three.folder]
 
 
@@ -117,11 +127,65 @@ def test_what_is_missing_is_told_before_anything_is_written(written: Set, tmp_pa
     one, two, three = written.folders
     for folders, name, told in (
         ([one], "7", "goes on behind part 1, on another cartridge"),
-        ([two], "7", "part 1 is not on these cartridges"),
-        ([three], "8", f"backup {FULL}, on which {CHILD} stands,"),
+        ([two], "7", f"part 1 is not .*: bring cartridge TAPE01L8 .UUID {'1' * 32}. .--keep"),
+        (
+            [three],
+            "8",
+            r"backup f+, on which backup 8 stands, .*: bring cartridge TAPE01L8 .*, TAPE02L8 \(UUID 2+\) \(--keep",
+        ),
+        ([three, two], "8", r"backup 7 is not complete: part 1 .* TAPE01L8 \(UUID 1+\) "),
+        ([one, three], "8", "backup 7 is not complete: it goes on behind part 1"),
     ):
-        with pytest.raises(VolumeError, match=told), reassembly(folders, name, tmp_path):
+        with (
+            pytest.raises(MediaNeededError, match=told) as caught,
+            reassembly(folders, name, tmp_path),
+        ):
             pass
+        assert caught.value.exit_code == ExitCode.MEDIA_NEEDED
+
+
+def test_with_keep_going_a_missing_cartridge_costs_what_was_on_it(
+    written: Set, tmp_path: Path
+) -> None:
+    _, _, three = written.folders
+    with (
+        reassembly([three], "8", tmp_path, keeps_going=True) as (made, _),
+        scratch_file(tmp_path) as descriptor,
+    ):
+        made.write(descriptor)
+        found = os.pread(descriptor, len(written.later), 0)
+    assert found == image_with(CHANGED, seed=4)
+    assert len(made.losses.reasons) == 1
+    assert "TAPE01L8" in made.losses.reasons[0]
+
+
+def test_a_cartridge_from_before_headers_named_others_is_named_by_its_uuid(
+    library: TapeLibrary, tmp_path: Path
+) -> None:
+    writer = Writer(library, "TAPE09L8", "9" * 32)
+    image, told = image_with(FIRST, seed=1), {"previous_cartridge": "8" * 32}
+    writer.part(FULL, image, FIRST, part=2, backup=7, in_header=told)
+    with shelved([writer.folder], scratch=tmp_path) as shelf:
+        lines = list_backups(shelf)
+    assert lines[1].endswith(
+        f"part 1 is not on these cartridges: bring cartridge the one with UUID {'8' * 32}"
+    )
+
+
+def test_copies_alone_are_enough(library: TapeLibrary, tmp_path: Path) -> None:
+    """The originals are gone: their copies name them, and what stands on them does."""
+    made = Set(library)
+    copies = Writer(library, "COPY01L8", "a" * 32)
+    whole = (*FIRST, *SECOND)
+    copies.part("e" * 32, made.image, whole, backup=9, copy_of_uuid=FULL)
+    facts = {"level": "incremental", "parent_uuid": FULL, "zero_extents": ZEROS, "backup": 10}
+    copies.part("b" * 32, made.later, CHANGED, **facts, copy_of_uuid=CHILD)
+    assert restored([copies.folder], "10", tmp_path) == made.later
+    assert restored([copies.folder, made.folders[2]], "8", tmp_path) == made.later
+    # Also rather than an original of which a cartridge is missing.
+    (tmp_path / "image-8").unlink()
+    assert restored([*made.folders[1:], copies.folder], "8", tmp_path) == made.later
+    assert restored([made.folders[1], copies.folder], "7", tmp_path) == made.image
 
 
 def in_two_lanes(library: TapeLibrary) -> tuple[bytes, list[Path]]:
@@ -140,7 +204,7 @@ def test_a_backup_in_lanes_needs_the_cartridges_of_all_of_them(
     image, folders = in_two_lanes(library)
     assert restored(folders, FULL, tmp_path) == image
     for folder in folders:
-        with pytest.raises(VolumeError, match="is not complete"):
+        with pytest.raises(MediaNeededError, match="is not complete"):
             restored([folder], FULL, tmp_path)
 
 
@@ -176,7 +240,7 @@ def test_backups_are_named_by_number_or_uuid(written: Set, tmp_path: Path) -> No
             find_backup("ff", double)
         lines = list_backups(shelf[1:])
     assert lines[0].startswith(f"backup 7 ({FULL}) of home, ")
-    assert lines[1] == "    part 1 is not on these cartridges"
+    assert lines[1].startswith("    part 1 is not on these cartridges: bring cartridge TAPE01L8")
     assert f"incremental on {FULL}" in lines[2]
     assert lines[2].endswith("on TAPE03L8")
 
