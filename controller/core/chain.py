@@ -108,13 +108,14 @@ def why_broken(
             lacks = json.loads(row.detail).get("missing", "")
             told = f"backup {row.backup} is {row.state}"
             return f"{told}: it lacks {lacks}" if lacks else told
-        why = _why_broken_alone(row, registry)
+        why = why_broken_alone(row, registry)
         if why and not _is_whole_together(row, registry, backups, known):
             return why
     return ""
 
 
-def _why_broken_alone(row: BackupRow, registry: Registry) -> str:
+def why_broken_alone(row: BackupRow, registry: Registry) -> str:
+    """Say what keeps the own records of a backup from being read, without its copies; empty if nothing does."""
     if damage_of(row):
         return f"backup {row.backup} is damaged: {damage_of(row)}"
     parts = list(parts_of(row, registry))

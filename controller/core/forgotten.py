@@ -121,7 +121,7 @@ def settle(desk: Desk, told: Told) -> Settled:
     }
     pruned, kept = [], []
     whole = {number: _whole(backups[number]) for number in asked}
-    for number, why in decided({**backups, **whole}, asked, users):
+    for number, why in decided({**backups, **whole}, asked, users, registry=desk.registry):
         row = whole[number]
         if why:
             kept.append((row, why))

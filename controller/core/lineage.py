@@ -65,16 +65,19 @@ def kept_by(
     living: Families,
     *,
     staying: Container[BackupId] = frozenset(),
+    unsound: Container[BackupId] = frozenset(),
 ) -> BackupId | None:
     """Return which backup one keeps from being pruned, of those that live; None if it stands on none of them.
 
-    A copy is content with any that is `staying`, for whatever reason.
+    A copy is content with any that is `staying`, for whatever reason.  One that is damaged, or `unsound` because its
+    cartridges cannot be relied on, counts only if all are.
     """
     if not row.parent:
         return None
     parent = backups.get(row.parent)
     members = living.get(origin(parent) if parent is not None else row.parent, ())
-    sound = [each for each in members if not damage_of(each)] or list(members)
+    doubtful = [each for each in members if each.backup in unsound or damage_of(each)]
+    sound = [each for each in members if each not in doubtful] or list(members)
     if not sound:
         return None
 

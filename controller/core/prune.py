@@ -18,7 +18,7 @@ from typing import Any, Final
 from backplane.errors import NotFoundError, RefusedError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, DropMap
-from controller.core.chain import FULL
+from controller.core.chain import FULL, why_broken_alone
 from controller.core.copies import Families, families
 from controller.core.desk import Desk
 from controller.core.effects import Call
@@ -31,6 +31,7 @@ from controller.core.lineage import (
     origin,
     parent_of,
 )
+from controller.core.registry import Registry
 from controller.core.retention import Candidate, Rules, decide
 
 PRUNED: Final = "pruned"
@@ -167,7 +168,7 @@ def prune(desk: Desk, call: Call) -> None:
         _require(desk, number)
     users = users_of(desk.backups, desk.jobs)
     pruned, kept = [], []
-    for number, why in decided(desk.backups, numbers, users):
+    for number, why in decided(desk.backups, numbers, users, registry=desk.registry):
         row = desk.backups[number]
         if why:
             kept.append({"backup": number, "reason": why})
@@ -189,6 +190,8 @@ def decided(
     backups: Mapping[BackupId, BackupRow],
     asked: Collection[BackupId],
     users: Mapping[BackupId, str],
+    *,
+    registry: Registry,
 ) -> Iterator[tuple[BackupId, str]]:
     """Yield of each backup that is asked about why it is not pruned, empty if nothing keeps it.
 
@@ -196,6 +199,13 @@ def decided(
     """
     living = by_family(row for row in backups.values() if is_living(row))
     staying = {row.backup for members in living.values() for row in members} - set(asked)
+    unsound = {
+        row.backup
+        for members in living.values()
+        if len(members) > 1
+        for row in members
+        if why_broken_alone(row, registry)
+    }
     children = children_of(backups)
     for number in children_first(asked, backups):
         row = backups[number]
@@ -205,7 +215,7 @@ def decided(
                 child.backup
                 for child in children.get(origin(row), ())
                 if child.backup in staying
-                and kept_by(child, backups, living, staying=staying) == number
+                and kept_by(child, backups, living, staying=staying, unsound=unsound) == number
             )
             child = min(standing, default=None)
             why = "" if child is None else f"backup {child} stands on it"

@@ -342,3 +342,20 @@ def test_the_parts_of_the_rule(site: Site) -> None:
     assert is_head(three, rows)
     assert head(one.backup, rows) is three
     assert head(BackupId(77), rows) is None
+
+
+@pytest.mark.parametrize("harm", ["error", "gone"])
+def test_an_original_stays_while_the_copy_of_it_cannot_be_relied_on(site: Site, harm: str) -> None:
+    """The copy of the incremental one would else stand on nothing that can be read."""
+    run(site, "copy", backup=2)
+    if harm == "gone":
+        site.set_cartridge(COPIES, cartridge="9" * 32)
+    else:
+        site.set_cartridge(COPIES, status="error")
+    assert prune(site, 1, 2) == {1: "backup 4 stands on it"}
+    site.set_cartridge(COPIES, status="full", cartridge=facts_of(site, COPIES))
+    assert prune(site, 1) == {}
+
+
+def facts_of(site: Site, tag: VolumeTag) -> str:
+    return next(p.cartridge for p in site.machine.registry.parts.values() if p.tag == tag)
