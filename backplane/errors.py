@@ -143,6 +143,13 @@ class BusyError(BackupError):
     default_sense = SenseTriple(0x02, 0x04, 0x07)
 
 
+class NotReadyError(BusyError):
+    """A drive does not get ready with a cartridge, or does not let go of one; trying again may help, then a person."""
+
+    kind = "not-ready"
+    default_sense = SenseTriple(0x02, 0x04, 0x00)
+
+
 class UnreachableError(BackupError):
     """A node or the controller cannot be reached; waiting may help."""
 

@@ -39,11 +39,14 @@ class LocalCluster:
     """`main` of `ctl`, where commands that are awaited are to run in this process: an interpreter and its imports cost
     ten times as much as what most commands do.  What starts, ends or fails processes is always a process."""
 
-    def __init__(self, folder: Path, *, movers: int = 1, capacity: str = "2GiB") -> None:
+    def __init__(
+        self, folder: Path, *, movers: int = 1, capacity: str = "2GiB", drives: int = 1
+    ) -> None:
         self.state = folder / "s"
         self.folder = folder
         self.movers = movers
         self.capacity = capacity
+        self.drives = drives
 
     # --- ctl -------------------------------------------------------------------------------------
 
@@ -114,7 +117,8 @@ class LocalCluster:
         """Start the cluster, or what is dead of it."""
         if movers is not None:
             self.movers = movers
-        arguments = ("--movers", str(self.movers), "--capacity", self.capacity, "--detach")
+        numbers = ("--movers", str(self.movers), "--drives", str(self.drives))
+        arguments = (*numbers, "--capacity", self.capacity, "--detach")
         done = self.run_ctl("local", "up", *arguments, failpoints=failpoints)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
 

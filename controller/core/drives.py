@@ -7,11 +7,20 @@ A job that copies from tape to tape has two drives: that of the seat `SOURCE`, f
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
-from backplane.errors import BusyError, MediumError, NotFoundError, RefusedError, VolumeError
+from backplane.errors import (
+    BusyError,
+    MediumError,
+    NotFoundError,
+    NotReadyError,
+    RefusedError,
+    VolumeError,
+)
 from backplane.ids import Designator, NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad, UnitFence
+from controller.catalog.store import DriveRow
 from controller.core.desk import Desk
 from controller.core.items import pause
 from controller.core.job import Job, place_of
@@ -24,6 +33,12 @@ BUSY_PAUSE_S: Final = 1.0
 
 DOOR_PAUSE_S: Final = 5.0
 """Between attempts to load a cartridge that is in an import/export element."""
+
+LOADS_MAX: Final = 4
+"""Attempts to load into a drive that does not get ready, before another one is tried, or a person told."""
+
+LOAD_AGAIN_S: Final = 60.0
+"""Between further attempts if there is no other drive."""
 
 PLACE: Final = ("tag", "tape_node", "drive", "drive_unit")
 """What a place says about the cartridge and drive that a job uses."""
@@ -60,6 +75,7 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
     """
     place = place_of(job.plan, seat)
     node, tag = NodeName(place["tape_node"]), VolumeTag(place["tag"])
+    attempts, suspects = 0, dict[str, str]()
     while True:
         drive, epoch = place["drive"], desk.next_epoch()
         key = node, drive
@@ -72,6 +88,24 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
                 ),
                 what=f"load cartridge {tag}",
             )
+        except NotReadyError as error:
+            attempts += 1
+            if attempts < LOADS_MAX:
+                yield from pause(desk, job, BUSY_PAUSE_S * 2 ** (attempts - 1), why=error.message)
+                continue
+            is_known = drive in suspects
+            suspects[drive] = error.message
+            if _change_drive(desk, job, node, tag, seat=seat, besides=suspects):
+                attempts = 0
+                continue
+            if len(suspects) > 1:
+                told = f"{len(suspects)} drives do not take it: {error.message}"
+                raise VolumeError(f"cartridge {tag} cannot be used: {told}") from error
+            if not is_known:
+                desk.alarm(f"{error.message}: drive {drive} of {node} or cartridge {tag} is bad")
+            why = f"{error.message} (look at drive {drive} of {node}, and at the cartridge)"
+            yield from pause(desk, job, LOAD_AGAIN_S, why=why)
+            continue
         except BusyError as error:
             yield from pause(desk, job, BUSY_PAUSE_S, why=error.message)
             _follow(desk, job, node, tag, seat=seat)
@@ -87,7 +121,31 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
         assert isinstance(reply, NodeReply)
         desk.registry.drive_activity[key] = TRANSFERRING
+        for bad in sorted(suspects.keys() - {drive}):
+            _put_down(desk, node, bad, suspects[bad])
         return reply
+
+
+def _change_drive(
+    desk: Desk, job: Job, node: NodeName, tag: VolumeTag, *, seat: str, besides: Collection[str]
+) -> bool:
+    """Go on in a free drive that has not failed yet, if there is one; one is enough to know whose fault it is."""
+    if len(besides) > 1:
+        return False
+    other = desk.registry.free_drive(node, job=job.row.job, prefer=tag, seat=seat, besides=besides)
+    if other is None:
+        return False
+    take(desk, job, Mounted(tag, node, other), seat=seat)
+    desk.save(job)
+    return True
+
+
+def _put_down(desk: Desk, node: NodeName, drive: str, why: str) -> None:
+    """A drive that does not take what another one takes is out of service until an operator has looked at it."""
+    row = desk.registry.drives.get((node, drive))
+    if row is None or not row.is_down:
+        desk.record(DriveRow(node=node, drive=drive, is_down=True, reason=why, since=desk.wall))
+        desk.alarm(f"drive {drive} of {node} is put down: {why}")
 
 
 def _mounting(desk: Desk, node: NodeName, drive: str, tag: VolumeTag) -> str:

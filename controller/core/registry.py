@@ -7,7 +7,7 @@ its rows, and a volume whose node is away says so.  Inventories are the nodes' o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -242,9 +242,17 @@ class Registry:
         node.nbd_addresses = inventory.nbd_addresses
 
     def free_drive(
-        self, node: NodeName, *, job: JobId, prefer: str = "", seat: str = ""
+        self,
+        node: NodeName,
+        *,
+        job: JobId,
+        prefer: str = "",
+        seat: str = "",
+        besides: Collection[str] = (),
     ) -> Drive | None:
         """Return a drive of a node that nobody else has claimed, `prefer`-ably the one holding a cartridge.
+
+        None of those in `besides`.
 
         Nobody else: no other job, and this one for no other seat.  A drive in error comes last, not never: its error is
         a failed write, and loading a cartridge ends it.
@@ -255,7 +263,8 @@ class Registry:
         free = [
             state
             for state in known.drives.values()
-            if self.may_claim((node, state.drive), job=job, seat=seat)
+            if state.drive not in besides
+            and self.may_claim((node, state.drive), job=job, seat=seat)
             and not self._why_not_for((node, state.drive), job=job)
         ]
         free.sort(

@@ -31,10 +31,12 @@ from backplane.errors import (
     BackupError,
     BusyError,
     NotFoundError,
+    NotReadyError,
     RefusedError,
     UsageError,
     VolumeError,
 )
+from backplane.runtime import failpoints
 from storage_node.core.changer import (
     ElementKind,
     Geometry,
@@ -302,7 +304,7 @@ class TapeLibrary:
         """Put a cartridge into a drive.
 
         Raises `NotFoundError`, `BusyError` if either is in use, `RefusedError` for one at the door or for cleaning,
-        `VolumeError` or `MediumError` if it cannot be opened.
+        `NotReadyError` if the drive does not get ready, `VolumeError` or `MediumError` if it cannot be opened.
         """
         chosen, name = self._drive(drive), f"drive-{drive}"
         with self.lock:
@@ -311,11 +313,15 @@ class TapeLibrary:
             # Before it is threaded: whoever looks through the elements meanwhile finds it here.
             self.changer.prevent(name, is_prevented=True)
         try:
+            failpoints.passed(f"tape.load.{name}")
             report = chosen.load(folder).recovered
-        except BaseException:
+        except BaseException as error:
             with self.lock:
                 self.changer.prevent(name, is_prevented=False)
                 self.changer.move(name, source)
+            if isinstance(error, OSError):
+                words = f"{name} does not get ready with cartridge {tag}: {error.strerror}"
+                raise NotReadyError(words) from error
             raise
         with self.lock:
             self._counters.set(name, self._counters.of(name).loaded())
@@ -346,10 +352,17 @@ class TapeLibrary:
         return source
 
     def unload(self, *, drive: int = 0) -> Outcome:
-        """Take the cartridge out of a drive and put it back into its slot; flushes it."""
+        """Take the cartridge out of a drive and put it back into its slot; flushes it.  Raises `NotReadyError`."""
         chosen, name = self._drive(drive), f"drive-{drive}"
-        is_there = chosen.cartridge is not None
-        outcome = chosen.unload()
+        there = chosen.cartridge
+        is_there = there is not None
+        try:
+            failpoints.passed(f"tape.unload.{name}")
+            outcome = chosen.unload()
+        except OSError as error:
+            tag = there.info.tag if there is not None else "that it has"
+            words = f"{name} does not let go of cartridge {tag}: {error.strerror}"
+            raise NotReadyError(words) from error
         if is_there:
             with self.lock:
                 self.changer.prevent(name, is_prevented=False)

@@ -14,7 +14,7 @@ Each test is named after its row.  Other tests that belong to a row, closer to t
 | T7  | longer than the catalog | unit/.../test_volume_reader; fault/test_kills_and_pauses |
 | T8  | shorter than the catalog | unit/.../test_recovery, test_virtual_drive; simulation |
 | T9  | another position than expected | unit/storage_node/test_tape_unit; simulation |
-| T10 | write protection, cleaning | unit/.../test_head, test_library, unit/storage_node/test_tape_control |
+| T10 | write protection, cleaning, load timeout | fault/test_stuck_drives; unit/.../test_head, test_library |
 | T11 | EIO when writing a record | unit/.../test_virtual_drive |
 | T12 | EIO when synchronising | unit/.../test_virtual_drive, test_cartridge |
 | T13 | bits that rot, records of others | unit/.../test_virtual_drive; fault/test_damage (verify and restore) |

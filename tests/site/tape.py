@@ -16,6 +16,7 @@ from backplane.errors import (
     BusyError,
     MediumError,
     NotFoundError,
+    NotReadyError,
     RefusedError,
     RetainedError,
     StaleError,
@@ -70,6 +71,8 @@ class Tape:
     is_write_protected: bool = False
     is_on_full_disk: bool = False
     """It is the disk below that has no room beyond `capacity`, not the cartridge."""
+    is_stuck: bool = False
+    """No drive gets ready with it."""
     refuses_erase: str = ""
     """A reason of its own not to erase it."""
     status: str = ""
@@ -85,6 +88,8 @@ class Drive:
     loaded: str = ""
     position: int = 0
     is_in_error: bool = False
+    stuck: int = 0
+    """So many loads more come to nothing: the drive does not get ready."""
 
 
 @dataclass
@@ -291,6 +296,9 @@ class TapeNode:
     def _load(self, message: TapeLoad, reply: dict[str, Any]) -> NodeReply:
         drive = self._fence(message.drive, message.epoch)
         self._tape(message.tag)
+        if drive.stuck or self.tapes[message.tag].is_stuck:
+            drive.stuck -= bool(drive.stuck)
+            raise NotReadyError(f"{drive.name} does not get ready with cartridge {message.tag}")
         if any(d.loaded == message.tag and d is not drive for d in self.drives.values()):
             raise BusyError(f"cartridge {message.tag} is in another drive")
         if message.tag in self.tapes and self.tapes[message.tag].element.startswith("io-"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BusyError, MediumError, NotFoundError, RefusedError, VolumeError
+from backplane.ids import NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
 from controller.core import drives
 from controller.core.allocation import is_request
@@ -163,3 +164,83 @@ def test_a_cartridge_that_is_found_in_a_drive_that_nobody_uses_is_used_there() -
     site.run()
     check_end(site, job)
     assert site.tape.drives["drive-0"].loaded == ""
+
+
+# --- drives that do not get ready ----------------------------------------------------------------
+
+STUCK = "drive-0 does not get ready with cartridge LTO001L8"
+
+
+def state(site: Site, name: str) -> Any:
+    return site.machine.registry.drives.get((NodeName("tape"), name))
+
+
+def backup(site: Site) -> int:
+    site.make_volume("vol", data=DATA)
+    return site.submit("backup", volume="vol")
+
+
+def test_a_drive_that_is_not_ready_at_once_is_tried_again_and_nobody_is_called() -> None:
+    site = connected(drives=2)
+    site.tape.drives["drive-0"].stuck = drives.LOADS_MAX - 1
+    job = backup(site)
+    site.settle()
+    assert site.job(job).reason == f"waiting: {STUCK}; trying again in 1 s"
+    site.run()
+    check_end(site, job)
+    assert site.tape.drives["drive-1"].position == 0, "the other drive was never used"
+    assert (state(site, "drive-0"), site.alarms) == (None, [])
+
+
+def test_a_drive_that_does_not_take_what_another_takes_is_put_down() -> None:
+    site = connected(drives=2)
+    site.tape.drives["drive-0"].stuck = 10**9
+    job = backup(site)
+    site.run()
+    check_end(site, job)
+    row = state(site, "drive-0")
+    assert (row.is_down, row.reason) == (True, STUCK)
+    assert site.alarms == [f"drive drive-0 of tape is put down: {STUCK}"]
+    assert site.machine.registry.cartridges[VolumeTag("LTO001L8")].status == "writable"
+    again = site.submit("backup", volume="vol")
+    site.run()
+    check_end(site, again)
+    assert len(site.alarms) == 1
+
+
+def test_a_cartridge_that_two_drives_do_not_take_is_in_error_and_they_stay_up() -> None:
+    site = connected(drives=3)
+    site.tapes["LTO001L8"].is_stuck = True
+    job = backup(site)
+    site.run()
+    check_end(site, job)
+    row = site.machine.registry.cartridges[VolumeTag("LTO001L8")]
+    assert row.status == "error"
+    assert "2 drives do not take it: drive-1 does not get ready" in row.detail
+    assert not site.machine.registry.drives
+    assert site.machine.registry.parts_of(1)[0].tag == "LTO002L8"
+
+
+def test_with_one_drive_a_person_is_called_once_and_the_job_goes_on_when_it_is_mended() -> None:
+    site = connected()
+    site.tape.drives["drive-0"].stuck = 10**9
+    job = backup(site)
+    site.run(600)
+    assert site.job(job).reason == (
+        f"waiting: {STUCK} (look at drive drive-0 of tape, and at the cartridge); "
+        "trying again in 60 s"
+    )
+    assert site.alarms == [f"{STUCK}: drive drive-0 of tape or cartridge LTO001L8 is bad"]
+    assert state(site, "drive-0") is None
+    site.tape.drives["drive-0"].stuck = 0
+    site.run(120)
+    check_end(site, job)
+
+
+def test_a_job_for_one_drive_leaves_it_for_no_other() -> None:
+    site = connected(drives=2)
+    site.tape.drives["drive-0"].stuck = 10**9
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", drive="drive-0")
+    site.run(300)
+    assert "look at drive drive-0" in site.job(job).reason

@@ -13,10 +13,12 @@ from backplane.errors import (
     BusyError,
     MediumError,
     NotFoundError,
+    NotReadyError,
     RefusedError,
     UsageError,
     VolumeError,
 )
+from backplane.runtime import failpoints
 from backplane.testing.tape_content import (
     CARTRIDGE,
     label_objects,
@@ -408,3 +410,22 @@ def test_a_cleaning_cartridge_is_never_loaded_for_data(library: TapeLibrary) -> 
     with pytest.raises(RefusedError):
         library.clean("CLN001CU", drive=1)
     assert library.info("CLN001CU").cleanings_left == 50
+
+
+def test_a_drive_that_does_not_get_ready_gives_the_cartridge_back(library: TapeLibrary) -> None:
+    """T10: a load that comes to nothing, and a cartridge that the drive does not let go of."""
+    library.add("SDV009L8", capacity_bytes=1 << 24, created="2026-01-11T10:43:48Z")
+    slot = library.places()["SDV009L8"]
+    failpoints.arm("tape.load.drive-0:1=raise:ETIMEDOUT;tape.unload.drive-0:1=raise:ETIMEDOUT")
+    try:
+        with pytest.raises(NotReadyError, match="drive-0 does not get ready with cartridge SDV009"):
+            library.load("SDV009L8")
+        assert library.places()["SDV009L8"] == slot
+        library.load("SDV009L8")
+        with pytest.raises(NotReadyError, match="drive-0 does not let go of cartridge SDV009L8"):
+            library.unload()
+        assert library.places()["SDV009L8"] == "drive-0"
+        assert library.unload().is_good
+        assert library.places()["SDV009L8"] == slot
+    finally:
+        failpoints.arm("")
