@@ -82,6 +82,8 @@ def inventory(settings: Settings, node: str) -> None:
         cartridges = client.call("tape.list")["cartridges"]
         drives = client.call("drive.list")["drives"]
     document = {"elements": elements(cartridges, drives, node=node)}
+    if node and not document["elements"]:
+        raise NotFoundError(f"no library of a node {node!r} is known", hint="ctl node list")
     Screen(settings.output).show(document, table=lambda: element_table(document), rows="elements")
 
 
@@ -107,7 +109,7 @@ def scan(settings: Settings, node: str) -> None:
 @click.option(
     "--capacity", type=SIZE, default=CAPACITY, show_default=True, help="Capacity of the cartridge."
 )
-@click.option("--node", default="", help="Tape node; needed only if there are several.")
+@click.option("--node", default="", help="Tape node. [default: the first by name]")
 @click.option("--pool", default="", help="Pool that it belongs to from now on. [default: scratch]")
 @click.option("--worm", is_flag=True, help="Write once, read many: it is never erased.")
 @click.pass_obj
@@ -225,7 +227,12 @@ def import_(settings: Settings, tag: str) -> None:
 def vault(settings: Settings, tag: str, name: str) -> None:
     """Say where the cartridge TAG is when no library has it: in vault NAME. An empty NAME takes that back."""
     with connect(settings) as client:
-        _show_one(settings, client.call("tape.vault", tag=tag, vault=name))
+        document = client.call("tape.vault", tag=tag, vault=name)
+        _show_one(settings, document)
+    if document["vault"] and _is_here(document):
+        Screen(settings.output).talk(
+            f"ctl: {tag} is at {document['location']} still; it counts as in vault {document['vault']} once it is out"
+        )
 
 
 # --- trying and cleaning --------------------------------------------------------------------------
@@ -494,11 +501,10 @@ def cartridge_page(document: Document) -> str:
 
 
 def _place(document: Document) -> str:
-    return (
-        f"{document['location']} of {document['node']}"
-        if _is_here(document)
-        else str(document["location"])
-    )
+    if not _is_here(document):
+        return str(document["location"])
+    noted = f"; noted for vault {document['vault']}" if document["vault"] else ""
+    return f"{document['location']} of {document['node']}{noted}"
 
 
 def status_page(document: Document) -> str:

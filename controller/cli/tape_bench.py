@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from backplane.errors import BackupError, ExitCode
@@ -39,7 +42,8 @@ def run_bench(client: Client, *, size_bytes: int, drive: str, screen: Screen) ->
     def bring(name: str, source: Path) -> None:
         run_import(client, name, source=source, block_bytes=BLOCK_BYTES, node="", screen=screen)
 
-    document = bench(client, size_bytes=size_bytes, drive=drive, bring=bring, screen=screen)
+    with _terminated_as_interrupted():
+        document = bench(client, size_bytes=size_bytes, drive=drive, bring=bring, screen=screen)
     if "failed" in document:
         screen.talk(f"ctl: {document['failed']}")
         return int(document["exit_code"])
@@ -73,6 +77,7 @@ def bench(
             kind="backup",
             volume=name,
             pool=name,
+            no_wait_media=True,
             raw=True,
             quiet_s=QUIET_S,
             **on,
@@ -95,6 +100,23 @@ def bench(
             "read_rate": _rate(size_bytes, read["seconds_copying"]),
             "under_runs": sum(each["under_runs"] for each in tapes),
         }
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Tidy up on SIGTERM as on Ctrl-C: what is left would be a job that takes cartridges and a volume of its size."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

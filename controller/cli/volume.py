@@ -63,7 +63,7 @@ volume.add_command(mirror)
     show_default=True,
     help="Bytes of a logical block.",
 )
-@click.option("--node", default="", help="Disk node; needed only if there are several.")
+@click.option("--node", default="", help="Disk node. [default: the first by name]")
 @click.pass_obj
 def create(
     settings: Settings,

@@ -136,6 +136,29 @@ def test_show_says_where_a_cartridge_that_is_away_is(
     assert "Protection:      WORM, write protected\n" in out
 
 
+def test_a_vault_that_a_cartridge_has_not_reached_yet_is_told(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    noted = documents["cartridge"] | {"location": "io-1", "node": "tape", "vault": "bank-3"}
+    controller.answers |= {"tape.vault": noted, "tape.show": noted | {"parts_detail": []}}
+    code, _, told = ctl("tape", "vault", "LTO001L8", "bank-3")
+    assert code == 0
+    assert told == "ctl: LTO001L8 is at io-1 still; it counts as in vault bank-3 once it is out\n"
+    assert "Location:        io-1 of tape; noted for vault bank-3\n" in ctl("tape", "show", "X")[1]
+    controller.answers["tape.vault"] = documents["cartridge"] | {"location": "vault bank-3"}
+    assert ctl("tape", "vault", "LTO001L8", "bank-3")[2] == ""
+
+
+def test_a_library_that_nobody_has_is_not_found(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers |= {
+        "tape.list": {"cartridges": [documents["cartridge"]]},
+        "drive.list": {"drives": [documents["drive"]]},
+    }
+    code, out, told = ctl("tape", "inventory", "--node", "nosuch")
+    assert (code, out) == (4, "")
+    assert "no library of a node 'nosuch' is known" in told
+
+
 def test_status_shows_drives_requests_and_counts(controller: Any, ctl: Any, documents: Any) -> None:
     controller.answers["tape.status"] = {
         "drives": [documents["drive"]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from backplane.errors import BackupError, RefusedError
 from backplane.units import MIB
 from controller.cli.render import Screen
-from controller.cli.tape_bench import bench, bench_page, random_file
+from controller.cli.tape_bench import bench, bench_page, random_file, run_bench
 
 TAPE = {"role": "tape", "name": "LTO001L8", "under_runs": 2}
 DISK = {"role": "disk", "name": "bench", "under_runs": 0}
@@ -160,6 +161,30 @@ def test_what_cannot_be_tidied_up_is_said_and_the_rest_is_done(
     assert (fake.pool, fake.owner) == ("", "")
     name = fake.volumes[0]
     assert f"volume {name} is left behind: volume.delete is refused" in capsys.readouterr().err
+
+
+def test_it_never_waits_for_an_operator() -> None:
+    controller = FakeController()
+    measured(controller)
+    submitted = [given for verb, given in controller.calls if verb == "job.submit"]
+    assert [given.get("no_wait_media") for given in submitted if given["kind"] == "backup"] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_who_ends_it_finds_nothing_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController()
+
+    def bring(*_arguments: Any, **_options: Any) -> None:
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("controller.cli.tape_bench.run_import", bring)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(controller, size_bytes=MIB, drive="", screen=Screen("table"))  # type: ignore[arg-type]
+    assert controller.pool == ""
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_pool_that_cannot_be_made_ends_it() -> None:
