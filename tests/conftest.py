@@ -76,14 +76,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 FIRST = (
     "integration/test_compose.py",
-    "integration/test_placement.py",
     "simulation/test_simulation.py",
-    "fault/test_kills_and_pauses.py",
     "property/test_controller_storm.py",
+    "integration/test_placement.py",
+    "integration/test_ctl_local.py",
+    "fault/test_kills_and_pauses.py",
     "integration/test_whole_way.py",
+    "integration/test_backup_and_restore.py",
     "integration/test_static_views.py",
     "integration/test_mapping.py",
-    "integration/test_ctl_local.py",
     "integration",
     "fault",
     "packaging",
