@@ -33,7 +33,7 @@ from controller.core.extent_runs import ExtentRuns
 from controller.core.file_maps import NONE, RAW
 from controller.core.inactivity import in_force
 from controller.core.job import Job
-from controller.core.lanes import lane_jobs, with_tallies
+from controller.core.lane_jobs import lane_jobs, with_tallies
 from controller.core.machine import Machine
 from controller.core.prune import retention_document
 from controller.operator_verbs import LIST_MAX
@@ -205,21 +205,23 @@ class OperatorInterface:
             "epoch": self._machine.counter("epoch"),
         }
 
-    def _in_flight(self, row: JobRow) -> int:
-        leases = self._machine.dispatcher.leases.values()
-        kind = "bytes_read" if row.kind == "verify" else "bytes_written"
+    def _in_flight(self, job: Job) -> int:
+        """Return what the movers of a job, or of its lanes, have reported of lists that have not ended."""
+        numbers = {job.row.job, *job.plan.get("lane_jobs", ())}
+        kind = "bytes_read" if job.row.kind == "verify" else "bytes_written"
         return sum(
             getattr(lease, kind)
-            for lease in leases
-            if lease.row.job == row.job and lease.row.purpose in documents.DATA_PURPOSES
+            for lease in self._machine.dispatcher.leases.values()
+            if lease.row.job in numbers and lease.row.purpose in documents.DATA_PURPOSES
         )
 
     def _job_line(self, row: JobRow, wall: str) -> dict[str, Any]:
         live = self._machine.jobs.get(row.job)
-        if live is not None:
-            # What a node tells while a job waits is known here and not in the catalog.
-            row = replace(row, reason=live.row.reason)
-        return documents.job_document(row, wall=wall, in_flight_bytes=self._in_flight(row))
+        if live is None:
+            return documents.job_document(row, wall=wall)
+        # What a node tells while a job waits is known here and not in the catalog; so is how far lanes are.
+        row = replace(row, reason=live.row.reason, done_bytes=live.row.done_bytes)
+        return documents.job_document(row, wall=wall, in_flight_bytes=self._in_flight(live))
 
     def _job_list(self, arguments: dict[str, Any], wall: str) -> dict[str, Any]:
         rows = self._catalog.jobs(

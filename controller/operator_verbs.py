@@ -64,7 +64,7 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
         "sample": _TEXT,
         "pool": _TEXT,
         "no_wait_media": Argument(bool, False),
-        "drives": Argument(int, 1),
+        "drives": Argument(int, 0),
         "drive": _TEXT,
         "tag": _TEXT,
     },

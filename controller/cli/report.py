@@ -89,6 +89,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("State", str(detail["state"])),
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
+        *_lanes(detail),
         *_level(result),
         *_needs(result),
         *_map(result),
@@ -194,6 +195,13 @@ def _level(result: Document) -> list[tuple[str, str]]:
     return facts
 
 
+def _lanes(detail: Document) -> list[tuple[str, str]]:
+    """Name the jobs of a backup or restore over several drives: what each has copied is in its own report."""
+    if not detail.get("lanes"):
+        return []
+    return [("Lanes", "jobs " + ", ".join(str(job) for job in detail["lanes"]))]
+
+
 def _needs(result: Document) -> list[tuple[str, str]]:
     """Say which cartridges a restore reads, in order."""
     return [("Restore needs", ", ".join(result["needs"]))] if result.get("needs") else []
@@ -209,7 +217,7 @@ def _new_in_catalog(result: Document) -> list[tuple[str, str]]:
 
 def _cartridges(detail: Document) -> list[str]:
     needed = detail["result"].get("needs")
-    if detail["kind"] == "restore" and needed:
+    if detail["kind"] in ("restore", "restore-lane") and needed:
         # Those of its backup alone lack what that stands on, and may not be what was read: there are copies.
         return [str(tag) for tag in needed]
     for tags in (detail.get("tags"), detail["result"].get("tags"), _read_back(detail["result"])):

@@ -109,7 +109,7 @@ _wait = click.option(
 @click.option("--pool", default="", help="Pool of the cartridges.  [default: default]")
 @click.option(
     "--drives",
-    type=int,
+    type=click.IntRange(min=1),
     default=1,
     show_default=True,
     metavar="N",
@@ -186,6 +186,7 @@ def backup(
         "ctl submit restore vol1/2026-01-11T10:43:48Z --to vol1 --force",
         "ctl submit restore 3 --to vol2",
         "ctl submit restore 3 --new what-is-left --keep-going --wait",
+        "ctl submit restore 3 --new copy --drives 2 --wait",
         "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --wait",
         "ctl submit restore vol1/latest --path etc/fstab --out /tmp/found",
         "ctl submit restore vol1/latest --path 'home/ada/thesis.tex' --wait",
@@ -245,6 +246,14 @@ def backup(
     help="Bring back everything that can be read: a damaged record or a missing cartridge leaves zeros, which are "
     "listed by LBA and by file, and the exit code is 3.",
 )
+@click.option(
+    "--drives",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="Read so many cartridges at once, each in a drive of its own; a whole volume only. "
+    "[default: as many as the backup was written with]",
+)
 @_wait
 @click.pass_obj
 def restore(
@@ -260,6 +269,7 @@ def restore(
     volume: str,
     is_unchecked: bool,
     is_going_on: bool,
+    drives: int | None,
     wait: bool,
 ) -> int:
     """Restore BACKUP from tape: a volume, or files.
@@ -285,6 +295,11 @@ def restore(
         raise UsageError("--volume goes with --into", hint="--to names the volume that is written")
     if is_unchecked and not (paths or excludes):
         raise UsageError("--no-check goes with --path: only files are compared after a restore")
+    if (drives or 1) > 1 and (paths or excludes):
+        raise UsageError(
+            "--drives goes with a whole volume: chosen files are read from one drive",
+            hint="leave it out",
+        )
     with _connect(settings) as client:
         if out is not None:
             screen = Screen(settings.output)
@@ -296,6 +311,8 @@ def restore(
             )
         chosen = files if paths or excludes else {}
         options = chosen or going
+        if drives is not None and not chosen:
+            options = options | {"drives": drives}
         job = run_restore(client, backup=backup, to=to, new=new, force=force, **options)
         if chosen:
             Screen(settings.output).talk(way_words(job, to=to, new=new))

@@ -18,7 +18,8 @@ from controller.core.file_maps import drop_map
 from controller.core.groups import BEFORE_VIEW, is_leader, members_of
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
-from controller.core.lanes import copy_in_lanes, drop_lanes
+from controller.core.lane_jobs import drop_lanes
+from controller.core.lanes import copy_in_lanes
 from controller.core.mapping import map_view
 from controller.core.part_source import ViewSource
 from controller.core.part_writer import PartWriter

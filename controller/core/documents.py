@@ -413,7 +413,7 @@ def ledger_document(
     elif job.kind == "verify":
         residual = job.planned_bytes - total["discarded"]
         balances = total["read"] == total["discarded"] + total["written"]
-    elif job.kind == "restore":
+    elif job.kind in ("restore", "restore-lane"):
         residual = job.planned_bytes - (total["written"] - repeated)
         balances = total["read"] == total["discarded"] + total["written"]
     else:

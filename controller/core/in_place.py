@@ -47,13 +47,13 @@ from controller.core.extent_runs import ExtentRuns, subtract, unite
 from controller.core.file_choice import FileChoice, Visit, blocks_of, content_runs, summary
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
+from controller.core.layout import lay_out
 from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Step
 from controller.core.restore import (
     choose_files,
     claim_target,
     end_restore,
-    lay_out,
     list_lost_files,
     warn_of_damage,
 )

@@ -1,7 +1,8 @@
 """Which procedure a job of a kind runs, how it is cleaned up, and what operators may ask for.
 
-Kinds: `backup`, `restore`, `verify`, `rebuild` (of the catalog, from cartridges), `label` (of a cartridge), and the two
-that move a volume to or from an operator's own machine, `import` and `export`.
+Kinds: `backup`, `restore`, `verify`, `copy`, `rebuild` (of the catalog, from cartridges), `label` (of a cartridge), the
+two that move a volume to or from an operator's own machine, `import` and `export`, and those of backups and restores
+over several drives, which nobody submits: `lane` and `restore-lane`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from controller.core.inactivity import in_force
 from controller.core.job import Job
 from controller.core.job_row import job_row, submitted_document
 from controller.core.labelling import clean_up_label, label, submit_label
-from controller.core.lanes import check_drives, clean_up_lane, write_lane
+from controller.core.lane_jobs import check_drives, clean_up_lane
+from controller.core.lanes import write_lane
 from controller.core.pools import checked_pool
 from controller.core.procedure import Procedure, Step
 from controller.core.rebuild import clean_up_rebuild, rebuild, submit_rebuild
@@ -50,6 +52,7 @@ from controller.core.restore import (
     clean_up_restore,
     restore,
 )
+from controller.core.restore_lanes import clean_up_read_lane, read_lane
 from controller.core.restoring import going
 from controller.core.second_copy import clean_up_copy, copy_backup, submit_copy
 from controller.core.verify import verify
@@ -81,6 +84,8 @@ def begin(desk: Desk, job: Job, *, item: ItemRow | None = None) -> Procedure:
             return copy_backup(desk, job, item=item)
         case "lane":
             return write_lane(desk, job, item=item)
+        case "restore-lane":
+            return read_lane(desk, job, item=item)
         case "rebuild":
             return rebuild(desk, job)
         case "label":
@@ -107,6 +112,8 @@ def clean_up(desk: Desk, job: Job) -> Step:
                 yield from clean_up_restore(desk, job)
         case "lane":
             yield from clean_up_lane(desk, job)
+        case "restore-lane":
+            yield from clean_up_read_lane(desk, job)
         case "rebuild":
             clean_up_rebuild(desk, job)
         case "label":
@@ -230,7 +237,7 @@ def _submit_backup(desk: Desk, arguments: dict[str, Any]) -> Job:
     ).plan()
     plan.update(means=arguments["view"], level=arguments["level"], **_choice(arguments))
     plan["pool"] = checked_pool(desk.registry, arguments["pool"])
-    plan["drives"] = check_drives(arguments["drives"])
+    plan["drives"] = check_drives(arguments["drives"] or 1)
     plan |= library.pin(desk, arguments)
     if arguments["no_wait_media"]:
         plan["no_wait_media"] = True
@@ -274,12 +281,15 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         raise NotFoundError(
             f"no completed backup has number {arguments['backup']}", hint="ctl backup list"
         )
+    drives = check_drives(arguments["drives"] or 1)
     if arguments["placed"]:
+        _refuse_drives(drives)
         return placed.submit_placed(desk, row, arguments)
     files = _files(row, arguments)
     if arguments["staging"] and not arguments["new"]:
         raise UsageError("files are staged on a new volume, which is deleted afterwards")
     if not arguments["to"] and not arguments["new"] and files:
+        _refuse_drives(drives)
         return _submit_in_place(desk, row, arguments, files)
     if bool(arguments["to"]) == bool(arguments["new"]):
         raise UsageError(
@@ -287,6 +297,9 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         )
     if row.selection and not files:
         files = {"selection": Selection().to_json(), "way": "volume", "is_checked": False}
+    if files:
+        _refuse_drives(drives)
+    said = {"drives": drives} if arguments["drives"] else {}
     if arguments["new"]:
         volume = new_volume_row(
             desk,
@@ -330,9 +343,18 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
             subject=subject,
             volume=volume,
             backup=row.backup,
-            plan=plan | files | going(arguments),
+            plan=plan | files | said | going(arguments),
         )
     )
+
+
+def _refuse_drives(drives: int) -> None:
+    """Raise `UsageError` if more drives than one are to be read for what is read from one."""
+    if drives > 1:
+        raise UsageError(
+            f"--drives {drives}: chosen files are read from one drive",
+            hint="leave --drives out, or restore the whole volume",
+        )
 
 
 def _what(row: BackupRow, arguments: dict[str, Any]) -> str:

@@ -71,10 +71,7 @@ from controller.core.lanes import STRETCH_BYTES_MIN
 from controller.core.media import media_deadline
 from controller.core.planner import RECORD_BYTES
 from controller.core.pools import default_pool
-from controller.core.procedure import (
-    JobCancelledError,
-    Procedure,
-)
+from controller.core.procedure import JobCancelledError, Procedure
 from controller.core.registry import Mover, Node, Registry
 from controller.core.tasks import Task, Tasks
 
@@ -550,6 +547,7 @@ class Machine:
             "state": state.value,
             "reason": str(error),
             "exit_code": int(error.exit_code),
+            "kind": error.kind,
         }
         if not is_cancelled:
             job.update(error_count=job.row.error_count + 1)

@@ -57,6 +57,7 @@ from controller.core.in_place import (
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.job_row import job_row
+from controller.core.layout import lay_out
 from controller.core.placed_digests import sum_files
 from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Signal, Step
@@ -65,7 +66,6 @@ from controller.core.restore import (
     check_target_size,
     claim_target,
     end_restore,
-    lay_out,
     warn_of_damage,
     within_of,
 )

@@ -8,10 +8,8 @@ restored and online.  It stops at the first damaged record and says which blocks
 With `keep_going` in the plan nothing of that ends it: all else comes back, the holes stay zeros, and are listed with
 the files in them; the job is partial then.  What a second copy has is no hole (`restoring`).
 
-A backup that stands on others is restored from all of them at once: the chain is laid over each other (`chain`), and
-its parts are read in the order of the tapes, each block once.  What a chain says is zero needs no writing, because
-the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, so it is
-worked out again after a restart.
+What is read of which cartridge, of a backup that stands on others from all of them, is worked out by `layout`.  A whole
+volume may be read from several drives at once (`restore_lanes`).
 
 A restore of chosen files takes only their blocks (`file_choice`), goes on behind damaged records, compares what it has
 written with the cartridge (`file_check`), and says which files did not come back.  `way` in the plan says where to:
@@ -38,19 +36,15 @@ from backplane.errors import (
     ExitCode,
     NotFoundError,
     RefusedError,
-    VolumeError,
 )
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
-from controller.core.allocation import needed_words
-from controller.core.chain import Reading, chain_of, everything, lay_over, tape_order
-from controller.core.copies import Outlook, families, look
+from controller.core.chain import Reading, chain_of, everything
 from controller.core.damage import damage_of
 from controller.core.desk import Desk
-from controller.core.extent_runs import ExtentRuns
 from controller.core.file_choice import (
     LISTED_MAX,
     FileChoice,
@@ -59,7 +53,6 @@ from controller.core.file_choice import (
     fetch_allocated,
     fetch_header,
     objection,
-    only,
     summary,
     visit_rows,
 )
@@ -67,17 +60,25 @@ from controller.core.file_maps import doubts_of
 from controller.core.files_hit import find_files, hit_document
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
+from controller.core.lane_jobs import end_lanes
+from controller.core.layout import lay_out
 from controller.core.printable import shown
 from controller.core.procedure import (
     Ask,
     Claim,
-    Extents,
     JobCancelledError,
     NotYet,
     Procedure,
     Step,
 )
-from controller.core.restoring import copy_readings, gap_extents
+from controller.core.restore_lanes import (
+    begin_to_read,
+    forget_gaps,
+    gaps_of,
+    has_gaps,
+    read_in_lanes,
+)
+from controller.core.restoring import copy_readings
 from controller.core.volumes import ask_create, ask_publish, drop_volume, forget_volume
 
 IN_PLACE: Final = "in-place"
@@ -101,7 +102,7 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     target = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
     readings: list[Reading] = []
-    if job.state in (JobState.QUEUED, JobState.COPYING) or job.plan.get("gaps"):
+    if job.state in (JobState.QUEUED, JobState.COPYING) and "lane_jobs" not in job.plan:
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
         warn_of_damage(desk, job, row)
@@ -109,10 +110,15 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         job.update(started=desk.wall, planned_bytes=wanted)
         job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0)
         yield from _take_offline(desk, job)
+        begin_to_read(desk, job, row, readings)
         desk.enter(job, JobState.COPYING)
     if job.state is JobState.COPYING:
-        ended = yield from adopt_item(desk, job, item)
-        yield from copy_readings(desk, job, readings, ended)
+        if "lane_jobs" in job.plan:
+            readings = []  # Each lane has its own: nobody needs all of them meanwhile.
+            yield from read_in_lanes(desk, job)
+        else:
+            ended = yield from adopt_item(desk, job, item)
+            yield from copy_readings(desk, job, readings, ended)
         desk.enter(job, JobState.COMMITTING)
     yield from list_lost_files(desk, job)
     yield from _tell_holes(desk, job, row, readings)
@@ -140,8 +146,10 @@ def end_restore(desk: Desk, job: Job) -> None:
 def clean_up_restore(desk: Desk, job: Job) -> Step:
     """The target stays offline, fenced, and says that its restore failed; one never made leaves no name.
 
-    This waits while the node is away: until it was told, the volume is neither good nor free.
+    This waits while the node is away: until it was told, the volume is neither good nor free.  And it waits for lanes:
+    what they plan after the last fence would be above it.
     """
+    yield from end_lanes(desk, job)
     volume = desk.registry.volumes[job.row.volume]
     if job.plan.get("is_offline"):
         # The word to take it offline may still be on its way: behind this fence it comes too late.
@@ -226,47 +234,6 @@ def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
         return (yield from lay_out(desk, job, row, None))
     choice: FileChoice = yield from choose_files(desk, job, row)
     return (yield from lay_out(desk, job, row, choice.wanted))
-
-
-def lay_out(
-    desk: Desk, job: Job, row: BackupRow, wanted: ExtentRuns | None, *, is_fresh: bool = False
-) -> Step:
-    """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted.
-
-    From which copy a part is read is chosen once in a job; with `is_fresh`, chosen anew and not kept.
-    """
-    chain = chain_of(row, desk.backups)
-    outlook = look(chain, desk.backups, desk.registry, families(desk.backups))
-    if not is_fresh:
-        kept = job.plan.setdefault("outlook", outlook.to_json() if outlook.others else {})
-        outlook = Outlook.from_json(kept) if kept else Outlook()
-    maps = []
-    for member in chain:
-        runs = yield Extents(backup=member.backup)
-        maps.append(runs)
-    picks = lay_over(maps)
-    if wanted is not None:
-        picks = [only(each, wanted) for each in picks]
-    readings = tape_order(chain, picks, desk.registry, desk.backups, outlook)
-    if sum(each.blocks for each in readings) < sum(each.total_blocks for each in picks):
-        raise VolumeError(
-            f"parts of backup {row.backup}, or of one under it, are not in the catalog"
-        )
-    if job.state is JobState.QUEUED:
-        _tell_needs(desk, job, chain, readings)
-    return readings
-
-
-def _tell_needs(desk: Desk, job: Job, chain: list[BackupRow], readings: list[Reading]) -> None:
-    """Name all cartridges before the first is loaded: those that are away can be brought meanwhile."""
-    row, tags = chain[0], list(dict.fromkeys(reading.part.tag for reading in readings))
-    job.result.update(needs=tags)
-    if len(chain) > 1:
-        parents = [member.backup for member in chain[1:]]
-        job.result.update(level=row.level, parents=parents)
-        names = ", ".join(map(str, parents))
-        desk.log(job, "info", f"backup {row.backup} is {row.level}; it stands on {names}")
-    desk.log(job, "info", f"cartridges needed, in order: {needed_words(desk.registry, tags)}")
 
 
 def choose_files(
@@ -380,9 +347,11 @@ def list_lost_files(desk: Desk, job: Job) -> Step:
 
 def _tell_holes(desk: Desk, job: Job, row: BackupRow, readings: list[Reading]) -> Step:
     """List what of a whole volume did not come back, by blocks and by file: it is zeros there."""
-    if not job.plan.get("gaps"):
+    if not has_gaps(job.plan):
         return
-    lost = _joined(gap_extents(desk, job, readings))
+    if not readings:
+        readings = yield from _lay_out(desk, job, row)
+    lost = _joined(gaps_of(desk, job, readings))
     found = yield from find_files(row, [lost])
     job.result["holes"] = {
         "count": len(lost),
@@ -392,7 +361,7 @@ def _tell_holes(desk: Desk, job: Job, row: BackupRow, readings: list[Reading]) -
     }
     job.result["hit"] = [hit_document(row, found)]
     desk.log(job, "error", _holes_in_words(job.result))
-    job.plan["gaps"] = []
+    forget_gaps(job.plan)
     desk.save(job)
 
 

@@ -114,10 +114,10 @@ def copy_readings(
             course.leave(error)
 
 
-def _with_again(desk: Desk, job: Job, readings: Sequence[Reading]) -> list[Reading]:
+def _with_again(desk: Desk, plan: Mapping[str, Any], readings: Sequence[Reading]) -> list[Reading]:
     """Return the readings of a job with those that came later: what is read from another part."""
     found = list(readings)
-    for entry in job.plan.get("again", ()):
+    for entry in plan.get("again", ()):
         found.append(_again(desk, found, entry))
     return found
 
@@ -131,10 +131,12 @@ def _again(desk: Desk, readings: Sequence[Reading], entry: Sequence[int]) -> Rea
     )
 
 
-def gap_extents(desk: Desk, job: Job, readings: Sequence[Reading]) -> Iterator[tuple[int, int]]:
-    """Yield what of the volume is lost: (LBA, blocks)."""
-    found = _with_again(desk, job, readings)
-    for index, first, end in job.plan.get("gaps", ()):
+def gap_extents(
+    desk: Desk, plan: Mapping[str, Any], readings: Sequence[Reading]
+) -> Iterator[tuple[int, int]]:
+    """Yield what of the volume is lost, as the plan of a job with these readings says: (LBA, blocks)."""
+    found = _with_again(desk, plan, readings)
+    for index, first, end in plan.get("gaps", ()):
         for _, lba, blocks in _slice(found[index], first, end):
             yield lba, blocks
 
@@ -173,7 +175,7 @@ class _Course:
         before_list: Callable[[], Step],
     ) -> None:
         self.desk, self.job, self.plan = desk, job, job.plan
-        self.readings = _with_again(desk, job, readings)
+        self.readings = _with_again(desk, job.plan, readings)
         self.volume: VolumeRow = desk.registry.volumes[job.row.volume]
         self._before_list = before_list
         self._reader = PartReader(desk, job, waits=self._waits)
@@ -183,6 +185,12 @@ class _Course:
         """The reading that it is at."""
         number: int = self.plan["part"]
         return self.readings[number - 1]
+
+    @property
+    def _lane(self) -> int:
+        """Which lane of a restore writes, from 1; 0 if it has no lanes."""
+        lane: int = self.plan.get("lane", 0)
+        return lane
 
     @property
     def _keeps_going(self) -> bool:
@@ -213,12 +221,19 @@ class _Course:
                 disk=self.volume.designator,
                 tape=reader.drive_unit,
                 identifier=list_identifier(desk.next_number("list")),
-                # What is compared afterwards are the blocks of this list: it may write no others.
-                is_exact="way" in plan,
+                # What is compared afterwards are the blocks of this list: it may write no others.  Nor may a lane:
+                # what is between them may be another's.
+                is_exact="way" in plan or self._lane > 0,
             )
             rights = Rights.READ | Rights.WRITE
             uses = (
-                disk_use(self.volume.node, self.volume.designator, planned, rights=rights),
+                disk_use(
+                    self.volume.node,
+                    self.volume.designator,
+                    planned,
+                    rights=rights,
+                    lane=self._lane,
+                ),
                 tape_use(reader.node, reader.drive_unit, planned),
             )
             yield from self._before_list()
@@ -278,13 +293,19 @@ class _Course:
         )
 
     def _settle(self, part: PartRow) -> Step:
-        """After an item that did not end well: raise every fence before the next one is planned."""
+        """After an item that did not end well: raise every fence before the next one is planned.
+
+        Of the volume only that of its own lane: others are at work on it.
+        """
         yield from self._reader.load(part)
         epoch = self.desk.next_epoch()
         yield Ask(
             node=self.volume.node,
             make=lambda request: UnitFence(
-                request=request, designator=self.volume.designator, epoch=epoch
+                request=request,
+                designator=self.volume.designator,
+                epoch=epoch,
+                lane=self._lane,
             ),
             what=f"fence volume {self.volume.name}",
         )

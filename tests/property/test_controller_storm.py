@@ -20,7 +20,7 @@ from backplane.ids import NodeName
 from controller.core import effects as core
 from tests.site import maps
 from tests.site.disk import BLOCK
-from tests.site.site import Chances, Site, backed_up, content, ledger, restored
+from tests.site.site import Chances, Site, backed_up, content, report, restored
 from tests.site.tape import Tape
 
 STEPS = 500
@@ -31,6 +31,7 @@ CAUSES = (
     "media are needed",
     "within a day",
     "is restore-failed",
+    "of the restore has failed: cancelled",
     "is not empty",
     "without writes within",
     "was released",  # a repeated view.create, whose first answer was "not quiet"
@@ -59,6 +60,7 @@ class Story:
         self.strangers: dict[int, bytes] = {}
         """Blocks of volume p that belong to files that nobody has backed up."""
         self.put_back = self.make_in_place()
+        self.spread = self.make_lanes()
         for tag in TAGS[:2]:
             tape = self.site.tapes[tag]
             tape.capacity = len(tape.objects) + self.chance.randrange(2, 40)
@@ -72,6 +74,14 @@ class Story:
         files.free = set(lbas[:1])
         files.table = {"drop": tuple(lbas[1:half]), "keep/it": tuple(lbas[half:])}
         files.rows_per_page = 1
+
+    def make_lanes(self) -> int:
+        """Back up a volume in two lanes, which a restore reads in two lanes; returns the backup."""
+        self.site.machine.stretch_bytes_min = 1
+        self.site.make_volume("wide", data=content(*range(24)))
+        job = self.site.submit("backup", volume="wide", token="wide", drives=2)
+        self.site.run()
+        return int(self.site.job(job).backup)
 
     def make_in_place(self) -> int:
         """Back up a volume with files, and change them; returns the backup."""
@@ -121,6 +131,8 @@ class Story:
             "raw",
             "group",
             "restore",
+            "spread",
+            "spread",
             "files",
             "in-place",
             "in-place",
@@ -151,6 +163,9 @@ class Story:
                     site.disk.writers[volume] = "10.0.0.7"
             case "restore":
                 site.submit("restore", backup=self.backup, new=token, token=token)
+            case "spread":
+                drives = chance.choice((0, 1, 2))
+                site.submit("restore", backup=self.spread, new=token, token=token, drives=drives)
             case "files":
                 paths = [chance.choice(("keep", "lie", "?"))]
                 is_staged = chance.random() < 0.5
@@ -341,7 +356,7 @@ class Story:
         states = {item.state for item in self.site.items(row.job)}
         assert not states & {"planned", "leased"}, (row.job, states)
         if row.state == "completed":
-            book = ledger(self.site, row.job)
+            book = report(self.site, row.job)["ledger"]
             assert book["is_balanced"], book
         if row.state == "failed":
             assert any(cause in row.reason for cause in CAUSES), row.reason

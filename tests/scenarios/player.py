@@ -96,9 +96,16 @@ class Player:
         self.site.make_volume(name, data=content(*chosen))
         self.heard = [*heard, f"volume {name}: {len(chosen)} blocks are written"]
 
-    def do_backup(self, name: str, level: str = "full") -> None:
+    def do_drives(self, count: str) -> None:
+        site = self.site
+        site.tape.put_drives(int(count))
+        site.connect("tape")
+        site.machine.stretch_bytes_min = 1  # Volumes here are small.
+        self.say(f"the tape node has {count} drives")
+
+    def do_backup(self, name: str, level: str = "full", drives: str = "1") -> None:
         try:
-            self.site.submit("backup", volume=name, level=level)
+            self.site.submit("backup", volume=name, level=level, drives=int(drives))
         except RefusedError as error:
             self.say(f"refused: {error}")
 
@@ -155,8 +162,8 @@ class Player:
         is_same = self.site.disk.by_name(one).data == self.site.disk.by_name(other).data
         self.say(f"{one} and {other} {'are the same' if is_same else 'DIFFER'}")
 
-    def do_restore(self, backup: str, name: str) -> None:
-        self.site.submit("restore", backup=int(backup), new=name)
+    def do_restore(self, backup: str, name: str, drives: str = "0") -> None:
+        self.site.submit("restore", backup=int(backup), new=name, drives=int(drives))
 
     def do_verify(self, backup: str) -> None:
         self.site.submit("verify", backup=int(backup))

@@ -7,16 +7,19 @@ run is about, so that the situation that the guard is for comes about in tens of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from backplane.ids import Designator, Epoch, JobId, VolumeId
+from backplane.ids import Designator, Epoch, JobId, VolumeId, VolumeTag
 from backplane.wire.grants import Grant
 from backplane.wire.messages import VolumePublish, VolumeState
 from controller.catalog.store import CartridgeRow
 from controller.core.allocation import why_kept
+from controller.core.chain import Reading
 from controller.core.pools import FOREVER
 from controller.core.registry import Registry
+from controller.core.restore_lanes import deal_cartridges
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Request, Session
 from storage_node.core.floors import WHOLE_UNIT, Floor
@@ -105,6 +108,17 @@ def keeps_no_retention(row: CartridgeRow, registry: Registry, **how: Any) -> str
     return why_kept(row, registry, **how | {"wall": FOREVER})
 
 
+def ends_at_once(*_: object) -> bool:
+    """Stand for `all_ended`: a leader that does not wait for its lanes."""
+    return True
+
+
+def forgets_a_cartridge(readings: Sequence[Reading], drives: int) -> list[list[VolumeTag]]:
+    """Stand for `deal_cartridges`: nobody gets what the last lane should have read first."""
+    *lanes, last = deal_cartridges(readings, drives) or [[]]
+    return [*lanes, last[1:]]
+
+
 def _erases_all(*_: object, **__: object) -> str:
     return ""
 
@@ -157,6 +171,9 @@ RECYCLING: Final = Bias(
     scarce=1.0,
 )
 """Cartridges that run out, and are used again."""
+
+IN_LANES: Final = replace(LATE, late=(0.0, 0.1), lanes=(0.9,), reads=(0.5,))
+"""Restores from several drives at once."""
 
 PLANTED: Final = {
     planted.name: planted
@@ -240,6 +257,24 @@ PLANTED: Final = {
             bias=Bias(),
             noticed_as=("I14",),
             seeds_max=40,
+        ),
+        Planted(
+            name="no-wait-for-lanes",
+            what="a restore publishes its volume before all lanes have ended",
+            rules=Rules(patches=(("controller.core.restore_lanes.all_ended", ends_at_once),)),
+            bias=IN_LANES,
+            noticed_as=("I10", "I13"),
+            seeds_max=20,
+        ),
+        Planted(
+            name="no-full-deal",
+            what="a cartridge of a restore over several drives is dealt to no lane",
+            rules=Rules(
+                patches=(("controller.core.restore_lanes.deal_cartridges", forgets_a_cartridge),)
+            ),
+            bias=IN_LANES,
+            noticed_as=("I10", "I13"),
+            seeds_max=20,
         ),
     )
 }

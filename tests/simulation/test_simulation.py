@@ -57,6 +57,7 @@ REACHED = (
     "pause",
     "request doubled",
     "restore completed",
+    "restore-lane completed",
     "restore failed",
     "stream broken",
     "tape: erased",

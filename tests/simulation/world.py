@@ -65,6 +65,8 @@ class Bias:
     """Share of restores among the jobs, as soon as there is a backup."""
     lanes: tuple[float, ...] = (0.0, 0.2, 0.8)
     """Share of backups that are written on several drives at once."""
+    reads: tuple[float, ...] = (0.0, 0.2, 0.8)
+    """Share of restores for which an operator says from how many drives; the others are left to the controller."""
     copies: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Share of second copies among the jobs."""
     prunes: tuple[float, ...] = (0.0, 0.02, 0.2)
@@ -128,6 +130,7 @@ class World:
         self._restored: list[str] = []
         self._submits = 0
         self._lanes = self._random.choice(self._bias.lanes)
+        self._reads = self._random.choice(self._bias.reads)
         self._copies = self._random.choice(self._bias.copies)
         self._is_scarce = self._random.random() < self._bias.scarce
         self._build()
@@ -453,14 +456,16 @@ class World:
         )
 
     def _submit_restore(self, backup: dict[str, Any]) -> None:
+        drives = self._random.choice((1, 2, 2, 3)) if self._random.random() < self._reads else 0
+        how = {"backup": str(backup["backup"]), "drives": drives}
         if self._restored and self._random.random() < 0.5:
             # Over what an earlier restore has left, or over the workstation's own volume.
             name = self._random.choice([*self._restored, backup["volume"]])
-            self._job("restore", backup=str(backup["backup"]), to=name, force=True)
+            self._job("restore", **how, to=name, force=True)
             return
         name = f"r{len(self._restored)}"
         self._restored.append(name)
-        self._job("restore", backup=str(backup["backup"]), new=name)
+        self._job("restore", **how, new=name)
 
     def _submit_verify(self, backup: dict[str, Any]) -> None:
         scope = self._random.choice(("backup", "backup", "tag", "pool"))

@@ -25,6 +25,8 @@ from controller.core import documents
 from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
 from controller.core.machine import Machine
+from controller.operator_interface import OperatorInterface
+from tests.site.arguments import parse
 from tests.site.disk import BLOCK, DiskNode, Volume
 from tests.site.mover import Died, Execution
 from tests.site.tape import Tape, TapeNode
@@ -403,7 +405,7 @@ class Site:
             "sample": "",
             "pool": "",
             "no_wait_media": False,
-            "drives": 1,
+            "drives": 0,
             "drive": "",
             "tag": "",
             "quiet_s": -1.0,
@@ -501,6 +503,14 @@ def restored(site: Site, backup: int, *, name: str = "copy") -> dict[int, bytes]
 def ledger(site: Site, job: int) -> dict[str, Any]:
     """Return the ledger document of a job."""
     return documents.ledger_document(site.job(job), site.items(job), names={})
+
+
+def report(site: Site, job: int) -> dict[str, Any]:
+    """Return what an operator is shown of a job, lanes included."""
+    interface = OperatorInterface(site.machine, site.catalog, version="1", started=site.wall)
+    document = interface.read("job.show", parse("job.show", {"job": job}), wall=site.wall)
+    assert document is not None
+    return document
 
 
 def check_end(site: Site, job: int, state: str = "completed") -> None:

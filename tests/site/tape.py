@@ -110,10 +110,14 @@ class TapeNode:
         made = cls()
         for tag in tags:
             made.put(Tape(tag))
-        for number in range(count):
-            name = f"drive-{number}"
-            made.drives[name] = Drive(name, designator_of("d" * 31 + str(number)))
+        made.put_drives(count)
         return made
+
+    def put_drives(self, count: int) -> None:
+        """Have so many drives; those that are there stay."""
+        for number in range(len(self.drives), count):
+            name = f"drive-{number}"
+            self.drives[name] = Drive(name, designator_of("d" * 31 + str(number)))
 
     def put(self, tape: Tape) -> None:
         """Have an operator put a cartridge into a free slot."""

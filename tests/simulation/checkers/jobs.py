@@ -36,6 +36,7 @@ CAUSES = {
     "is held by": "",
     "is used by": "",
     "of the backup has failed": "",  # a lane, whose own reason is judged
+    "of the restore has failed": "",
     "the label cannot be written": "tape flush",
     "cannot be erased": "tape flush",
     "is not erased": "",  # somebody came to want what is on a cartridge that was to be labelled
@@ -82,7 +83,7 @@ class JobChecker:
             raise Violation("I5", f"job {row.job} goes from {old.state} to {row.state}")
         if old is not None and ORDER[old.state] == ENDED and row != old:
             raise Violation("I5", f"job {row.job} changes after its end: {old} -> {row}")
-        # The lanes of a backup, and all but the first of a group, were submitted by nobody.
+        # Lanes, and all but the first of a group, were submitted by nobody.
         if row.token and self._tokens.setdefault(row.token, row.job) != row.job:
             raise Violation("I5", f"one submit made jobs {self._tokens[row.token]} and {row.job}")
         self._rows[row.job] = row

@@ -5,7 +5,7 @@ keeps that difference as *observed*, and as *repeated* what went onto a cartridg
 
     backup     written + observed - padded - repeated = planned          over all items; of a copy and a lane as well,
                and the lanes of a backup plan what that has planned
-    restore    written = planned = read - discarded                      over items that ended well
+    restore    written = planned = read - discarded                      over items that ended well; likewise
     verify     discarded = planned = read                                if all items ended well
 """
 
@@ -44,15 +44,15 @@ class LedgerChecker:
             job = self._completed[number]
             rows = [row for row in self._items[number].values() if row.purpose in DATA]
             done = [row for row in rows if row.state == "done"]
-            lanes = [job for job in self._completed.values() if job.kind == "lane"]
-            if job.kind == "backup" and "lane_jobs" in job.plan:
+            if "lane_jobs" in job.plan:
                 numbers = json.loads(job.plan)["lane_jobs"]
-                planned = sum(lane.planned_bytes for lane in lanes if lane.job in numbers)
+                lanes = [self._completed[lane] for lane in numbers if lane in self._completed]
+                planned = sum(lane.planned_bytes for lane in lanes)
                 if planned != job.planned_bytes:
                     raise Violation("I13", f"the lanes of job {job.job} planned {planned} bytes")
             elif job.kind in ("backup", "lane", "copy"):
                 self._judge_backup(job, _totals(rows))
-            elif job.kind == "restore":
+            elif job.kind in ("restore", "restore-lane"):
                 total = _totals(done)
                 moved = total["read"] - total["discarded"]
                 if (total["written"], moved) != (job.planned_bytes, job.planned_bytes):

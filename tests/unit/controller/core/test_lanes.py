@@ -9,14 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backplane.errors import UsageError
 from backplane.ids import BackupId, JobId, VolumeTag
 from backplane.tape_format import PartHeader, decode_metadata, decode_record
-from controller.core.lanes import check_drives, deal
-from controller.operator_interface import OperatorInterface
-from tests.site.arguments import parse
+from controller.core.lanes import deal
 from tests.site.disk import BLOCK
-from tests.site.site import Site, connected, content, ledger, restored
+from tests.site.site import Site, connected, content, ledger, report, restored
 
 MANY = content(*range(48))
 """Twelve records."""
@@ -43,26 +40,11 @@ def test_stretches_are_the_stream_and_share_no_record(
         assert stream // len(found) >= least
 
 
-@pytest.mark.parametrize("drives", [0, 65])
-def test_drives_that_make_no_sense_are_refused(drives: int) -> None:
-    assert check_drives(64) == 64
-    with pytest.raises(UsageError, match=f"--drives {drives}"):
-        check_drives(drives)
-
-
 def site_with(drives: int, **changes: Any) -> Site:
     made = connected(drives=drives, tags=("A00001L8", "A00002L8", "A00003L8"), **changes)
     made.machine.stretch_bytes_min = 1
     made.make_volume("vol", data=MANY)
     return made
-
-
-def report(site: Site, job: int) -> dict[str, Any]:
-    interface = OperatorInterface(site.machine, site.catalog, version="1", started=site.wall)
-    arguments = parse("job.show", {"job": job})
-    document = interface.read("job.show", arguments, wall=site.wall)
-    assert document is not None
-    return document
 
 
 def check_end(site: Site, job: int, state: str = "completed") -> None:

@@ -1,0 +1,87 @@
+"""What a restore reads: the parts to visit, in the order of the tapes, and what to take of each.
+
+A backup that stands on others is restored from all of them at once: the chain is laid over each other (`chain`), and
+its parts are read in the order of the tapes, each block once.  What a chain says is zero needs no writing, because
+the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, and from
+the choice among copies that is kept in the job's plan (`outlook`), so it is worked out again after a restart, and by
+each lane of a restore for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from backplane.errors import VolumeError
+from backplane.ids import VolumeTag
+from controller.catalog.store import BackupRow
+from controller.core.allocation import needed_words
+from controller.core.chain import Picks, Reading, chain_of, lay_over, tape_order
+from controller.core.copies import Outlook, families, look
+from controller.core.desk import Desk
+from controller.core.extent_runs import ExtentRuns
+from controller.core.file_choice import only
+from controller.core.job import Job, JobState
+from controller.core.procedure import Extents, Step
+
+
+def lay_out(
+    desk: Desk,
+    job: Job,
+    row: BackupRow,
+    wanted: ExtentRuns | None,
+    *,
+    is_fresh: bool = False,
+    tags: Collection[VolumeTag] | None = None,
+) -> Step:
+    """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted.
+
+    From which copy a part is read is chosen once in a job; with `is_fresh`, chosen anew and not kept.  With `tags` only
+    what is read from these cartridges is returned.  Raises `VolumeError` if the catalog does not know where all is.
+    """
+    chain = chain_of(row, desk.backups)
+    outlook = look(chain, desk.backups, desk.registry, families(desk.backups))
+    if not is_fresh:
+        kept = job.plan.setdefault("outlook", outlook.to_json() if outlook.others else {})
+        outlook = Outlook.from_json(kept) if kept else Outlook()
+    maps = []
+    for member in chain:
+        runs = yield Extents(backup=member.backup)
+        maps.append(runs)
+    picks = lay_over(maps)
+    if wanted is not None:
+        picks = [only(each, wanted) for each in picks]
+    readings = tape_order(chain, picks, desk.registry, desk.backups, outlook)
+    if sum(each.blocks for each in readings) < sum(each.total_blocks for each in picks):
+        raise VolumeError(
+            f"parts of backup {row.backup}, or of one under it, are not in the catalog"
+        )
+    if tags is not None:
+        readings = of_cartridges(readings, tags)
+    if job.state is JobState.QUEUED:
+        _tell_needs(desk, job, chain, readings)
+    return readings
+
+
+def of_cartridges(readings: Iterable[Reading], tags: Collection[VolumeTag]) -> list[Reading]:
+    """Return the readings of some cartridges, in their order; each holds no more than what is taken of its part."""
+    found = []
+    for reading in readings:
+        if reading.part.tag in tags:
+            size = reading.row.block_bytes
+            start = reading.part.stream_start // size
+            end = start + reading.part.stream_bytes // size
+            found.append(replace(reading, picks=Picks(reading.picks.slice(start, end))))
+    return found
+
+
+def _tell_needs(desk: Desk, job: Job, chain: list[BackupRow], readings: list[Reading]) -> None:
+    """Name all cartridges before the first is loaded: those that are away can be brought meanwhile."""
+    row, tags = chain[0], list(dict.fromkeys(reading.part.tag for reading in readings))
+    job.result.update(needs=tags)
+    if len(chain) > 1:
+        parents = [member.backup for member in chain[1:]]
+        job.result.update(level=row.level, parents=parents)
+        names = ", ".join(map(str, parents))
+        desk.log(job, "info", f"backup {row.backup} is {row.level}; it stands on {names}")
+    desk.log(job, "info", f"cartridges needed, in order: {needed_words(desk.registry, tags)}")
