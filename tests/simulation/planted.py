@@ -155,6 +155,7 @@ LATE: Final = Bias(
     flush_error=(0.0,),
     first_backup=1.0,
     restores=0.9,
+    labels=(0.0,),
 )
 """Packets that arrive when the world has moved on, and little else."""
 

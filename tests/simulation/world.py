@@ -204,7 +204,8 @@ class World:
         habits = Habits(
             prunes=random.choice(bias.prunes),
             hands=random.choice(bias.hands),
-            labels=random.choice(bias.labels),
+            # Nothing is drawn where nothing is left open: the same seeds as before there were labels.
+            labels=random.choice(bias.labels) if any(bias.labels) else 0.0,
         )
         if not self._is_scarce:
             return habits
