@@ -147,8 +147,10 @@ def retention_table(document: Document, word: str) -> str:
     table = render.table(columns, rows, right=("BACKUP", "DATA"), empty="no backups")
     going = [row for row in rows if not row["is_kept"]]
     size = render.tape_size(sum(row["stream_bytes"] for row in going))
-    return f"{table}\n\nkeep {len(rows) - len(going)}, {word} {len(going)} ({size})"
+    sums = f"keep {len(rows) - len(going)}, {word} {len(going)} ({size})"
+    return f"{table}\n\n{sums}; periods are those of the controller's time, {document['zone']}"
 
 
 def _level(row: Document) -> str:
-    return f"{row['level']} on {row['parent']}" if row["parent"] else str(row["level"])
+    text = f"{row['level']} on {row['parent']}" if row["parent"] else str(row["level"])
+    return f"{text}, copy of {row['copy_of']}" if row.get("copy_of") else text

@@ -149,13 +149,16 @@ def retention_document(
                     "pool": row.pool,
                     "level": row.level,
                     "parent": row.parent,
+                    "copy_of": row.copy_of,
                     "created": row.created,
                     "stream_bytes": row.stream_bytes,
                     "is_kept": verdict.is_kept,
                     "reasons": list(verdict.reasons),
                 }
             )
-    return {"backups": lines}
+    local = to_local(now)
+    zone = f"{local.tzname()} (UTC{local.isoformat()[-6:]})"
+    return {"zone": zone, "backups": lines}
 
 
 # --- verbs ---------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from typing import Final
 
 from backplane.errors import UsageError
 from backplane.ids import BackupId
+from backplane.units import format_duration
 
+DAY_S: Final = 86_400
 COUNT_MAX: Final = 1_000_000
 """Of one rule: nobody has more backups of a volume."""
 
@@ -78,14 +80,22 @@ class Verdict:
         return bool(self.reasons)
 
 
-_PERIODS: Final[tuple[tuple[str, Callable[[datetime], object]], ...]] = (
-    ("hourly", lambda time: (time.year, time.month, time.day, time.hour, time.utcoffset())),
-    ("daily", lambda time: time.date()),
-    ("weekly", lambda time: time.isocalendar()[:2]),
-    ("monthly", lambda time: (time.year, time.month)),
-    ("yearly", lambda time: time.year),
+def _week(time: datetime) -> str:
+    year, week, _ = time.isocalendar()
+    return f"{year:04}-W{week:02}"
+
+
+_PERIODS: Final[tuple[tuple[str, Callable[[datetime], str]], ...]] = (
+    ("hourly", lambda time: time.strftime("%Y-%m-%d %H h UTC%z")),
+    ("daily", lambda time: time.strftime("%Y-%m-%d")),
+    ("weekly", _week),
+    ("monthly", lambda time: time.strftime("%Y-%m")),
+    ("yearly", lambda time: time.strftime("%Y")),
 )
-"""Rule, and what two backups of one period have in common.  An hour that comes twice in a night is two hours."""
+"""Rule, and the name of the period, which two backups of one have in common.
+
+An hour that comes twice in a night is two hours: the offset from UTC is in its name.
+"""
 
 
 def decide(
@@ -133,18 +143,26 @@ def _wanted(
         yield each.backup, f"last {number} of {rules.last}"
     for name, period_of in _PERIODS:
         wanted = getattr(rules, name)
-        seen: set[object] = set()
+        seen: set[str] = set()
         for each in members:
             if len(seen) == wanted:
                 break
             period = period_of(to_local(each.created))
             if period not in seen:
                 seen.add(period)
-                yield each.backup, f"{name} {len(seen)} of {wanted}"
+                yield each.backup, f"{name} {len(seen)} of {wanted} ({period})"
     if rules.within_s:
         for each in members:
             if (now - each.created).total_seconds() <= rules.within_s:
-                yield each.backup, "within the time"
+                yield each.backup, f"within {_span(rules.within_s)}"
+
+
+def _span(seconds: float) -> str:
+    """Write a duration as people do that count in days; 30 days are no `4w2d`."""
+    days, rest = divmod(seconds, DAY_S)
+    if rest:
+        return format_duration(seconds)
+    return "1 day" if days == 1 else f"{days:.0f} days"
 
 
 def _add(verdicts: dict[BackupId, Verdict], number: BackupId, reason: str) -> None:

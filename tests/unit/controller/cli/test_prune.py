@@ -26,7 +26,7 @@ def line(backup: int, *reasons: str, parent: int = 0) -> dict[str, Any]:
 def three(controller: Any) -> Any:
     """Two backups that are kept, and one that is not."""
     lines = [line(3, "last 1 of 1", parent=2), line(2, "backup 3 stands on it"), line(1)]
-    controller.answers["backup.retention"] = {"backups": lines}
+    controller.answers["backup.retention"] = {"zone": "CET (UTC+01:00)", "backups": lines}
     controller.answers["backup.prune"] = {"pruned": [1], "kept": []}
     return controller
 
@@ -40,6 +40,7 @@ def test_the_preview_explains_each_line_and_prunes_nothing(three: Any, ctl: Any)
     assert " ".join(rows[2]).endswith("keep backup 3 stands on it")
     assert " ".join(rows[3]).endswith("prune no rule keeps it")
     assert out.splitlines()[-1].startswith("keep 2, prune 1 (")
+    assert out.endswith("; periods are those of the controller's time, CET (UTC+01:00)\n")
     asked = three.arguments("backup.retention")
     assert (asked["volumes"], asked["last"], asked["within_s"]) == (["vol1"], 1, 172_800)
     assert [verb for verb, _ in three.calls] == ["backup.retention"]
@@ -77,7 +78,7 @@ def test_without_a_rule_nothing_is_asked(controller: Any, ctl: Any) -> None:
 
 def test_many_go_in_several_calls_newest_first(controller: Any, ctl: Any) -> None:
     lines = [line(1) | {"backup": number} for number in range(1200, 0, -1)]
-    controller.answers["backup.retention"] = {"backups": lines}
+    controller.answers["backup.retention"] = {"zone": "CET (UTC+01:00)", "backups": lines}
     controller.answers["backup.prune"] = lambda given: {"pruned": given["backups"], "kept": []}
     assert ctl("backup", "prune", *RULES, "--yes")[0] == 0
     asked = [given["backups"] for verb, given in controller.calls if verb == "backup.prune"]
@@ -94,3 +95,9 @@ def test_a_backup_is_protected_by_any_of_its_names(
     words = "backup 12 is protected\n" if is_protected else "backup 12 is not protected\n"
     assert ctl("backup", verb, "vol1/latest") == (0, words, "")
     assert controller.arguments("backup.protect") == {"backup": 12, "protected": is_protected}
+
+
+def test_a_copy_says_of_what_it_is_one(controller: Any, ctl: Any) -> None:
+    lines = [line(3, "last 1 of 1") | {"copy_of": 1}]
+    controller.answers["backup.retention"] = {"zone": "UTC (UTC+00:00)", "backups": lines}
+    assert "full, copy of 1" in ctl("backup", "prune", *RULES, "--dry-run")[1]

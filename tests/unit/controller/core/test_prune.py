@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -118,7 +119,10 @@ def test_a_full_backup_that_waits_keeps_nothing(three: Site) -> None:
 
 def test_the_preview_says_what_would_happen_and_changes_nothing(three: Site) -> None:
     stands_on(three, 3, 2)
-    lines = preview(three, last=1)["backups"]
+    document = preview(three, last=1)
+    assert re.fullmatch(r".+ \(UTC[+-]\d\d:\d\d\)", document["zone"])
+    lines = document["backups"]
+    assert {each["copy_of"] for each in lines} == {0}
     assert [(each["backup"], each["is_kept"], each["reasons"]) for each in lines] == [
         (3, True, ["last 1 of 1"]),
         (2, True, ["backup 3 stands on it"]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import UsageError
 from backplane.ids import BackupId
-from controller.core.retention import Candidate, Rules, decide
+from controller.core.retention import DAY_S, Candidate, Rules, decide
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 GROUP = ("vol", "default")
@@ -98,18 +98,56 @@ def test_groups_do_not_know_of_each_other() -> None:
 
 def test_all_reasons_are_told() -> None:
     (verdict,) = decide(
-        Rules(last=2, daily=7, within_s=60),
+        Rules(last=2, hourly=1, daily=7, weekly=2, monthly=3, yearly=4, within_s=30 * DAY_S),
         [at(1, NOW, is_protected=True, user="used by job 7 (verify)")],
         now=NOW,
         to_local=same,
     ).values()
     assert verdict.reasons == (
         "last 1 of 2",
-        "daily 1 of 7",
-        "within the time",
+        f"hourly 1 of 1 ({NOW:%Y-%m-%d %H} h UTC+0000)",
+        f"daily 1 of 7 ({NOW:%Y-%m-%d})",
+        f"weekly 1 of 2 ({NOW:%G-W%V})",
+        f"monthly 1 of 3 ({NOW:%Y-%m})",
+        f"yearly 1 of 4 ({NOW:%Y})",
+        "within 30 days",
         "protected",
         "used by job 7 (verify)",
     )
+
+
+def test_other_durations_have_their_units() -> None:
+    verdicts = decide(Rules(within_s=5400), [at(1, NOW)], now=NOW, to_local=same)
+    assert verdicts[BackupId(1)].reasons == ("within 1h30m",)
+
+
+def test_days_are_those_of_local_time_and_a_duration_is_not() -> None:
+    """In the night to 2026-03-29 clocks in Berlin went from 02:00 to 03:00: that day had 23 hours."""
+    berlin = ZoneInfo("Europe/Berlin")
+    backups = [
+        at(1, datetime(2026, 3, 28, 22, 59, tzinfo=UTC)),  # 23:59 on the 28th
+        at(2, datetime(2026, 3, 28, 23, 1, tzinfo=UTC)),  # 00:01 on the 29th
+        at(3, datetime(2026, 3, 29, 21, 59, tzinfo=UTC)),  # 23:59 on the 29th
+        at(4, datetime(2026, 3, 29, 22, 1, tzinfo=UTC)),  # 00:01 on the 30th
+    ]
+
+    def reasons(rules: Rules, now: datetime) -> dict[int, tuple[str, ...]]:
+        found = decide(rules, backups, now=now, to_local=lambda time: time.astimezone(berlin))
+        return {int(number): each.reasons for number, each in found.items()}
+
+    now = datetime(2026, 3, 29, 23, 0, tzinfo=UTC)
+    assert reasons(Rules(daily=3), now) == {
+        4: ("daily 1 of 3 (2026-03-30)",),
+        3: ("daily 2 of 3 (2026-03-29)",),
+        2: (),
+        1: ("daily 3 of 3 (2026-03-28)",),
+    }
+    # 24 hours are 24 hours: at 01:01 on the 30th they reach back to 00:01 on the 29th.
+    now = datetime(2026, 3, 29, 23, 1, tzinfo=UTC)
+    told = ("within 1 day",)
+    assert reasons(Rules(within_s=DAY_S), now) == {4: told, 3: told, 2: told, 1: ()}
+    now += timedelta(seconds=1)
+    assert reasons(Rules(within_s=DAY_S), now)[2] == ()
 
 
 def test_what_a_kept_one_stands_on_is_kept_and_says_why() -> None:
