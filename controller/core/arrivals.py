@@ -205,9 +205,12 @@ class Arrivals:
                 self.quarantine(sorted(found), f"{names} have one label, {cartridge}")
 
     def _was_taken_away(self, row: CartridgeRow) -> bool:
-        """Say whether it is a twin in no library any more: then an operator may say that the other one is right."""
-        is_away = state_of(self._desk.registry, row) is None
-        return row.status == "quarantined" and is_away and self._desk.registry.is_online(row.node)
+        """Say whether it is a twin in no library: then an operator may say that the other one is right.
+
+        Also while its node is away, as all are when a controller starts: should the twin be there after all, the
+        inventory that has it quarantines both again.
+        """
+        return row.status == "quarantined" and state_of(self._desk.registry, row) is None
 
     def quarantine(self, tags: Iterable[VolumeTag], why: str) -> None:
         """Let nobody use cartridges until an operator says which is which; a person is told once."""

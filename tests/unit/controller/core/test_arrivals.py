@@ -135,6 +135,9 @@ def test_the_right_one_of_two_stays_in_use_when_the_other_was_taken_away(site: S
     tell(site, "tape", site.tape.inventory())
     assert row_of(site).status == "writable"
     assert row_of(site, "LTO009L8").status == "quarantined"
+    site.restart()  # The disk node is back first: of the tape node nothing is known yet.
+    tell_of_another_node(site, Tape("LTO010L8"))
+    assert row_of(site).status == "writable", "what an operator has said outlives a restart"
     site.tape.put(copy)
     tell(site, "tape", site.tape.inventory())
     assert row_of(site).status == "quarantined"
