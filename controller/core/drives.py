@@ -40,6 +40,9 @@ LOADS_MAX: Final = 4
 LOAD_AGAIN_S: Final = 60.0
 """Between further attempts if there is no other drive."""
 
+LOAD_SLOW_S: Final = 600.0
+"""A load that takes longer is no load any more: picker, threading and the way to the end of data are a few minutes."""
+
 PLACE: Final = ("tag", "tape_node", "drive", "drive_unit")
 """What a place says about the cartridge and drive that a job uses."""
 
@@ -86,7 +89,8 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
                 make=lambda request, drive=drive, epoch=epoch: TapeLoad(  # type: ignore[misc]
                     request=request, drive=drive, tag=tag, epoch=epoch
                 ),
-                what=f"load cartridge {tag}",
+                what=f"load cartridge {tag} into {drive}",
+                slow_s=LOAD_SLOW_S,
             )
         except NotReadyError as error:
             attempts += 1

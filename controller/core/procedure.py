@@ -41,13 +41,15 @@ class Ask:
     """Send a request to a storage node until it answers.
 
     `make` builds the message for a request number.  Waits while the node is away, unless `gives_up`: then the node's
-    absence raises `UnreachableError`.  The answer is `NodeReply` or `UnitFenced`; `NodeFailed` raises its error.
+    absence raises `UnreachableError`.  The answer is `NodeReply` or `UnitFenced`; `NodeFailed` raises its error.  If a
+    node that is there does not answer within `slow_s` seconds, a person is told once; 0 is never.
     """
 
     node: NodeName
     make: Callable[[int], Message]
     what: str
     gives_up: bool = False
+    slow_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

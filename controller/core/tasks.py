@@ -13,10 +13,12 @@ from typing import Any, Final, Protocol, assert_never
 
 from backplane.errors import BackupError, RemoteProtocolError, UnreachableError
 from backplane.ids import ItemId, NodeName
+from backplane.units import format_duration
 from backplane.wire.messages import NodeReply, UnitFence, UnitFenced, WorkRevoked
 from controller.catalog.store import Change, ItemRow
 from controller.core.dispatcher import Dispatcher
 from controller.core.effects import (
+    Alarm,
     Effect,
     ExtentsFetched,
     FetchExtents,
@@ -60,6 +62,7 @@ class Task:
     request: int = 0
     expects: type[NodeReply | UnitFenced] = NodeReply
     resend_at: float = 0.0
+    slow_at: float | None = None
     deadline: float | None = None
     item: ItemId = ItemId(0)  # noqa: RUF009 - a number
     is_cleanup: bool = False
@@ -159,7 +162,7 @@ class Tasks:
             if task.deadline is not None and task.deadline <= now:
                 self._time_is_up(task)
             elif isinstance(task.wish, Ask) and task.resend_at <= now:
-                self._send_request(task, task.wish)
+                self._send_request(task, task.wish, is_again=True)
                 self._explain(task, task.wish)
 
     def node_is_here(self, name: NodeName) -> None:
@@ -321,7 +324,7 @@ class Tasks:
                     self._host.give_reason(task.job, "")
                 self._grant(task, result)
 
-    def _send_request(self, task: Task, wish: Ask) -> None:
+    def _send_request(self, task: Task, wish: Ask, *, is_again: bool = False) -> None:
         if not self._host.registry.is_online(wish.node):
             self._node_is_away(task, wish)
             return
@@ -329,6 +332,9 @@ class Tasks:
         task.expects = UnitFenced if isinstance(message, UnitFence) else NodeReply
         task.resend_at = self._host.now + RESEND_S
         self._host.emit(Send(peer=wish.node, message=message))
+        if is_again:
+            return
+        task.slow_at = self._host.now + wish.slow_s if wish.slow_s else None
         if task.job is not None and task.job.row.reason.startswith(WAITING_FOR_NODE):
             self._host.give_reason(task.job, "")
 
@@ -336,6 +342,10 @@ class Tasks:
         """A node takes its time: say so, unless the job has a reason of its own."""
         if task.job is not None and not task.job.row.reason:
             self._host.give_reason(task.job, f"{WAITING_FOR_NODE} {wish.node} to {wish.what}")
+        if task.slow_at is not None and task.slow_at <= self._host.now:
+            task.slow_at = None
+            told = f"storage node {wish.node} takes longer than {format_duration(wish.slow_s)}"
+            self._host.emit(Alarm(text=f"{told} to {wish.what}: look at its library"))
 
     def _node_is_away(self, task: Task, wish: Ask) -> None:
         if wish.gives_up or task.call:

@@ -417,7 +417,9 @@ def test_a_request_is_sent_again_until_it_is_answered_and_the_reason_says_for_wh
     site.now += 3.0
     site.feed(core.Tick())
     assert [message for _, message in site.wire] == loads
-    assert site.job(job).reason == "waiting: storage node tape to load cartridge LTO001L8"
+    assert (
+        site.job(job).reason == "waiting: storage node tape to load cartridge LTO001L8 into drive-0"
+    )
     site.run()
     check_end(site, job)
     assert site.job(job).reason == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from backplane.wire.messages import (
 from controller.catalog.store import ItemRow, Row
 from controller.core.dispatcher import Dispatcher
 from controller.core.effects import (
+    Alarm,
     Effect,
     ExtentsFetched,
     FetchExtents,
@@ -189,6 +191,36 @@ def test_a_request_is_repeated_with_its_number_until_it_is_answered(
     assert [message.request for message in desk.sent()] == [101, 101]
     assert desk.job.row.reason == "waiting: storage node disk to release the view"
     assert tasks.deadline() == 2 * RESEND_S
+
+
+def test_a_request_that_is_repeated_says_why_once(desk: Desk, tasks: Tasks) -> None:
+    desk.job.update(reason="")
+    tasks.spawn(desk.wants(release()), job=desk.job)
+    tasks.run()
+    for number in range(1, 5):
+        desk.now = number * RESEND_S
+        tasks.tick()
+    assert len(desk.sent()) == 5
+    assert desk.reasons == ["waiting: storage node disk to release the view"]
+
+
+def test_a_node_that_takes_too_long_is_told_of_once(desk: Desk, tasks: Tasks) -> None:
+    tasks.spawn(desk.wants(replace(release(), slow_s=600.0), release()), job=desk.job)
+    tasks.run()
+
+    def alarms(until: float) -> list[str]:
+        while desk.now < until:
+            desk.now += RESEND_S
+            tasks.tick()
+        return [effect.text for effect in desk.effects if isinstance(effect, Alarm)]
+
+    assert alarms(597) == []
+    told = "storage node disk takes longer than 10m to release the view: look at its library"
+    assert alarms(600) == alarms(2000) == [told]
+    # The next request has a time of its own, which is no time at all.
+    tasks.answered(reply())
+    tasks.run()
+    assert alarms(4000) == [told]
 
 
 def test_a_node_that_is_away_is_waited_for_without_a_deadline(desk: Desk, tasks: Tasks) -> None:
