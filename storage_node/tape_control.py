@@ -20,7 +20,6 @@ from typing import Final
 
 from backplane.errors import (
     BackupError,
-    MediumError,
     NotFoundError,
     RefusedError,
     RetainedError,
@@ -48,24 +47,25 @@ from storage_node.core.retention import erase_refusal, kept_because, latest, mom
 from storage_node.core.tape_alert import Health
 from storage_node.core.tape_position import SpaceCode
 from storage_node.state_file import lasting_uuids
-from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import is_cleaning_tag
-from storage_node.tape.library import CartridgeFacts, CartridgeStatus, TapeLibrary, quarantined
+from storage_node.tape.equipment import Library, LibraryDrive, LoadedCartridge
+from storage_node.tape.library import CartridgeFacts, CartridgeStatus, quarantined
 from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.record_sampler import sample_records, unpack_pieces
-from storage_node.tape.virtual_drive import VirtualDrive
-from storage_node.tape.volume_reader import LabelState, TapeEnd, find_last_trailer, read_label
+from storage_node.tape.volume_reader import LabelState, TapeEnd
 from storage_node.tape_media import (
     after_load,
     alerts_of,
     attributes_of,
     cartridge_state,
+    committed_end,
     erase_everything,
     erase_facts,
     erased_info,
     informed,
     is_out_of_space,
     metadata_records,
+    protected_end,
 )
 from storage_node.tape_unit import TapeUnit
 
@@ -75,9 +75,8 @@ DIGESTS_MAX: Final = 200_000
 BUSY_S: Final = 0.2
 """How long an inventory waits for a drive: longer than a record takes, shorter than a load."""
 
-PRODUCT: Final = "SDV VIRTUAL-TAPE"
 SERIAL_CHARACTERS: Final = 12
-"""Of the serial number of a virtual drive, which is the end of its UUID."""
+"""Of the serial number of a drive that has none of its own: the end of its UUID."""
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class TapeControl:
 
     def __init__(
         self,
-        library: TapeLibrary,
+        library: Library,
         access: Access,
         *,
         state_folder: Path,
@@ -99,7 +98,7 @@ class TapeControl:
         self._clock = clock
         self._lock = library.lock
         self.units: dict[Designator, TapeUnit] = {}
-        self._drives: dict[str, tuple[int, TapeUnit, VirtualDrive]] = {}
+        self._drives: dict[str, tuple[int, TapeUnit, LibraryDrive]] = {}
         self._serials: dict[str, str] = {}
         uuids = lasting_uuids(
             state_folder / "drives.json",
@@ -110,8 +109,8 @@ class TapeControl:
             name = f"drive-{number}"
             unit = TapeUnit(name, designator_of(uuids[name]), drive, access)
             self._drives[name] = number, unit, drive
-            self._serials[name] = uuids[name][-SERIAL_CHARACTERS:].upper()
-            unit.find_committed_end = partial(_protected_end, drive)
+            self._serials[name] = drive.serial or uuids[name][-SERIAL_CHARACTERS:].upper()
+            unit.find_committed_end = partial(protected_end, drive)
             self.units[unit.designator] = unit
             access.put_unit(Unit(designator=unit.designator, kind=UnitKind.TAPE))
         self._short = frozenset[str]()
@@ -128,9 +127,12 @@ class TapeControl:
         with self._lock:
             drives = tuple(self._drive_state(name) for name in self._drives)
             places = self._library.places()
+            here = set(self._library.tags())
             free = self._library.free_bytes()
             cartridges = tuple(
-                cartridge_state(facts, places, free_bytes=free) for facts in self._judged()
+                cartridge_state(facts, places, free_bytes=free)
+                for facts in self._judged()
+                if facts.tag in here
             )
             self._short = self._out_of_space()
         return drives, cartridges
@@ -186,9 +188,16 @@ class TapeControl:
             return self._about(reply, unit, tag)
 
     def scan(self) -> None:
-        """Look into all elements, and at all cartridges, anew."""
+        """Look into all elements, and at all cartridges, anew; what was never read is loaded for it, one by one."""
         with self._lock:
             self._library.scan()
+        for number, unit, drive in self._drives.values():
+            with _if_free(unit.mutex) as is_free:
+                if is_free and drive.cartridge is None:
+                    self._library.look(drive=number)
+        for tag in self._library.unread():
+            self._look_into(tag)
+        with self._lock:
             tags = self._library.tags()
         for tag in tags:
             with self._hold(tag, waits=tag not in self._facts) as is_free:
@@ -197,6 +206,21 @@ class TapeControl:
         with self._lock:
             for gone in self._facts.keys() - set(self._library.tags()):
                 del self._facts[gone]
+
+    def _look_into(self, tag: str) -> None:
+        """Read a cartridge of which nothing is known, in a drive that is empty; if none is, it stays unknown."""
+        for number, unit, drive in self._drives.values():
+            # Whoever has an old grant for this drive waits for its mutex, and then finds it empty.
+            with _if_free(unit.mutex) as is_free:
+                if not is_free or drive.cartridge is not None:
+                    continue
+                try:
+                    self._library.look_into(tag, drive=number)
+                except BackupError as error:
+                    told = {"cartridge": tag, "reason": str(error)}
+                    log.warning("a cartridge could not be read", extra=told)
+                return
+        log.warning("no empty drive to read a cartridge", extra={"cartridge": tag})
 
     def move(self, message: TapeMove) -> CartridgeState:
         """Move a cartridge that is in no drive."""
@@ -209,6 +233,8 @@ class TapeControl:
                     tag: self._facts.get(tag) or self._library.facts(tag)
                     for tag in self._library.tags()
                 }
+            if message.tag not in self._facts:
+                self._facts[message.tag] = self._library.facts(message.tag)
             return self._state(message.tag)
 
     def erase(self, message: TapeErase) -> NodeReply:
@@ -247,7 +273,8 @@ class TapeControl:
         _, unit, drive = self._drive(drive_name)
         with unit.mutex:
             cartridge = _loaded(drive, unit.name)
-            records, following = metadata_records(drive.side_view(), start)
+            with drive.looking() as head:
+                records, following = metadata_records(head, start)
             return NodeReply(
                 request=0,
                 boot_id=b"",
@@ -270,11 +297,11 @@ class TapeControl:
         return attributes_of(info, facts, alerts=alerts | alerts_of(facts, info))
 
     def digest(self, drive_name: str, start: int, end: int) -> tuple[bytes, int]:
-        """Return stored CRC32C values of records, and the object to go on from."""
+        """Return CRC32C values of records, as they were written, and the object to go on from."""
         _, unit, drive = self._drive(drive_name)
         stop = min(end, start + DIGESTS_MAX)
         with unit.mutex:
-            return drive.stored_crcs(start, stop), stop
+            return drive.digests(start, stop)
 
     def sample(self, drive_name: str, ranges: bytes) -> bytes:
         """Return the CRC32C of pieces of records, read by a head of its own: nobody's position changes."""
@@ -282,7 +309,8 @@ class TapeControl:
         _, unit, drive = self._drive(drive_name)
         with unit.mutex:
             _loaded(drive, unit.name)
-            return sample_records(drive.side_view(), pieces)
+            with drive.looking() as head:
+                return sample_records(head, pieces)
 
     def add(self, message: TapeAdd) -> CartridgeState:
         """Add a blank cartridge; the same one again is found."""
@@ -320,7 +348,7 @@ class TapeControl:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _drive(self, name: str) -> tuple[int, TapeUnit, VirtualDrive]:
+    def _drive(self, name: str) -> tuple[int, TapeUnit, LibraryDrive]:
         """Find a drive by its name or its serial number."""
         for known, found in self._drives.items():
             if name in (known, self._serials[known]):
@@ -349,23 +377,27 @@ class TapeControl:
                 raise StaleError(f"epoch {epoch} was overtaken, the drive is at {floor.epoch}")
         self._access.fence(unit.designator, epoch)
 
-    def _put_in(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: VolumeTag) -> None:
+    def _put_in(self, number: int, unit: TapeUnit, drive: LibraryDrive, tag: VolumeTag) -> None:
         """Load, unloading what is there.  One that is there already stays, unless a write to it has failed."""
         there = drive.cartridge
         if there is not None and there.info.tag == tag and there.failure is None:
             return
-        if there is None or there.info.tag != tag:
+        if there is not None and there.info.tag == tag:
+            unit.position, unit.committed_end, unit.refusal = 0, 0, ""
+            self._note_load(number, unit, there)
+            report = self._library.reload(drive=number)
+        else:
             with self._lock:
                 self._library.loadable(tag)  # what cannot be loaded unloads nothing
-        if there is not None:
-            self._take_out(number, unit, drive)
-        report = self._library.load(tag, drive=number)
+            if there is not None:
+                self._take_out(number, unit, drive)
+            report = self._library.load(tag, drive=number)
         unit.health = Health()
         drive.test_unit_ready()  # takes the unit attention: whoever opens the drive next expects it
         unit.position = drive.read_position().position
         log.info("cartridge loaded", extra={"cartridge": tag, "drive": unit.name, "report": report})
 
-    def _take_out(self, number: int, unit: TapeUnit, drive: VirtualDrive) -> None:
+    def _take_out(self, number: int, unit: TapeUnit, drive: LibraryDrive) -> None:
         """Note what the tape ends with, flush, and put the cartridge back into its slot."""
         there = _loaded(drive, unit.name)
         tag = there.info.tag
@@ -388,7 +420,7 @@ class TapeControl:
             ):  # Another one may have it by now.
                 self._facts[tag] = self._library.facts(tag)
 
-    def _note_load(self, number: int, unit: TapeUnit, cartridge: Cartridge) -> None:
+    def _note_load(self, number: int, unit: TapeUnit, cartridge: LoadedCartridge) -> None:
         """Keep what the drive has counted since the load, with the cartridge and with the drive."""
         health = unit.health
         try:
@@ -404,21 +436,24 @@ class TapeControl:
             )
         unit.health = Health()
 
-    def _clean(self, number: int, unit: TapeUnit, drive: VirtualDrive, tag: str) -> None:
+    def _clean(self, number: int, unit: TapeUnit, drive: LibraryDrive, tag: str) -> None:
         with self._lock:
             self._library.loadable(tag)
         if drive.cartridge is not None:
             self._take_out(number, unit, drive)
         with self._lock:
-            if not self._library.info(tag).cleanings_left:
+            if not self._library.cleanings_left(tag):
                 unit.health.raise_alert(TapeAlert.EXPIRED_CLEANING)
             self._library.clean(tag, drive=number)
             self._facts[tag] = self._library.facts(tag)
         log.info("drive cleaned", extra={"cartridge": tag, "drive": unit.name})
 
-    def _permit_erase(self, message: TapeErase, cartridge: Cartridge, drive: VirtualDrive) -> None:
+    def _permit_erase(
+        self, message: TapeErase, cartridge: LoadedCartridge, drive: LibraryDrive
+    ) -> None:
         """Raise `RefusedError` unless the cartridge may be erased; either is in the audit."""
-        facts = erase_facts(cartridge, drive.side_view())
+        with drive.looking() as head:
+            facts = erase_facts(cartridge, head)
         now = self._clock.wall()
         reason = erase_refusal(facts, now=now, is_forced=message.is_forced)
         told = {
@@ -440,29 +475,22 @@ class TapeControl:
         )
 
     def _erase(
-        self, number: int, unit: TapeUnit, drive: VirtualDrive, cartridge: Cartridge
+        self, number: int, unit: TapeUnit, drive: LibraryDrive, cartridge: LoadedCartridge
     ) -> None:
-        tag, folder = cartridge.info.tag, cartridge.folder
+        tag = cartridge.info.tag
         if not erase_everything(cartridge, drive):
-            generation = cartridge.generation + 1
-            self._library.unload(drive=number)
-            try:
-                Cartridge.reformat(folder, self._library.info(tag), generation=generation)
-            except OSError as error:
-                raise MediumError(f"cartridge {tag} cannot be erased: {error}") from error
-            self._library.load(tag, drive=number)
-            drive.test_unit_ready()
+            self._library.reformat(drive=number)
         self._library.save_info(erased_info(self._library.info(tag)))
         unit.position, unit.committed_end = drive.read_position().position, 0
 
-    def _read_ends(self, drive: VirtualDrive) -> tuple[NodeReply, int]:
+    def _read_ends(self, drive: LibraryDrive) -> tuple[NodeReply, int]:
         """Look at label and end with a head of its own, so that nobody's position changes.
 
         Returns the reply and the object behind the last commit, before which nothing may be overwritten.
         """
         cartridge = drive.cartridge
         assert cartridge is not None
-        label = read_label(drive.side_view())
+        label = drive.label()
         facts = NodeReply(
             request=0,
             boot_id=b"",
@@ -473,26 +501,26 @@ class TapeControl:
         if label.state is not LabelState.OURS or label.header is None:
             is_ours = label.state in (LabelState.BLANK, LabelState.UNFINISHED)
             return facts, 0 if is_ours else cartridge.object_count
-        end = find_last_trailer(drive.side_view(), label.header)
+        end = drive.last_trailer(label.header)
         self._note_end(cartridge, end)
         trailer = end.trailer
         if trailer is None:
-            return facts, _committed_end(end)
+            return facts, committed_end(end)
         reply = replace(
             facts,
             trailer_sequence=trailer.sequence,
             trailer=encode_payload(trailer.directory_entry()),
             trailer_digest=hashlib.sha256(encode_payload(trailer)).digest(),
         )
-        return reply, _committed_end(end)
+        return reply, committed_end(end)
 
-    def _note_end(self, cartridge: Cartridge, end: TapeEnd) -> None:
+    def _note_end(self, cartridge: LoadedCartridge, end: TapeEnd) -> None:
         """Keep what the last trailer says with the cartridge, once it is on the medium."""
         info = informed(cartridge.info, end)
         if info != cartridge.info and cartridge.durable_count == cartridge.object_count:
             self._library.save_info(info)
 
-    def _look(self, unit: TapeUnit, drive: VirtualDrive) -> None:
+    def _look(self, unit: TapeUnit, drive: LibraryDrive) -> None:
         """Look at what is in a drive, and decide whether it may be written to; call with its mutex."""
         there = drive.cartridge
         if there is None:
@@ -504,7 +532,7 @@ class TapeControl:
         is_wrong = facts.status is CartridgeStatus.FOREIGN
         if facts.status is CartridgeStatus.ERROR:
             # What is wrong with the medium the drive says by itself, and better.
-            is_wrong = there.failure is None and there.recovered.is_appendable
+            is_wrong = there.failure is None and there.is_appendable
         unit.refusal = (facts.detail or facts.status.value) if is_wrong else ""
 
     def _judged(self) -> list[CartridgeFacts]:
@@ -539,7 +567,7 @@ class TapeControl:
             state=state,
             loaded=there.info.tag if there is not None else "",
             epoch=epoch,
-            product=PRODUCT,
+            product=drive.product,
             serial=self._serials[name],
             alerts=counters.alerts | health.alerts,
             loads=counters.loads,
@@ -550,7 +578,7 @@ class TapeControl:
         )
 
 
-def _tag_in(drive: VirtualDrive) -> str:
+def _tag_in(drive: LibraryDrive) -> str:
     there = drive.cartridge
     return there.info.tag if there is not None else ""
 
@@ -566,28 +594,7 @@ def _if_free(mutex: threading.Lock | None, *, timeout_s: float = BUSY_S) -> Iter
             mutex.release()
 
 
-def _loaded(drive: VirtualDrive, name: str) -> Cartridge:
+def _loaded(drive: LibraryDrive, name: str) -> LoadedCartridge:
     if drive.cartridge is None:
         raise NotFoundError(f"drive {name} is empty")
     return drive.cartridge
-
-
-def _committed_end(end: TapeEnd) -> int:
-    """Return where overwriting may begin; where a trailer was damaged, what it committed is not known."""
-    return end.end_of_data if end.unreadable else end.committed_end
-
-
-def _protected_end(drive: VirtualDrive) -> int:
-    """Look up how far what is loaded is committed; the end of data if it is at it, or if nobody knows."""
-    cartridge = drive.cartridge
-    if cartridge is None:
-        return 0
-    position = drive.read_position()
-    if position.is_good and position.position == cartridge.object_count:
-        return cartridge.object_count
-    label = read_label(drive.side_view())
-    if label.state in (LabelState.BLANK, LabelState.UNFINISHED):
-        return 0
-    if label.state is LabelState.FOREIGN or label.header is None:
-        return cartridge.object_count
-    return _committed_end(find_last_trailer(drive.side_view(), label.header))

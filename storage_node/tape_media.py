@@ -1,6 +1,6 @@
 """What the node reads from a cartridge for others to decide with: metadata, attributes, and what forbids to erase it.
 
-All of it through a head of its own (`VirtualDrive.side_view`): nobody's position moves.
+All of it through a head for looking (`LibraryDrive.looking`): nobody's position moves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
 from backplane.ids import CartridgeId, VolumeTag
@@ -33,10 +33,10 @@ from backplane.units import KIB
 from backplane.wire.messages import CartridgeState
 from storage_node.core.retention import EraseFacts, latest
 from storage_node.core.tape_alert import Health, medium_alerts
-from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import POOL_CHARACTERS_MAX, CartridgeInfo
 from storage_node.tape.drive import Drive
+from storage_node.tape.equipment import LibraryDrive, LoadedCartridge
 from storage_node.tape.library import CartridgeFacts
+from storage_node.tape.medium_facts import POOL_CHARACTERS_MAX, MediumFacts
 from storage_node.tape.volume_reader import (
     LabelState,
     TapeEnd,
@@ -55,6 +55,7 @@ PARTS_READ_MAX: Final = 100_000
 """Parts whose headers are read before a cartridge is erased; with more, only the node's own record of retention and the
 last trailer would count, so it takes force."""
 
+Facts = TypeVar("Facts", bound=MediumFacts)
 _LENGTH: Final = struct.Struct(">I")
 VENDOR: Final = "SDV"
 
@@ -89,12 +90,12 @@ def metadata_records(drive: Drive, start: int) -> tuple[bytes, int]:
         number += 1
 
 
-def erase_facts(cartridge: Cartridge, drive: Drive) -> EraseFacts:
+def erase_facts(cartridge: LoadedCartridge, drive: Drive) -> EraseFacts:
     """Return what is known of a loaded cartridge, with the retention of every part that is on it."""
     info = cartridge.info
     moments, unknown = [info.retain_until], ""
-    if not cartridge.recovered.is_appendable:
-        unknown = "; ".join(cartridge.recovered.damage)
+    if not cartridge.is_appendable:
+        unknown = "; ".join(cartridge.damage)
     try:
         on_tape, reason = _retention_on_tape(drive, info.tag)
     except BackupError as error:
@@ -140,12 +141,12 @@ def _header_at(drive: Drive, object_number: int) -> PartHeader:
     return header
 
 
-def erase_everything(cartridge: Cartridge, drive: Drive) -> bool:
+def erase_everything(cartridge: LoadedCartridge, drive: Drive) -> bool:
     """Make a loaded cartridge blank; False if that takes a new index, which is done to one that is in no drive.
 
     A crash leaves it as it was, or blank.  Raises `MediumError`.
     """
-    if cartridge.failure is not None or not cartridge.recovered.is_appendable:
+    if cartridge.failure is not None or not cartridge.is_appendable:
         return False
     for outcome in (drive.rewind(), drive.allow_overwrite(0), drive.erase()):
         if not outcome.is_good:
@@ -154,7 +155,7 @@ def erase_everything(cartridge: Cartridge, drive: Drive) -> bool:
     return True
 
 
-def erased_info(info: CartridgeInfo) -> CartridgeInfo:
+def erased_info(info: Facts) -> Facts:
     """Return the facts of a cartridge that was made blank: what was on it retains nothing any more."""
     return replace(
         info,
@@ -166,7 +167,7 @@ def erased_info(info: CartridgeInfo) -> CartridgeInfo:
     )
 
 
-def informed(info: CartridgeInfo, end: TapeEnd) -> CartridgeInfo:
+def informed(info: Facts, end: TapeEnd) -> Facts:
     """Return the facts of a cartridge after its end was read: which trailer is its last, and what that retains.
 
     The node keeps the retention itself, so that damage to a trailer does not shorten it.
@@ -184,7 +185,7 @@ def informed(info: CartridgeInfo, end: TapeEnd) -> CartridgeInfo:
     )
 
 
-def after_load(info: CartridgeInfo, health: Health) -> CartridgeInfo:
+def after_load(info: Facts, health: Health) -> Facts:
     """Return the facts of a cartridge with what a load has counted."""
     return replace(
         info,
@@ -197,7 +198,7 @@ def after_load(info: CartridgeInfo, health: Health) -> CartridgeInfo:
     )
 
 
-def attributes_of(info: CartridgeInfo, facts: CartridgeFacts, *, alerts: int) -> bytes:
+def attributes_of(info: MediumFacts, facts: CartridgeFacts, *, alerts: int) -> bytes:
     """Return the attributes of a cartridge's memory as READ ATTRIBUTE does."""
     left = max(0, info.capacity_bytes - facts.used_bytes)
     found: list[Attribute] = [
@@ -260,7 +261,28 @@ def cartridge_state(
     )
 
 
-def alerts_of(facts: CartridgeFacts, info: CartridgeInfo | None = None) -> int:
+def alerts_of(facts: CartridgeFacts, info: MediumFacts | None = None) -> int:
     """Return the TapeAlert flags of a medium; `info` may have counted more than the facts."""
     counted = info if info is not None else facts
     return medium_alerts(loads=facts.load_count, errors=counted.read_errors + counted.write_errors)
+
+
+def committed_end(end: TapeEnd) -> int:
+    """Return where overwriting may begin; where a trailer was damaged, what it committed is not known."""
+    return end.end_of_data if end.unreadable else end.committed_end
+
+
+def protected_end(drive: LibraryDrive) -> int:
+    """Look up how far what is loaded is committed; the end of data if it is at it, or if nobody knows."""
+    cartridge = drive.cartridge
+    if cartridge is None:
+        return 0
+    position = drive.read_position()
+    if position.is_good and position.position == cartridge.object_count:
+        return cartridge.object_count
+    label = drive.label()
+    if label.state in (LabelState.BLANK, LabelState.UNFINISHED):
+        return 0
+    if label.state is LabelState.FOREIGN or label.header is None:
+        return cartridge.object_count
+    return committed_end(drive.last_trailer(label.header))

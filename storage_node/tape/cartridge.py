@@ -209,6 +209,16 @@ class Cartridge:
         """Grows with each truncation."""
         return self._generation
 
+    @property
+    def is_appendable(self) -> bool:
+        """Whether its end of data is certain."""
+        return self.recovered.is_appendable
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What was found wrong when it was opened."""
+        return self.recovered.damage
+
     def free_bytes(self) -> int:
         """Return how much more the file system below could take."""
         return self._data.free_bytes()

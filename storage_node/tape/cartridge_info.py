@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import RefusedError, UsageError, VolumeError
+from backplane.errors import RefusedError, VolumeError
 from backplane.units import KIB, MIB
-from storage_node.core.retention import moment
 from storage_node.core.tape_position import Marks
 from storage_node.tape.medium import replace_file
+from storage_node.tape.medium_facts import SINCE_2, MediumFacts
 
 FORMAT_VERSION: Final = 3
 """2 added retention, hold, pool, coherency and cleanings, 3 bytes and errors; files without them are read as well."""
@@ -30,9 +30,6 @@ CLEANINGS: Final = 50
 """What a new cleaning cartridge is good for."""
 
 CLEANING_PREFIX: Final = "CLN"
-POOL_CHARACTERS_MAX: Final = 64
-SINCE_2: Final = {"since": 2}
-SINCE_3: Final = {"since": 3}
 _INFO_BYTES_MAX: Final = 64 * KIB
 _TAG_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
@@ -53,41 +50,19 @@ def default_reserve_bytes(capacity_bytes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CartridgeInfo:
-    """Facts of one cartridge.  `serial` is the medium's own number, not the volume UUID in its label.
+class CartridgeInfo(MediumFacts):
+    """Facts of one virtual cartridge.  `serial` is the medium's own number, not the volume UUID in its label.
 
     Early warning stands `early_warning_bytes` before the capacity, programmable early warning
-    `programmable_early_warning_bytes` before that.  `volume_change_reference` grows before content may change.
-
-    `retain_until` (RFC 3339, "" for none) and `is_held` keep it from being erased.  `coherent_reference` is the change
-    reference for which trailer `coherent_sequence` at object `coherent_object` was the last one, of pool `pool`.
-    `cleanings_left` counts for cleaning cartridges.  Bytes (those of the records, before compression) and errors are
-    counted when the cartridge is taken out: over its life, and in the last load.
+    `programmable_early_warning_bytes` before that.  `cleanings_left` counts for cleaning cartridges.
     """
 
     serial: str
-    tag: str
-    created: str
     capacity_bytes: int
+    created: str
     early_warning_bytes: int
     programmable_early_warning_bytes: int
-    is_write_protected: bool = False
-    is_worm: bool = False
-    load_count: int = 0
-    volume_change_reference: int = 0
-    retain_until: str = field(default="", metadata=SINCE_2)
-    is_held: bool = field(default=False, metadata=SINCE_2)
-    pool: str = field(default="", metadata=SINCE_2)
-    coherent_reference: int = field(default=0, metadata=SINCE_2)
-    coherent_sequence: int = field(default=0, metadata=SINCE_2)
-    coherent_object: int = field(default=0, metadata=SINCE_2)
     cleanings_left: int = field(default=CLEANINGS, metadata=SINCE_2)
-    bytes_written: int = field(default=0, metadata=SINCE_3)
-    bytes_read: int = field(default=0, metadata=SINCE_3)
-    last_bytes_written: int = field(default=0, metadata=SINCE_3)
-    last_bytes_read: int = field(default=0, metadata=SINCE_3)
-    read_errors: int = field(default=0, metadata=SINCE_3)
-    write_errors: int = field(default=0, metadata=SINCE_3)
 
     def __post_init__(self) -> None:
         if len(self.serial) != 32 or not set(self.serial) <= set("0123456789abcdef"):
@@ -102,20 +77,9 @@ class CartridgeInfo:
         reserves = (self.early_warning_bytes, self.programmable_early_warning_bytes)
         if min(reserves) < 0 or sum(reserves) > self.capacity_bytes:
             raise VolumeError("the early warning reserves do not fit the capacity")
-        if self.retain_until:
-            try:
-                moment(self.retain_until)
-            except UsageError as error:
-                raise VolumeError(f"retain_until: {error.message}") from error
-        if len(self.pool) > POOL_CHARACTERS_MAX:
-            raise VolumeError("the name of the pool is too long")
-        coherent = (self.coherent_reference, self.coherent_sequence, self.coherent_object)
-        counted = (
-            *(self.bytes_written, self.bytes_read, self.last_bytes_written, self.last_bytes_read),
-            *(self.read_errors, self.write_errors),
-        )
-        if min(*coherent, *counted, self.cleanings_left) < 0 or max(*coherent, *counted) >= 1 << 64:
+        if self.cleanings_left < 0:
             raise VolumeError("a counter of the cartridge is impossible")
+        MediumFacts.__post_init__(self)
 
     @property
     def seed_bytes(self) -> bytes:

@@ -34,6 +34,11 @@ HOST_RESERVE_BYTES: Final = 1 * MIB
 class TapeHead:
     """The part of a virtual drive that does not depend on the command."""
 
+    product: Final = "SDV VIRTUAL-TAPE"
+    """What INQUIRY says."""
+    serial: Final = ""
+    """Its node gives it one."""
+
     def __init__(
         self,
         *,

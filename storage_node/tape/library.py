@@ -30,6 +30,7 @@ from uuid import uuid4
 from backplane.errors import (
     BackupError,
     BusyError,
+    MediumError,
     NotFoundError,
     NotReadyError,
     RefusedError,
@@ -57,6 +58,7 @@ from storage_node.tape.changer import CARTRIDGES_MAX, Changer, VirtualChanger
 from storage_node.tape.drive import DriveMode, Outcome
 from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile, DriveCounters
 from storage_node.tape.head import HOST_RESERVE_BYTES
+from storage_node.tape.medium_facts import MediumFacts
 from storage_node.tape.recovery import RecoveryReport
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape.volume_reader import Label, LabelState, read_label
@@ -202,6 +204,17 @@ class TapeLibrary:
         """Look into all elements anew; see `cartridges` for what is on them."""
         self.changer.initialize()
 
+    def look(self, *, drive: int) -> None:
+        """Nobody puts a folder into a drive."""
+
+    def unread(self) -> list[str]:
+        """Return nothing: what is in a folder can be read wherever it is."""
+        return []
+
+    def look_into(self, tag: str, *, drive: int) -> None:
+        """Never asked, since nothing is unread."""
+        raise AssertionError(f"{tag} can be read without drive-{drive}")
+
     def tags(self) -> list[str]:
         """Return the barcodes of all cartridges, sorted."""
         return sorted({status.tag for status in self.changer.elements() if status.tag})
@@ -252,8 +265,9 @@ class TapeLibrary:
         there = drive.cartridge if drive is not None else None
         return there.info if there is not None else load_cartridge_info(self.find(tag))
 
-    def save_info(self, info: CartridgeInfo) -> None:
+    def save_info(self, info: MediumFacts) -> None:
         """Replace that, durably; the owner of a drive that it is in must hold its lock.  Raises `VolumeError`."""
+        assert isinstance(info, CartridgeInfo)  # what `info` gave, changed
         drive = self.drive_with(info.tag)
         there = drive.cartridge if drive is not None else None
         try:
@@ -368,6 +382,33 @@ class TapeLibrary:
                 self.changer.prevent(name, is_prevented=False)
                 self.changer.move(name, home_of(self.changer.elements(), name))
         return outcome
+
+    def reload(self, *, drive: int) -> RecoveryReport:
+        """Take the cartridge out of a drive and put it in again; raises as `load`."""
+        there = self._drive(drive).cartridge
+        assert there is not None
+        self.unload(drive=drive)
+        return self.load(there.info.tag, drive=drive)
+
+    def reformat(self, *, drive: int) -> None:
+        """Make a loaded cartridge blank whose end is not known, or to which a write has failed.
+
+        It takes a new index, which is done to one that is in no drive.  Raises `MediumError`, and as `load`.
+        """
+        there = self._drive(drive).cartridge
+        assert there is not None
+        tag, folder, generation = there.info.tag, there.folder, there.generation + 1
+        self.unload(drive=drive)
+        try:
+            Cartridge.reformat(folder, load_cartridge_info(folder), generation=generation)
+        except OSError as error:
+            raise MediumError(f"cartridge {tag} cannot be erased: {error}") from error
+        self.load(tag, drive=drive)
+        self._drive(drive).test_unit_ready()
+
+    def cleanings_left(self, tag: str) -> int:
+        """Return what a cleaning cartridge is good for; raises `NotFoundError` or `VolumeError`."""
+        return self.info(tag).cleanings_left
 
     def clean(self, tag: str, *, drive: int) -> None:
         """Clean an empty drive with a cleaning cartridge, which goes back to its slot.

@@ -7,7 +7,11 @@ command that causes it, or by the flush; there are no deferred errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from backplane.crc import EMPTY, combine, crc32c
+from backplane.tape_format import VolumeHeader
 from storage_node.core import tape_sense
 from storage_node.core.tape_index import ENTRY_BYTES, Entry
 from storage_node.core.tape_position import (
@@ -28,10 +32,32 @@ from storage_node.tape.cartridge import NO_SPACE, Cartridge
 from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, Outcome
 from storage_node.tape.head import TapeHead
 from storage_node.tape.record_compression import compress_record, decompress_record
+from storage_node.tape.volume_reader import Label, TapeEnd, find_last_trailer, read_label
 
 
 class VirtualDrive(TapeHead):
-    """Implements `Drive`."""
+    """Implements `Drive`, and `LibraryDrive`."""
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def looking(self) -> Iterator[VirtualDrive]:
+        """Give a second head for reading: this one stays where it is, and its buffer is not flushed."""
+        yield self.side_view()
+
+    def label(self) -> Label:
+        """Return the label, read by a second head."""
+        with self.looking() as head:
+            return read_label(head)
+
+    def last_trailer(self, header: VolumeHeader) -> TapeEnd:
+        """Return how the tape ends, read by a second head."""
+        with self.looking() as head:
+            return find_last_trailer(head, header)
+
+    def digests(self, start: int, end: int) -> tuple[bytes, int]:
+        """Return `stored_crcs`, and `end`."""
+        return self.stored_crcs(start, end), end
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ NO_TEST_OF_ITS_OWN = {
     "backplane/transport/base.py": "a Protocol; every implementation passes testing/contracts/endpoint.py",
     "controller/catalog/store.py": "rows and a Protocol; tests/unit/controller/catalog runs every store",
     "mover_node/core/commands.py": "dataclasses only; nothing runs",
+    "storage_node/tape/equipment.py": "Protocols; test_tape_control and test_tape_devices run both libraries",
     "mover_node/streams/base.py": "Protocols; every stream passes the tests of the executor",
     "controller/__main__.py": "started by every test with real processes",
     "mover_node/__main__.py": "started by every test with real processes",
