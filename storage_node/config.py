@@ -87,7 +87,7 @@ class StorageNodeConfig:
         if len({hooks.volume for hooks in self.hooks}) != len(self.hooks):
             raise ValueError("hooks: a volume twice")
         if self.drive_model_speed and self.drive_model == "none":
-            raise ValueError("drive_model_speed: of which drive_model?")
+            raise ValueError("drive_model_speed is of no use without a drive_model")
         if self.nbd_listen and "disk" not in self.roles:
             raise ValueError("nbd_listen: only a node with the disk role has volumes")
         if not self.advertise and any(

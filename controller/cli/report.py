@@ -126,8 +126,6 @@ def _view(detail: Document) -> list[tuple[str, str]]:
     facts = []
     if detail.get("group"):
         facts.append(("Group", "jobs " + ", ".join(str(job) for job in detail["group"])))
-    if detail.get("lanes"):
-        facts.append(("Lanes", "jobs " + ", ".join(str(job) for job in detail["lanes"])))
     if wait:
         facts += [
             ("Inactivity", f"{wait['quiet_s']:g} s ({wait['quiet_from']})"),

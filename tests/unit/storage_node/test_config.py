@@ -71,7 +71,7 @@ log_file = "log"
         ('listen = ["tcp://0.0.0.0:7800"]', "advertise: needed"),
         ("drives = 0", "drives"),
         ('drive_model = "dlt"', "must be one of"),
-        ("drive_model_speed = 1", "of which drive_model"),
+        ("drive_model_speed = 1", "is of no use without a drive_model"),
         ('drive_model = "lto9"\ndrive_model_speed = -1', "drive_model_speed"),
         ("connections_max = 0", "connections_max"),
         ("colour = 1", "unknown key"),
