@@ -322,7 +322,7 @@ class OperatorInterface:
         zeros = runs.zeros or ExtentRuns()
         return {
             **documents.backup_document(row, self._registry, self._machine.backups),
-            "parts_detail": [documents.part_document(part, row) for part in parts],
+            "parts_detail": [documents.part_document(part, row, self._registry) for part in parts],
             "extents_count": len(runs),
             "zero_bytes": zeros.total_blocks * row.block_bytes,
         }
@@ -383,6 +383,7 @@ class OperatorInterface:
         return {
             **documents.cartridge_document(self._registry, row),
             "parts_detail": [
-                documents.part_document(part, self._machine.backups[part.backup]) for part in parts
+                documents.part_document(part, self._machine.backups[part.backup], self._registry)
+                for part in parts
             ],
         }

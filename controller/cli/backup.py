@@ -221,7 +221,7 @@ def backup_page(document: Document) -> str:
     )
     columns = [
         ("PART", render.text_of("part")),
-        ("CARTRIDGE", render.text_of("tag")),
+        ("CARTRIDGE", _cartridge),
         ("SEQUENCE", render.text_of("sequence")),
         ("HEADER", render.text_of("header_object")),
         ("DATA", render.text_of("data_object")),
@@ -233,6 +233,11 @@ def backup_page(document: Document) -> str:
     numbers = [title for title, _ in columns if title != "CARTRIDGE"]
     parts = render.table(columns, document["parts_detail"], right=numbers, empty="no parts")
     return f"{facts}\n\n{parts}"
+
+
+def _cartridge(part: Document) -> str:
+    """Name the cartridge of a part; what was erased since is not there any more."""
+    return f"{part['tag']} (erased)" if part.get("is_gone") else str(part["tag"])
 
 
 def _map_lines(document: Document) -> list[tuple[str, str]]:

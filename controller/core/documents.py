@@ -29,7 +29,7 @@ from backplane.wire.messages import LedgerEntry, ViewState
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow, VolumeRow
 from controller.core.allocation import place_of, state_of
 from controller.core.chain import chain_of, needed_tags, why_broken
-from controller.core.copies import Families, families, parts_of
+from controller.core.copies import Families, families, is_gone, parts_of
 from controller.core.damage import damage_of
 from controller.core.inactivity import in_force
 from controller.core.lineage import COMPLETED, is_head, origin
@@ -172,9 +172,10 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
     }
 
 
-def part_document(part: PartRow, backup: BackupRow) -> dict[str, Any]:
-    """Describe a committed part."""
+def part_document(part: PartRow, backup: BackupRow, registry: Registry) -> dict[str, Any]:
+    """Describe a committed part; also one of which the cartridge was erased since: that is its history."""
     return {
+        "is_gone": is_gone(part, registry),
         "backup": part.backup,
         "volume": backup.volume_name,
         "part": part.part,

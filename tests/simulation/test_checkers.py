@@ -307,6 +307,18 @@ def test_cutting_what_a_living_backup_needs_is_a_violation() -> None:
     committed(child).refuses(CUT, match="backup 2 is building")
 
 
+def test_a_copy_stands_in_for_what_is_pruned_and_cut() -> None:
+    for state in ("completed", "failed"):
+        judge = committed()
+        known = judge.checker._backups  # type: ignore[attr-defined]
+        known[2] = BackupRow(2, job=2, state=state, copy_of=1)
+        known[3] = BackupRow(3, job=3, state="building", parent=1)
+        if state == "completed":
+            judge.sees(CUT)
+        else:
+            judge.refuses(CUT, match="backup 3 is building")
+
+
 def test_cutting_what_is_retained_or_held_is_a_violation() -> None:
     judge = committed(PoolRow(retain_s=30))
     judge.refuses(CUT, match="retained until 30 s")

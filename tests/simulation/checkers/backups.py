@@ -105,7 +105,17 @@ class BackupChecker:
     def _stands_on(self, row: Any) -> Iterator[int]:
         while row is not None:
             yield row.backup
-            row = self._backups.get(row.parent)
+            parent = self._backups.get(row.parent)
+            row = parent if parent is None else self._stand_in(parent)
+
+    def _stand_in(self, row: Any) -> Any:
+        """What is pruned is not needed where a copy has the same records."""
+        same = [
+            other
+            for other in self._backups.values()
+            if other.state == "completed" and self._origin(other) is self._origin(row)
+        ]
+        return row if row.state == "completed" or not same else min(same, key=lambda r: r.backup)
 
     def _take_part(self, row: Any) -> None:
         known = self._parts[row.backup].get(row.part)

@@ -72,6 +72,25 @@ def test_a_backup_that_stands_on_others_says_so(controller: Any, ctl: Any, docum
     assert "Restore needs:  A, B\n" in told
 
 
+def test_what_stands_in_and_what_was_erased_are_said(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    stands_in = {"copy_of": 2, "is_stand_in": True, "copies": []}
+    detail = documents["backup_detail"] | stands_in
+    detail["parts_detail"][0]["is_gone"] = True
+    tag = detail["parts_detail"][0]["tag"]
+    controller.answers["backup.show"] = detail
+    told = ctl("backup", "show", "3")[1]
+    assert "copy of 2, which is gone\n" in told
+    assert "Stands in:      for backup 2, which is gone; it is the only one left\n" in told
+    assert f"{tag} (erased)" in told
+    controller.answers["backup.show"] = detail | {"copies": [9]}
+    told = ctl("backup", "show", "3")[1]
+    assert "for backup 2, which is gone\n" in told
+    controller.answers["backup.show"] = detail | {"is_stand_in": False}
+    assert "gone" not in ctl("backup", "show", "3")[1]
+
+
 def test_a_second_copy_names_its_original_and_an_original_its_copies_and_its_damage(
     controller: Any, ctl: Any, documents: Any
 ) -> None:

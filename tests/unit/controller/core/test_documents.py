@@ -361,8 +361,17 @@ def test_a_backup_is_named_by_its_volume_and_time(site: Site, job: Any) -> None:
     assert (told["tags"], told["parts"], told["size_bytes"]) == (["LTO001L8"], 1, 64 * 512)
     assert (told["level"], told["parent"], told["chain"]) == ("full", 0, [1])
     assert (told["needs"], told["broken"]) == (["LTO001L8"], "")
-    part = documents.part_document(registry.parts_of(1)[0], row)
+    part = documents.part_document(registry.parts_of(1)[0], row, registry)
     assert (part["records"], part["stream_bytes"], part["volume"]) == (4, 7680, "vol")
+
+
+def test_a_part_of_a_cartridge_that_was_erased_since_is_history(site: Site, job: Any) -> None:
+    registry, row = site.machine.registry, site.machine.backups[BackupId(1)]
+    (part,) = registry.parts_of(1)
+    assert not documents.part_document(part, row, registry)["is_gone"]
+    site.set_cartridge("LTO001L8", cartridge="", status="blank")
+    told = documents.part_document(part, row, site.machine.registry)
+    assert (told["is_gone"], told["tag"], told["records"]) == (True, "LTO001L8", 4)
 
 
 def test_a_backup_says_what_a_restore_of_it_needs_and_what_keeps_it_from_that(
