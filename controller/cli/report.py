@@ -89,7 +89,6 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("State", str(detail["state"])),
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
-        *_lanes(detail),
         *_level(result),
         *_needs(result),
         *_map(result),
@@ -191,13 +190,6 @@ def _level(result: Document) -> list[tuple[str, str]]:
     if result.get("parents"):
         facts.append(("Stands on", ", ".join(str(number) for number in result["parents"])))
     return facts
-
-
-def _lanes(detail: Document) -> list[tuple[str, str]]:
-    """Name the jobs of a backup or restore over several drives: what each has copied is in its own report."""
-    if not detail.get("lanes"):
-        return []
-    return [("Lanes", "jobs " + ", ".join(str(job) for job in detail["lanes"]))]
 
 
 def _needs(result: Document) -> list[tuple[str, str]]:

@@ -60,6 +60,15 @@ def test_a_restore_names_the_cartridges_of_its_chain_and_not_of_its_backup(docum
     assert "Cartridge(s):        A, B\n" in job_report(detail | {"kind": "restore"})
 
 
+def test_a_lane_of_a_restore_names_the_cartridges_that_it_reads(documents: Any) -> None:
+    lane = documents["detail"] | {
+        "kind": "restore-lane",
+        "tags": ["A", "B"],
+        "result": {"needs": ["B"]},
+    }
+    assert "Cartridge(s):        B\n" in job_report(lane)
+
+
 def test_a_ledger_that_does_not_balance_cannot_be_overlooked(documents: Any) -> None:
     detail = documents["detail"]
     detail["ledger"]["is_balanced"] = False

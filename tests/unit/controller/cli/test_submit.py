@@ -85,6 +85,27 @@ def test_a_restore_is_told_to_keep_going_only_if_somebody_says_so(
     assert controller.arguments("job.submit")["keep_going"] is True
 
 
+def test_how_many_drives_a_restore_reads_is_left_to_the_controller_unless_it_is_said(
+    controller: Any, ctl: Any
+) -> None:
+    controller.answers["job.submit"] = {"job": 8}
+    ctl("submit", "restore", "3", "--new", "copy")
+    assert "drives" not in controller.arguments("job.submit")
+    for drives in (1, 3):
+        controller.calls.clear()
+        ctl("submit", "restore", "3", "--new", "copy", "--drives", str(drives))
+        assert controller.arguments("job.submit")["drives"] == drives
+    controller.calls.clear()
+    chosen = ("submit", "restore", "3", "--new", "copy", "--path", "home")
+    code, _, err = ctl(*chosen, "--drives", "2")
+    assert (code, controller.calls) == (2, [])
+    assert "chosen files are read from one drive" in err
+    for kind in (chosen, ("submit", "backup", "vol")):
+        code, _, err = ctl(*kind, "--drives", "0")
+        assert (code, controller.calls) == (2, [])
+        assert "0 is not in the range" in err
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
