@@ -17,6 +17,7 @@ from storage_node.tape.library import IO_SLOTS, SLOTS
 
 RULES: Final = MappingRules()
 DRIVE_MODEL_SPEED_MAX: Final = 1000
+DRIVES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class StorageNodeConfig:
     advertise: tuple[str, ...] = ()
     attach_paths: tuple[Path, ...] = ()
     library_folder: Path | None = None
-    drives: Annotated[int, Between(1, 64)] = 1
+    drives: Annotated[int, Between(1, DRIVES_MAX)] = 1
     slots: Annotated[int, Between(1, SLOTS_MAX)] = SLOTS
     io_slots: Annotated[int, Between(0, IO_SLOTS_MAX)] = IO_SLOTS
     compression: bool = True
@@ -59,6 +60,9 @@ class StorageNodeConfig:
     """Keep account of what such a drive would have spent."""
     drive_model_speed: Annotated[float, Between(0, DRIVE_MODEL_SPEED_MAX)] = 0.0
     """0 only keeps account; else waits, so many times faster than the drive."""
+    tape_devices: tuple[Path, ...] = ()
+    """Real drives, in the order of the changer's; the virtual library is not there then."""
+    changer_device: Path | None = None
     connections_max: Annotated[int, Between(1, 4096)] = CONNECTIONS_MAX
     nbd_listen: tuple[str, ...] = ()
     nbd_advertise: tuple[str, ...] = ()
@@ -88,12 +92,36 @@ class StorageNodeConfig:
             raise ValueError("hooks: a volume twice")
         if self.drive_model_speed and self.drive_model == "none":
             raise ValueError("drive_model_speed is of no use without a drive_model")
+        self._check_devices()
         if self.nbd_listen and "disk" not in self.roles:
             raise ValueError("nbd_listen: only a node with the disk role has volumes")
         if not self.advertise and any(
             address.startswith(("tcp://0.0.0.0:", "tcp://[::]:")) for address in self.listen
         ):
             raise ValueError("advertise: needed when listening on all addresses of the machine")
+
+    def _check_devices(self) -> None:
+        if self.changer_device is not None and not self.tape_devices:
+            raise ValueError("changer_device: with which tape_devices?")
+        if not self.tape_devices:
+            return
+        if "tape" not in self.roles:
+            raise ValueError("tape_devices: only a node with the tape role has drives")
+        if len(self.tape_devices) > DRIVES_MAX:
+            raise ValueError(f"tape_devices: at most {DRIVES_MAX}")
+        if len(set(self.tape_devices)) != len(self.tape_devices):
+            raise ValueError("tape_devices: a device twice")
+        virtual = {
+            "library_folder": self.library_folder is not None,
+            "drives": self.drives != 1,
+            "slots": self.slots != SLOTS,
+            "io_slots": self.io_slots != IO_SLOTS,
+            "compression": not self.compression,
+            "drive_model": self.drive_model != "none",
+        }
+        for key, is_given in virtual.items():
+            if is_given:
+                raise ValueError(f"{key}: of a virtual library, and tape_devices are real")
 
     @property
     def library(self) -> Path:

@@ -42,8 +42,13 @@ from storage_node.mapping.mapper import Mapper
 from storage_node.nbd.server import NbdServer
 from storage_node.state_file import StateError, write_file
 from storage_node.state_reserve import StateReserve
+from storage_node.tape.device_drive import DeviceDrive
+from storage_node.tape.device_library import DeviceLibrary
+from storage_node.tape.equipment import Library
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape.modelled_drive import ModelledDrive
+from storage_node.tape.smc_changer import SgDevice, SmcChanger
+from storage_node.tape.tape_device import DeviceFile, identity_of
 from storage_node.tape.virtual_drive import VirtualDrive
 from storage_node.tape_control import TapeControl
 from storage_node.volume_exports import VolumeExports
@@ -81,7 +86,9 @@ class StorageNode:
         self._disk = self._open_disk(stack, clock) if "disk" in config.roles else None
         self._tape = self._open_tape(stack, clock) if "tape" in config.roles else None
         # A drive that threads or rewinds keeps its worker as long as that takes.
-        workers = KeyedWorkers(threads=THREADS + (config.drives if self._tape is not None else 0))
+        workers = KeyedWorkers(
+            threads=THREADS + (len(self._tape.units) if self._tape is not None else 0)
+        )
         stack.callback(workers.close)
         server = DataServer(
             keys=NodeKeys(
@@ -191,13 +198,8 @@ class StorageNode:
 
     def _open_tape(self, stack: ExitStack, clock: Clock) -> TapeControl:
         config = self._config
-        library = TapeLibrary(
-            config.library,
-            drives=config.drives,
-            slots=config.slots,
-            io_slots=config.io_slots,
-            is_compressing=config.compression,
-            make_drive=partial(_make_drive, config),
+        library: Library = (
+            _device_library(config, stack) if config.tape_devices else _folder_library(config)
         )
         stack.callback(library.close)
         tape = TapeControl(
@@ -259,6 +261,30 @@ def run(config: StorageNodeConfig) -> None:
         loop = Loop()
         stack.callback(loop.close)
         StorageNode(config, loop=loop, stack=stack, clock=SystemClock()).run()
+
+
+def _folder_library(config: StorageNodeConfig) -> TapeLibrary:
+    return TapeLibrary(
+        config.library,
+        drives=config.drives,
+        slots=config.slots,
+        io_slots=config.io_slots,
+        is_compressing=config.compression,
+        make_drive=partial(_make_drive, config),
+    )
+
+
+def _device_library(config: StorageNodeConfig, stack: ExitStack) -> DeviceLibrary:
+    changer = None
+    if config.changer_device is not None:
+        device = SgDevice(config.changer_device)
+        stack.callback(device.close)
+        changer = SmcChanger(device)
+    drives = [
+        DeviceDrive(path, open_device=DeviceFile, identity=identity_of(path))
+        for path in config.tape_devices
+    ]
+    return DeviceLibrary(drives, state_folder=config.state_folder, changer=changer)
 
 
 def _make_drive(config: StorageNodeConfig) -> VirtualDrive:

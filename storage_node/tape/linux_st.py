@@ -19,30 +19,19 @@ Errors of the driver are errno values; sense data are made from those and from `
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from backplane.crc import crc32c as crc32c_of
-from backplane.errors import MediumError, SenseTriple
+from backplane.errors import SenseTriple
 from backplane.scsi.sense import SenseKey
 from backplane.wire.frames import Status
 from storage_node.core import tape_sense
 from storage_node.core.mtio import (
     COUNT_MAX,
-    MTIOCGET,
-    MTIOCPOS,
-    MTIOCTOP,
-    POSITION_BYTES,
-    STATUS_BYTES,
     GeneralStatus,
     MagneticTape,
     TapeStatus,
-    decode_position,
-    decode_status,
-    encode_operation,
 )
 from storage_node.core.tape_position import (
     RECORD_BYTES_MAX,
@@ -51,73 +40,13 @@ from storage_node.core.tape_position import (
     block_limits,
 )
 from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, DriveMode, Outcome
+from storage_node.tape.tape_device import TapeDevice
+
+_NOT_THERE: Final = tape_sense.READ_ERROR
+"""A motion that did not end where it should."""
 
 SET_BUFFERING: Final = 1
 """Argument of MTSETDRVBUFFER: buffered mode 1; 0 is unbuffered."""
-
-
-class TapeDevice(Protocol):
-    """An open device file of the driver.  Every method raises `OSError` as the system calls do."""
-
-    def write(self, data: memoryview) -> int:
-        """Write one record, or blocks; returns the bytes that were written."""
-
-    def read(self, buffer: memoryview) -> int:
-        """Read one record, or blocks; 0 at a filemark and at end of data."""
-
-    def operate(self, operation: MagneticTape, count: int) -> None:
-        """MTIOCTOP."""
-
-    def status(self) -> TapeStatus:
-        """MTIOCGET."""
-
-    def position(self) -> int:
-        """MTIOCPOS."""
-
-    def close(self) -> None:
-        """Close it."""
-
-
-class DeviceFile:
-    """A `TapeDevice` that really is one."""
-
-    def __init__(self, path: Path) -> None:
-        """Open it without waiting for a cartridge; raises `MediumError`."""
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise MediumError(
-                f"tape device {path}: {os.strerror(error.errno or 0)}",
-                hint="name it by /dev/tape/by-id/...-nst, and let our group read and write it",
-            ) from error
-
-    def write(self, data: memoryview) -> int:
-        """Write one record, or blocks."""
-        return os.write(self._descriptor, data)
-
-    def read(self, buffer: memoryview) -> int:
-        """Read one record, or blocks."""
-        return os.readv(self._descriptor, [buffer])
-
-    def operate(self, operation: MagneticTape, count: int) -> None:
-        """MTIOCTOP."""
-        fcntl.ioctl(self._descriptor, MTIOCTOP, encode_operation(operation, count))
-
-    def status(self) -> TapeStatus:
-        """MTIOCGET."""
-        reply = bytearray(STATUS_BYTES)
-        fcntl.ioctl(self._descriptor, MTIOCGET, reply)
-        return decode_status(reply)
-
-    def position(self) -> int:
-        """MTIOCPOS."""
-        reply = bytearray(POSITION_BYTES)
-        fcntl.ioctl(self._descriptor, MTIOCPOS, reply)
-        return decode_position(reply)
-
-    def close(self) -> None:
-        """Close it."""
-        os.close(self._descriptor)
 
 
 class LinuxTapeDrive:
@@ -130,8 +59,11 @@ class LinuxTapeDrive:
         self._end: int | None = None
         """End of data, where it is known."""
         self._durable = 0
-        self._is_beyond_warning = False
+        self._warned_at: int | None = None
+        """The first object that was written beyond early warning."""
         self._has_failed = False
+        self._is_lost = False
+        """Nobody knows where the tape is: nothing but unloading helps."""
         self._has_attention = True
         self._permission: int | None = None
 
@@ -154,12 +86,58 @@ class LinuxTapeDrive:
         self._mode = mode
         return self._good()
 
+    @property
+    def position(self) -> int:
+        """Where the tape stands: an object number."""
+        return self._position
+
+    @property
+    def end_of_data(self) -> int | None:
+        """Where end of data is; None before anybody has been there."""
+        return self._end
+
+    @property
+    def why_lost(self) -> str:
+        """Why nothing but loading anew helps; "" while commands can be carried out."""
+        if self._has_failed:
+            return "the tape could not be written"
+        if self._is_lost:
+            return "the drive has lost its place"
+        return "the cartridge was taken away or the drive reset" if self._has_attention else ""
+
+    @property
+    def is_beyond_warning(self) -> bool:
+        """Whether the tape is written beyond early warning, as far as writing has met it."""
+        return self._warned_at is not None and (self._end or 0) > self._warned_at
+
+    @property
+    def is_write_protected(self) -> bool:
+        """Whether the cartridge's switch says so."""
+        return bool(self._status().general & GeneralStatus.WRITE_PROTECTED)
+
+    @property
+    def wants_cleaning(self) -> bool:
+        """Whether the drive asks for a cleaning cartridge."""
+        return bool(self._status().general & GeneralStatus.CLEANING)
+
+    def use_variable_records(self) -> Outcome:
+        """Have records of any length (MTSETBLK 0), whatever was set before; needs no privilege."""
+        return self._do(MagneticTape.SETBLK, 0) or self._good()
+
+    def hold(self, *, is_held: bool) -> Outcome:
+        """Keep the cartridge in the drive (MTLOCK), or let it go (MTUNLOCK)."""
+        return self._do(MagneticTape.LOCK if is_held else MagneticTape.UNLOCK, 0) or self._good()
+
+    def _status(self) -> TapeStatus:
+        """Return the driver's status; nothing at all if it does not answer."""
+        try:
+            return self._device.status()
+        except OSError:
+            return TapeStatus(residual=0, general=GeneralStatus(0), file_number=-1, block_number=-1)
+
     def test_unit_ready(self) -> Outcome:
         """Say whether a cartridge is in; takes the unit attention after one was put in."""
-        try:
-            status = self._device.status()
-        except OSError:
-            return self._check(tape_sense.NO_MEDIUM)
+        status = self._status()
         if not status.general & GeneralStatus.ONLINE or status.general & GeneralStatus.DOOR_OPEN:
             self._forget()
             return self._check(tape_sense.NO_MEDIUM)
@@ -187,7 +165,8 @@ class LinuxTapeDrive:
 
     def _forget(self) -> None:
         self._position, self._end, self._durable = 0, None, 0
-        self._is_beyond_warning = self._has_failed = False
+        self._warned_at = None
+        self._has_failed = self._is_lost = False
         self._has_attention = True
         self._permission = None
 
@@ -276,6 +255,8 @@ class LinuxTapeDrive:
         failed = self._do(MagneticTape.ERASE, 0)
         if failed is None:
             self._end, self._permission = self._position, None
+            if self._warned_at is not None and self._position <= self._warned_at:
+                self._warned_at = None
         return failed or self._good()
 
     def allow_overwrite(self, object_number: int | None) -> Outcome:
@@ -295,7 +276,8 @@ class LinuxTapeDrive:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-        self._is_beyond_warning = True
+        if self._warned_at is None:
+            self._warned_at = self._position
         return write() or 0
 
     def _write_failed(self, error: OSError, left: int) -> Outcome:
@@ -307,13 +289,18 @@ class LinuxTapeDrive:
         return self._check(tape_sense.WRITE_ERROR)
 
     def _advance(self, objects: int) -> None:
+        if self._warned_at is not None and self._position < self._warned_at:
+            self._warned_at = None  # It comes again, should the tape come as far as that.
         self._position += objects
         self._end, self._permission = self._position, None
 
     def _written(self) -> Outcome:
-        if self._is_beyond_warning:
+        if self._is_behind_warning():
             return self._check(tape_sense.END_OF_MEDIUM, information=0, end_of_medium=True)
         return self._good()
+
+    def _is_behind_warning(self) -> bool:
+        return self._warned_at is not None and self._position > self._warned_at
 
     def _ready_to_write(self, expected_position: int | None) -> Outcome | None:
         refused = self._ready(expected_position)
@@ -382,12 +369,12 @@ class LinuxTapeDrive:
 
     def _nothing(self, residual: int, *, data: memoryview | None = None) -> Outcome:
         """A read gave less than it was asked for: a filemark, which it has passed, or end of data."""
-        if self._device.status().general & GeneralStatus.END_OF_DATA:
+        if self._status().general & GeneralStatus.END_OF_DATA:
             self._end = self._position
             return self._check(
                 tape_sense.END_OF_DATA,
                 information=residual,
-                end_of_medium=self._is_beyond_warning,
+                end_of_medium=self._is_behind_warning(),
                 data=data,
             )
         self._position += 1
@@ -398,8 +385,7 @@ class LinuxTapeDrive:
             # The record is longer than the buffer; by how much, the driver does not say, and it has passed it.
             self._position += 1
             return self._check(tape_sense.INCORRECT_LENGTH, information=-1, incorrect_length=True)
-        self._find_position()
-        return self._check(tape_sense.READ_ERROR)
+        return self._find_position() or self._check(tape_sense.READ_ERROR)
 
     # --- motion ----------------------------------------------------------------------------------
 
@@ -413,7 +399,8 @@ class LinuxTapeDrive:
         if code == SpaceCode.END_OF_DATA:
             failed = self._do(MagneticTape.EOM, 1)
             if failed is None:
-                self._find_position()
+                failed = self._find_position()
+            if failed is None:
                 self._end = self._position
             return failed or self._good()
         operations = {
@@ -432,17 +419,17 @@ class LinuxTapeDrive:
             if error.errno != errno.EIO:
                 return self._failed(error)
             return self._stopped(before, count, code=SpaceCode(code))
-        self._find_position()
-        return self._good()
+        return self._find_position() or self._good()
 
     def _place(self, code: SpaceCode) -> int:
         """Return where the tape is, in what the motion counts; -1 if the driver does not know the file number."""
-        return self._position if code is SpaceCode.BLOCKS else self._device.status().file_number
+        return self._position if code is SpaceCode.BLOCKS else self._status().file_number
 
     def _stopped(self, before: int, count: int, *, code: SpaceCode) -> Outcome:
         """A motion ended early: at a filemark, at end of data, or at the beginning."""
-        self._find_position()
-        status = self._device.status().general
+        if (lost := self._find_position()) is not None:
+            return lost
+        status = self._status().general
         after = self._place(code)
         # At least one was not passed, wherever it began.
         left = abs(count) - abs(after - before) if min(before, after) >= 0 else 1
@@ -468,11 +455,20 @@ class LinuxTapeDrive:
         except OSError as error:
             if error.errno != errno.EIO:
                 return self._failed(error)
-        self._find_position()
-        if self._position == object_number:
-            return self._good()
-        self._end = self._position
-        return self._check(tape_sense.END_OF_DATA)
+            return self._not_located(object_number)
+        if (lost := self._find_position()) is not None:
+            return lost
+        return self._good() if self._position == object_number else self._check(_NOT_THERE)
+
+    def _not_located(self, object_number: int) -> Outcome:
+        """The driver has one errno for an object behind end of data and for a tape that is damaged on the way there.
+
+        Only end of data itself says which: what is taken for it is written to.
+        """
+        outcome = self.space(SpaceCode.END_OF_DATA)
+        if outcome.is_good and object_number > self._position:
+            return self._check(tape_sense.END_OF_DATA)
+        return self._check(_NOT_THERE)
 
     def locate_file(self, file_number: int) -> Outcome:
         """Go to the beginning of a logical file: from the beginning over its filemarks."""
@@ -499,7 +495,7 @@ class LinuxTapeDrive:
         refused = self._ready(None)
         if refused is not None:
             return refused
-        status = self._device.status()
+        status = self._status()
         return Outcome(
             Status.GOOD,
             self._position,
@@ -507,7 +503,7 @@ class LinuxTapeDrive:
                 object_number=self._position,
                 file_number=max(0, status.file_number),
                 durable_object=min(self._durable, self._position),
-                is_beyond_early_warning=self._is_beyond_warning
+                is_beyond_early_warning=self._is_behind_warning()
                 or bool(status.general & GeneralStatus.END_OF_TAPE),
             ),
         )
@@ -518,15 +514,21 @@ class LinuxTapeDrive:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    def _find_position(self) -> None:
-        self._position = self._device.position()
+    def _find_position(self) -> Outcome | None:
+        """Ask where the tape is; returns the answer to a command after which nobody knows."""
+        try:
+            self._position = self._device.position()
+        except OSError:
+            self._is_lost = True
+            return self._check(_NOT_THERE)
+        return None
 
     def _ready(self, expected_position: int | None) -> Outcome | None:
         """Return why no command can be carried out now, None if one can."""
         if self._has_attention:
             return self.test_unit_ready()
-        if self._has_failed:
-            return self._check(tape_sense.WRITE_ERROR)
+        if self._has_failed or self._is_lost:
+            return self._check(tape_sense.WRITE_ERROR if self._has_failed else _NOT_THERE)
         if expected_position is not None and expected_position != self._position:
             return self._check(tape_sense.WRONG_POSITION)
         return None

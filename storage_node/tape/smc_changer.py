@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from backplane.errors import MediumError, NotFoundError, RefusedError
-from backplane.scsi.sense import Sense
+from backplane.scsi.sense import Sense, SenseKey
 from storage_node.core.changer import (
     DESTINATION_FULL,
     NO_SUCH_ELEMENT,
@@ -44,6 +44,9 @@ MOVE_TIMEOUT_S: Final = 600.0
 """A robot that first has to look through a large library takes minutes."""
 
 COMMAND_TIMEOUT_S: Final = 60.0
+UNIT_ATTENTIONS_MAX: Final = 3
+"""After it was switched on, and after somebody was at its door, a changer says so instead of doing anything."""
+
 BYTES_PER_ELEMENT: Final = 128
 """Room for one descriptor: 12 bytes, two barcodes of 36, and identifiers."""
 
@@ -150,7 +153,7 @@ class SmcChanger:
     def __init__(self, device: ScsiGeneric) -> None:
         """Ask it for its elements; raises `MediumError` or `RemoteProtocolError`."""
         self._device = device
-        reply = device.command(
+        reply = self._command(
             mode_sense_assignment(), receive=ASSIGNMENT_BYTES, timeout_s=COMMAND_TIMEOUT_S
         )
         self._assignment: Assignment = decode_assignment(reply)
@@ -158,9 +161,19 @@ class SmcChanger:
         self._elements: tuple[ElementStatus, ...] = ()
         self._read()
 
+    def _command(self, cdb: bytes, *, receive: int, timeout_s: float) -> bytes:
+        """Send a command; once more for each unit attention, which says that it was not carried out."""
+        for _ in range(UNIT_ATTENTIONS_MAX):
+            try:
+                return self._device.command(cdb, receive=receive, timeout_s=timeout_s)
+            except MediumError as error:
+                if error.sense.key != SenseKey.UNIT_ATTENTION:
+                    raise
+        return self._device.command(cdb, receive=receive, timeout_s=timeout_s)
+
     def initialize(self) -> None:
         """Have the robot look into every element, and read what it found."""
-        self._device.command(INITIALIZE_ELEMENT_STATUS, receive=0, timeout_s=MOVE_TIMEOUT_S)
+        self._command(INITIALIZE_ELEMENT_STATUS, receive=0, timeout_s=MOVE_TIMEOUT_S)
         self._read()
 
     def elements(self) -> tuple[ElementStatus, ...]:
@@ -181,7 +194,7 @@ class SmcChanger:
         if source in self._prevented:
             raise RefusedError(f"{source} holds on to {tag}", sense=REMOVAL_PREVENTED)
         try:
-            self._device.command(
+            self._command(
                 move_medium(
                     transport=self._assignment.transport.first,
                     source=addresses[0],
@@ -212,7 +225,7 @@ class SmcChanger:
         )
         count = sum(span.count for span in spans)
         room = min(STATUS_BYTES_MAX, 1024 + count * BYTES_PER_ELEMENT)
-        reply = self._device.command(
+        reply = self._command(
             read_element_status(first=0, count=0xFFFF, allocation=room),
             receive=room,
             timeout_s=COMMAND_TIMEOUT_S,

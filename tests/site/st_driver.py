@@ -25,6 +25,9 @@ class StDriver:
         self.log: list[str] = []
         self.fail: int | None = None
         """What the next call is answered with."""
+        self.is_locked = False
+        self.is_writing = False
+        """Whether closing it would write a filemark: the last operation was a write."""
         self._has_warned = False
         self._told = False
         self._status = GeneralStatus.ONLINE
@@ -32,6 +35,7 @@ class StDriver:
 
     def write(self, data: memoryview) -> int:
         self._begin(f"write {len(data)}")
+        self.is_writing = True
         if self._has_warned and not self._told:
             self._told = True
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -81,6 +85,8 @@ class StDriver:
 
     def operate(self, operation: MagneticTape, count: int) -> None:
         self._begin(f"{operation.name} {count}")
+        if operation not in (MagneticTape.SETBLK, MagneticTape.SETDRVBUFFER, MagneticTape.NOP):
+            self.is_writing = False
         drive = self.drive
         match operation:
             case MagneticTape.WEOF | MagneticTape.WEOFI:
@@ -109,8 +115,11 @@ class StDriver:
                 outcome = drive.set_mode(replace(drive.mode, is_buffered=bool(count)))
             case MagneticTape.LOAD:
                 return
+            case MagneticTape.LOCK | MagneticTape.UNLOCK:
+                self.is_locked = operation is MagneticTape.LOCK
+                return
             case MagneticTape.OFFL:
-                self._status = GeneralStatus(0)
+                self._status, self.is_locked = GeneralStatus(0), False
                 outcome = drive.rewind()
             case _:
                 raise AssertionError(operation)
@@ -134,6 +143,8 @@ class StDriver:
         general = self._status
         if report.is_beyond_early_warning:
             general |= GeneralStatus.END_OF_TAPE
+        if self.drive.cartridge.info.is_write_protected:
+            general |= GeneralStatus.WRITE_PROTECTED
         return TapeStatus(
             residual=0, general=general, file_number=report.file_number, block_number=-1
         )
@@ -145,7 +156,11 @@ class StDriver:
         return int(report.object_number)
 
     def close(self) -> None:
+        """Close it; behind a write the driver makes a filemark, and nobody hears whether that worked."""
         self.log.append("close")
+        if self.is_writing:
+            self.is_writing = False
+            self.drive.write_filemarks(1)
 
     def _begin(self, what: str) -> None:
         self.log.append(what)

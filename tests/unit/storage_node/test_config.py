@@ -81,3 +81,36 @@ def test_mistakes_are_named(tmp_path: Path, line: str, told: str) -> None:
     text = LEAST.replace('roles = ["disk"]', "") if line.startswith("roles") else LEAST
     with pytest.raises(ConfigError, match=told):
         load(tmp_path, f"{text}\n{line}\n")
+
+
+TAPE = LEAST.replace('["disk"]', '["tape"]')
+DEVICES = 'tape_devices = ["/dev/nst0", "/dev/nst1"]'
+
+
+def test_real_devices_take_the_place_of_the_virtual_library(tmp_path: Path) -> None:
+    config = load(tmp_path, f'{TAPE}\n{DEVICES}\nchanger_device = "/dev/sg3"\n')
+    assert config.tape_devices == (Path("/dev/nst0"), Path("/dev/nst1"))
+    assert config.changer_device == Path("/dev/sg3")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('changer_device = "/dev/sg3"', "with which tape_devices"),
+        (f"{DEVICES}\nroles = ['disk']", "tape_devices: only a node with the tape role"),
+        ('tape_devices = ["/dev/nst0", "/dev/nst0"]', "a device twice"),
+        (f"{DEVICES}\ndrives = 2", "drives: of a virtual library"),
+        (f"{DEVICES}\nslots = 20", "slots: of a virtual library"),
+        (f"{DEVICES}\nio_slots = 2", "io_slots: of a virtual library"),
+        (f'{DEVICES}\nlibrary_folder = "/x"', "library_folder: of a virtual library"),
+        (f"{DEVICES}\ncompression = false", "compression: of a virtual library"),
+        (f'{DEVICES}\ndrive_model = "lto9"', "drive_model: of a virtual library"),
+        (f"tape_devices = {[f'/dev/nst{n}' for n in range(65)]}", "at most 64"),
+    ],
+)
+def test_what_real_devices_have_no_use_for_is_refused(
+    tmp_path: Path, lines: str, told: str
+) -> None:
+    text = TAPE.replace('roles = ["tape"]', "") if "roles" in lines else TAPE
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, f"{text}\n{lines}\n")

@@ -130,3 +130,15 @@ def test_the_ready_file_goes_with_the_node(config: StorageNodeConfig, short_fold
         node._loop.stop()
         node.run()
     assert not ready.exists()
+
+
+def test_a_node_with_real_devices_says_which_one_is_not_there(
+    config: StorageNodeConfig, short_folder: Path
+) -> None:
+    config.state_folder.mkdir()
+    missing = short_folder / "nst0"
+    for changes in ({}, {"changer_device": short_folder / "sg0"}):
+        real = made(short_folder, roles=("tape",), tape_devices=(missing,), **changes)
+        first = changes.get("changer_device", missing)
+        with ExitStack() as stack, pytest.raises(BackupError, match=f"{first}: No such file"):
+            opened(real, stack)

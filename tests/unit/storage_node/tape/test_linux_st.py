@@ -10,13 +10,12 @@ from typing import Any, Final
 import pytest
 
 from backplane.crc import crc32c
-from backplane.errors import MediumError
 from backplane.testing.contracts.tape_drive import TapeDriveContract
 from backplane.testing.tape_bench import BLOCKS, FILEMARKS, TO_END, TapeBench, check, content, good
-from storage_node.core.mtio import GeneralStatus
+from storage_node.core.mtio import GeneralStatus, MagneticTape
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import new_cartridge_info
-from storage_node.tape.linux_st import DeviceFile, LinuxTapeDrive
+from storage_node.tape.linux_st import LinuxTapeDrive
 from storage_node.tape.virtual_drive import VirtualDrive
 from tests.site.st_driver import StDriver
 
@@ -244,28 +243,6 @@ def test_a_place_that_no_int_holds_is_an_invalid_field(bench: TapeBench) -> None
     check(bench.drive.space(FILEMARKS, -(1 << 31)), INVALID_FIELD, position=0)
 
 
-def test_a_device_that_is_not_there_is_told_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(MediumError, match="no-such-nst: No such file"):
-        DeviceFile(tmp_path / "no-such-nst")
-
-
-def test_a_device_file_asks_the_kernel(tmp_path: Path) -> None:
-    """A plain file is no tape: the kernel takes reads and writes, and refuses every tape operation."""
-    path = tmp_path / "file"
-    path.write_bytes(b"12345678")
-    device = DeviceFile(path)
-    try:
-        buffer = memoryview(bytearray(4))
-        assert (device.read(buffer), bytes(buffer)) == (4, b"1234")
-        assert device.write(memoryview(b"ab")) == 2
-        for call in (device.status, device.position):
-            with pytest.raises(OSError, match="Inappropriate ioctl"):
-                call()
-        assert LinuxTapeDrive(device).test_unit_ready().triple == NO_MEDIUM
-    finally:
-        device.close()
-
-
 def test_with_a_block_length_blocks_are_written_and_read(
     bench: TapeBench, devices: Devices
 ) -> None:
@@ -289,3 +266,76 @@ def test_blocks_that_do_not_fit_are_counted(small: TapeBench) -> None:
     data = bytes(1200)
     outcome = small.drive.write_blocks(memoryview(data), crc32c=crc32c(data))
     check(outcome, OVERFLOW, position=3, information=1, flags="EOM")
+
+
+# --- what a node needs besides -------------------------------------------------------------------
+
+
+def test_a_tape_that_is_damaged_on_the_way_to_an_object_does_not_end_there(
+    bench: TapeBench, devices: Devices
+) -> None:
+    """What is taken for end of data is written to, so only end of data itself says where it is."""
+    bench.write(100, 100, 100, 100)
+    bench.drive.rewind()
+    real = devices.device.operate
+
+    def broken(operation: MagneticTape, count: int) -> None:
+        if operation is MagneticTape.SEEK:
+            real(operation, 1)  # As far as it comes.
+            raise OSError(errno.EIO, "")
+        real(operation, count)
+
+    devices.device.operate = broken
+    check(bench.drive.locate(3), READ_ERROR, position=4)
+    assert bench.drive.end_of_data == 4
+    check(bench.drive.locate(9), END_OF_DATA, position=4)
+    devices.device.operate = real
+    bench.drive.locate(1)
+    check(bench.put(b"x"), OVERWRITE_REFUSED, position=1)
+
+
+def test_a_drive_that_does_not_know_where_it_is_does_nothing_more(
+    bench: TapeBench, devices: Devices
+) -> None:
+    bench.write(100, 100)
+
+    def lost() -> int:
+        raise OSError(errno.EIO, "")
+
+    devices.device.position = lost
+    for outcome in (bench.drive.locate(1), bench.put(b"x"), bench.drive.rewind()):
+        check(outcome, READ_ERROR, position=2)
+    assert bench.drive.why_lost == "the drive has lost its place"
+
+
+def test_a_driver_that_does_not_answer_is_no_crash(bench: TapeBench, devices: Devices) -> None:
+    def silent() -> None:
+        raise OSError(errno.EIO, "")
+
+    devices.device.status = silent
+    assert bench.drive.read_position().is_good
+    assert not bench.drive.is_write_protected
+    assert bench.drive.test_unit_ready().triple == NO_MEDIUM
+
+
+def test_a_warning_is_forgotten_when_the_tape_is_written_anew_before_it(small: TapeBench) -> None:
+    good(small.put(bytes(9000)), position=1)
+    check(small.put(bytes(100)), END_OF_MEDIUM, position=2, information=0, flags="EOM")
+    assert small.drive.is_beyond_warning
+    small.drive.rewind()
+    small.drive.allow_overwrite(0)
+    good(small.put(bytes(100)), position=1)
+    assert not small.drive.is_beyond_warning
+    small.drive.rewind()
+    small.drive.allow_overwrite(0)
+    good(small.drive.erase(), position=0)
+    assert not small.drive.is_beyond_warning
+
+
+def test_a_cartridge_is_held_and_let_go_by_the_door(bench: TapeBench, devices: Devices) -> None:
+    assert bench.drive.hold(is_held=True).is_good
+    assert bench.drive.hold(is_held=False).is_good
+    assert bench.drive.use_variable_records().is_good
+    assert devices.device.log == ["LOCK 0", "UNLOCK 0", "SETBLK 0"]
+    devices.device._status |= GeneralStatus.CLEANING
+    assert bench.drive.wants_cleaning

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import MediumError, NotFoundError, RefusedError
+from backplane.errors import MediumError, NotFoundError, RefusedError, SenseTriple
 from storage_node.tape.smc_changer import SgDevice, SmcChanger
 from tests.site.smc_device import SmcDevice
 
@@ -108,3 +108,22 @@ def test_a_device_that_is_none_is_told_with_its_path(tmp_path: Path) -> None:
             device.command(bytes(6), receive=4, timeout_s=60)
     finally:
         device.close()
+
+
+def test_a_command_that_a_unit_attention_answers_is_sent_once_more(device: SmcDevice) -> None:
+    """After it was switched on, and after somebody was at its door, the changer says so first."""
+    device.fail = MediumError("changer: power on", sense=SenseTriple(0x06, 0x29, 0x00))
+    changer = SmcChanger(device)
+    assert device.log[:2] == ["1a081d00ff00"] * 2
+    device.log.clear()
+    device.fail = MediumError("changer: door", sense=SenseTriple(0x06, 0x28, 0x01))
+    assert changer.move("slot-1", "drive-0") == "LTO001L8"
+    assert device.log[0] == device.log[1]
+    always = MediumError("changer: power on", sense=SenseTriple(0x06, 0x29, 0x00))
+
+    def attention(*_arguments: Any, **_options: Any) -> bytes:
+        raise always
+
+    device.command = attention  # type: ignore[method-assign]
+    with pytest.raises(MediumError, match="power on"):
+        changer.initialize()
