@@ -30,10 +30,22 @@ def bad_of(row: BackupRow) -> Records:
     return [(first, end) for first, end in json.loads(row.detail).get("bad", [])]
 
 
-def with_damage(row: BackupRow, words: str, bad: Records = ()) -> BackupRow:
-    """Return the row of a backup with what its verification found; nothing takes earlier findings back."""
+def changed_of(row: BackupRow) -> Sequence[int]:
+    """Return the parts whose records are not those that were committed, although each of them can be read."""
+    found: list[int] = json.loads(row.detail).get("changed", [])
+    return found
+
+
+def with_damage(
+    row: BackupRow, words: str, bad: Records = (), *, changed: Iterable[int] | None = None
+) -> BackupRow:
+    """Return the row of a backup with what its verification found; nothing takes earlier findings back.
+
+    `changed` are parts as of `changed_of`; None leaves what is known of them.
+    """
     kept = [list(each) for each in _few(bad)]
-    detail = json.loads(row.detail) | {"damage": words, "bad": kept}
+    parts = sorted(set(changed_of(row) if changed is None else changed))
+    detail = json.loads(row.detail) | {"damage": words, "bad": kept, "changed": parts}
     return replace(row, detail=json.dumps({k: v for k, v in detail.items() if v}, sort_keys=True))
 
 

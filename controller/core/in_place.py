@@ -116,7 +116,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
         begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)
     if job.state is JobState.QUEUED:
-        warn_of_damage(desk, job, row)
+        warn_of_damage(desk, job, row, readings)
         job.update(started=desk.wall)
         job.plan.update(tries=0, unlucky=[], item=0, is_writing=True)
         desk.enter(job, JobState.COPYING)

@@ -43,7 +43,7 @@ from backplane.ids import Epoch
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
 from controller.core.chain import Reading, chain_of, everything
-from controller.core.damage import damage_of
+from controller.core.damage import changed_of, damage_of
 from controller.core.desk import Desk
 from controller.core.file_choice import (
     LISTED_MAX,
@@ -105,7 +105,7 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     if job.state in (JobState.QUEUED, JobState.COPYING) and "lane_jobs" not in job.plan:
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
-        warn_of_damage(desk, job, row)
+        warn_of_damage(desk, job, row, readings)
         wanted = sum(reading.blocks for reading in readings) * row.block_bytes
         job.update(started=desk.wall, planned_bytes=wanted)
         job.plan.update(tries=0, unlucky=[], item=0, part=1, record=0)
@@ -134,6 +134,12 @@ def end_restore(desk: Desk, job: Job) -> None:
         desk.end_job(job, JobState.PARTIAL, reason=reason, exit_code=int(ExitCode.PARTIAL))
         return
     failed = job.result.get("files", {}).get("failed", 0)
+    if not failed and (doubted := job.plan.get("doubted")):
+        named = ", ".join(map(str, doubted))
+        reason = f"everything was read, but not all that backup {named} has on tape is what was "
+        reason += f"written there: ctl submit verify {doubted[0]} names the files that may be wrong"
+        desk.end_job(job, JobState.PARTIAL, reason=reason, exit_code=int(ExitCode.PARTIAL))
+        return
     if not failed:
         desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
         return
@@ -274,13 +280,24 @@ def choose_files(
     return choice
 
 
-def warn_of_damage(desk: Desk, job: Job, row: BackupRow) -> None:
-    """Say what is known to be damaged of what is restored: it is tried nevertheless, and may not be needed."""
+def warn_of_damage(desk: Desk, job: Job, row: BackupRow, readings: Iterable[Reading]) -> None:
+    """Say what is known to be damaged of what is restored: it is tried nevertheless, and may not be needed.
+
+    If records are to be read that were changed on the cartridge, because nothing else has them, nobody can vouch for
+    what they hold, although each of them will read without an error: the restore does not end as completed.
+    """
     for member in chain_of(row, desk.backups):
         if words := damage_of(member):
             told = f"backup {member.backup} is known to be damaged: {words}"
             job.result.setdefault("warnings", []).append(told)
             desk.log(job, "warning", told)
+    doubted = {
+        reading.row.backup
+        for reading in readings
+        if reading.blocks and reading.part.part in changed_of(reading.row)
+    }
+    if doubted:
+        job.plan["doubted"] = sorted(doubted)
 
 
 def _tell(desk: Desk, job: Job, text: str) -> None:

@@ -32,6 +32,7 @@ from controller.core.copies import families
 from controller.core.damage import (
     Records,
     bad_of,
+    changed_of,
     damage_of,
     merged_records,
     with_damage,
@@ -257,6 +258,9 @@ class _Verification:
             if digests is not None:
                 # Which records are meant nobody can say: all are read elsewhere, if they can be.
                 self._find([(0, part.records)])
+                changed = self.plan.setdefault("changed", [])
+                if [part.backup, part.part] not in changed:
+                    changed.append([part.backup, part.part])
             which = f"the digests of part {part.part} of backup {part.backup}"
             self._mismatch(f"cartridge {part.tag}: {which} are not those that were committed")
 
@@ -360,7 +364,9 @@ class _Verification:
         is_all = sum(part.records for part in parts) * row.record_bytes >= row.stream_bytes
         if not words and (bad or not is_all):
             words = damage_of(row)
-        return with_damage(row, words, bad)
+        changed = {part for backup, part in self.plan.get("changed", ()) if backup == row.backup}
+        changed |= set(changed_of(row)) - set(read)
+        return with_damage(row, words, bad, changed=changed)
 
 
 def _records(row: BackupRow, part: PartRow) -> tuple[int, int]:

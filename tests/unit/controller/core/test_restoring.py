@@ -9,7 +9,7 @@ import pytest
 
 from backplane.ids import BackupId
 from controller.core import restoring
-from controller.core.damage import bad_of
+from controller.core.damage import bad_of, changed_of
 from tests.site.disk import Volume
 from tests.site.site import (
     DATA,
@@ -196,6 +196,29 @@ def test_what_cannot_be_read_stays_with_the_backup_and_warns_the_next_restore(si
     result = restore(site, "completed")
     assert site.job(3).exit_code == 0, "what was damaged could be read after all"
     assert "backup 1 is known to be damaged" in result["warnings"][0]
+
+
+def test_records_that_were_changed_on_tape_are_restored_and_nobody_vouches_for_them(
+    site: Site,
+) -> None:
+    backed_up_with_files(site)
+    right = site.tapes[TAG].objects[first_record(site, 1)]
+    assert right is not None
+    site.tapes[TAG].objects[first_record(site, 1)] = b"\0" * len(right)
+    site.submit("verify", backup=1)
+    site.run()
+    assert changed_of(site.machine.backups[BackupId(1)]) == [1]
+    result = restore(site, "partial")
+    job = site.job(3)
+    assert (job.exit_code, "holes" in result) == (3, False)
+    assert "not all that backup 1 has on tape is what was written there" in job.reason
+
+    site.tapes[TAG].objects[first_record(site, 1)] = right
+    site.submit("verify", backup=1)
+    site.run()
+    assert changed_of(site.machine.backups[BackupId(1)]) == []
+    site.call("volume.delete", name="copy", force=True)
+    restore(site, "completed")
 
 
 def test_chosen_files_go_on_behind_a_cartridge_only_if_they_are_told_to(two: Site) -> None:
