@@ -73,17 +73,22 @@ def test_a_full_disk_is_named_and_no_cartridge_is_full_for_it(cluster: LocalClus
     assert (asked["job"], FULL in asked["request"]) == (job, True)
     table = cluster.run_ctl("tape", "list").stdout
     assert "no room on the disk below" in table
-    log = (cluster.state / "logs" / "controller.log").read_text()
-    assert log.count(f"ALARM: {FULL}") == 1
+    # The inventory tells it, which comes a little later than the answer that the job has heard.
+    cluster.wait_until(lambda: alarms(cluster), what="the alarm")
     filler.unlink()
     done = cluster.wait_job(job)
     assert done["state"] == "completed", (done["reason"], cluster.logs())
     assert cluster.ctl("tape", "show", TAG)["parts"] == 2
     assert statuses(cluster)[TAG] == ("writable", False)
+    assert alarms(cluster) == 1
     backup = str(done["result"]["backup"])
     restored = cluster.wait_job(cluster.submit("restore", backup, "--new", "copy"))
     assert restored["state"] == "completed", restored
     assert digest(cluster.volume_file("copy")) == digest(image)
+
+
+def alarms(cluster: LocalCluster) -> int:
+    return (cluster.state / "logs" / "controller.log").read_text().count(f"ALARM: {FULL}")
 
 
 def digest(path: Path) -> str:
