@@ -199,6 +199,10 @@ class Command(_Page):
         self.params.extend(shared_options(is_outermost=False))
 
 
+SENTENCE_CHARACTERS_MAX: Final = 400
+"""No first sentence of a command's help is longer."""
+
+
 class Group(_Page, click.Group):
     """A noun; its verbs are `Command`s."""
 
@@ -220,6 +224,18 @@ class Group(_Page, click.Group):
         """Write options and verbs."""
         _Page.format_options(self, ctx, formatter)
         self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each verb with its first sentence, all of it: click would cut it off at the end of the line."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, command.get_short_help_str(SENTENCE_CHARACTERS_MAX))
+            for name, command in commands
+            if command is not None and not command.hidden
+        ]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
 
 def output_wanted(arguments: Sequence[str]) -> str:

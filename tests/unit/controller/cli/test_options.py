@@ -122,6 +122,18 @@ def test_every_help_page_lists_exit_codes_and_shared_options(path: str, command:
     assert isinstance(command, Group) or command.examples, "every command has an example"
 
 
+@pytest.mark.parametrize("noun", [None, "tape", "catalog", "local"])
+def test_no_sentence_about_a_command_is_cut_off(noun: str | None) -> None:
+    """Whoever looks for a verb reads the list, and not one page after the other."""
+    context = click.Context(root, info_name="ctl")
+    group = root if noun is None else root.get_command(context, noun)
+    assert isinstance(group, click.Group)
+    text = group.get_help(context)
+    listed = text[text.index("Commands:") : text.index("Exit codes:")]
+    assert "..." not in listed
+    assert all(len(line) <= 80 for line in listed.splitlines())
+
+
 def test_every_exit_code_is_explained() -> None:
     assert set(EXIT_CODES) == set(ExitCode)
 
