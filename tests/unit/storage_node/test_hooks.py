@@ -56,7 +56,7 @@ def clock(tmp_path: Path) -> JumpingClock:
 
 def run_too_long(text: str, clock: JumpingClock) -> HookResult:
     """Run a script that says `$READY` when it may be timed out."""
-    text = text.replace("$READY", f"touch {clock.ready}; echo ready")
+    text = text.replace("$READY", f"echo ready; touch {clock.ready}")
     return run_hook(script(text), {}, clock=clock)
 
 

@@ -35,7 +35,7 @@ def row(path: bytes, kind: Kind = Kind.FILE, size: int = 0, **fields: Any) -> Fi
         "path": path,
         "kind": kind,
         "size": size,
-        "mode": 0o644,
+        "mode": 0o755 if kind is Kind.DIRECTORY else 0o644,  # ordinary users need to enter
         "uid": -1,
         "gid": -1,
         "mtime_ns": 10**18,

@@ -60,7 +60,8 @@ def test_files_are_made_beside_others_which_stay_what_they_were(
 def test_a_folder_that_was_there_keeps_its_attributes_and_a_new_one_gets_its_own(
     folder: PopulatedFolder, tmp_path: Path
 ) -> None:
-    (tmp_path / "old").mkdir(mode=0o755)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old").chmod(0o755)  # whatever our mask is
     before = tmp_path.stat().st_mode
     for path in ("old", "old/new"):
         folder.add(row(path, Kind.DIRECTORY))
