@@ -19,7 +19,9 @@ from controller.cli.tape_bench import run_bench
 CAPACITY = "16GiB"
 BENCH_SIZE = "1GiB"
 CLEANING_PREFIX = "CLN"
+NO_CARTRIDGES = "no cartridges; `ctl tape add` adds one"
 STATUSES = ("blank", "writable", "full", "error", "retired", "cleaning")
+ALL_STATUSES = (*STATUSES, "worm", "foreign", "quarantined")
 
 
 @click.group(cls=Group)
@@ -37,20 +39,22 @@ def tape() -> None:
 @click.option(
     "--pool", default="", help="Only cartridges of this pool; `scratch` for those of none."
 )
-@click.option("--status", default="", help="Only cartridges of this status.")
+@click.option("--status", type=click.Choice(ALL_STATUSES), help="Only cartridges of this status.")
 @click.pass_obj
-def list_(settings: Settings, pool: str, status: str) -> None:
+def list_(settings: Settings, pool: str, status: str | None) -> None:
     """List cartridges with their status, location, pool and retention."""
     with connect(settings) as client:
         document = client.call("tape.list")
     rows = [
         row
         for row in document["cartridges"]
-        if pool in ("", row["pool"] or "scratch") and status in ("", row["status"])
+        if pool in ("", row["pool"] or "scratch") and status in (None, row["status"])
     ]
+    is_filtered = len(rows) < len(document["cartridges"])
+    empty = "no cartridge is of this pool and status" if is_filtered else NO_CARTRIDGES
     document = {"cartridges": rows}
     Screen(settings.output).show(
-        document, table=lambda: cartridge_table(document), rows="cartridges"
+        document, table=lambda: cartridge_table(document, empty=empty), rows="cartridges"
     )
 
 
@@ -416,7 +420,7 @@ def retention(text: str) -> str:
     return "for ever" if text.startswith("9999-") else render.local_time(text)
 
 
-def cartridge_table(document: Document) -> str:
+def cartridge_table(document: Document, *, empty: str = NO_CARTRIDGES) -> str:
     """Render a list of cartridges."""
     columns = [
         ("CARTRIDGE", render.text_of("tag")),
@@ -434,7 +438,7 @@ def cartridge_table(document: Document) -> str:
         columns,
         document["cartridges"],
         right=("USED", "CAPACITY", "PARTS"),
-        empty="no cartridges; `ctl tape add` adds one",
+        empty=empty,
     )
 
 

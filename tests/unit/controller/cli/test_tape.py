@@ -104,6 +104,16 @@ def test_list_says_what_keeps_from_writing_and_what_is_only_an_estimate(
     assert (c.endswith(" -"), "~" in c, "~" in a + b) == (True, True, False)
 
 
+def test_a_list_of_nothing_says_why(controller: Any, ctl: Any, documents: Any) -> None:
+    controller.answers["tape.list"] = {"cartridges": [documents["cartridge"]]}
+    nothing = (0, "no cartridge is of this pool and status\n", "")
+    assert ctl("tape", "list", "--pool", "nosuch") == nothing
+    assert ctl("tape", "list", "--status", "quarantined") == nothing
+    assert ctl("tape", "list", "--status", "bogus")[0] == 2
+    controller.answers["tape.list"] = {"cartridges": []}
+    assert "`ctl tape add` adds one" in ctl("tape", "list", "--status", "full")[1]
+
+
 def test_what_is_held_and_what_is_kept_for_ever_are_told_so(
     controller: Any, ctl: Any, documents: Any
 ) -> None:
