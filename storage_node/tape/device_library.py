@@ -60,6 +60,7 @@ from storage_node.tape.medium_record import (
     MediumRecords,
     counted_change,
     counted_load,
+    facts_of,
     new_record,
 )
 from storage_node.tape.volume_reader import Label, LabelState
@@ -70,7 +71,6 @@ LOAD_WAIT_S: Final = 300.0
 
 NO_DISK_BYTES: Final = 1 << 62
 LOOK_PAUSE_S: Final = 1.0
-NOT_READ: Final = "it was never read here: ctl tape scan"
 log = logging.getLogger(__name__)
 
 
@@ -302,7 +302,7 @@ class DeviceLibrary:
             record = self._record(tag)
         except BackupError as error:
             return CartridgeFacts(tag=tag, status=CartridgeStatus.ERROR, detail=str(error))
-        return _facts_of(record)
+        return facts_of(record)
 
     def _see(self, drive: DeviceDrive, there: DeviceCartridge) -> None:
         """Take down what is in a drive.  Only what was never read is read for it: somebody may be writing."""
@@ -384,8 +384,8 @@ class DeviceLibrary:
         for number, drive in enumerate(self.drives):
             self.look(drive=number)
             if drive.cartridge is None and drive.open():
-                drive.release()
                 found.append(number)
+                drive.release()
         return found
 
     # --- moving ----------------------------------------------------------------------------------
@@ -395,9 +395,9 @@ class DeviceLibrary:
         source = self._place(tag)
         if kind_of(source) is ElementKind.DRIVE:
             raise BusyError(f"cartridge {tag} is in {source}", hint="unload it first")
+        if kind_of(source).value == to:
+            return source
         if to in (ElementKind.SLOT.value, ElementKind.IO.value):
-            if kind_of(source).value == to:
-                return source
             to = free_element(self._elements(), ElementKind(to))
         elif kind_of(to) not in (ElementKind.SLOT, ElementKind.IO):
             raise UsageError(f"{to} is no slot and no import/export element")
@@ -432,7 +432,6 @@ class DeviceLibrary:
         with self.lock:
             source = self._for_drive(tag, chosen)
             self._changer.move(source, name)
-            # Before it is threaded: whoever looks through the elements meanwhile finds it here.
             self._changer.prevent(name, is_prevented=True)
         try:
             self._await_ready(chosen, tag, name)
@@ -461,16 +460,16 @@ class DeviceLibrary:
             try:
                 self._changer.move(name, source)
             except BackupError as error:
-                told = {"cartridge": tag, "drive": name, "reason": str(error)}
+                told = {"cartridge": tag, "reason": str(error)}
                 log.warning("a cartridge did not go back", extra=told)
 
     def _await_ready(self, drive: DeviceDrive, tag: str, name: str) -> None:
         """Wait for a drive that threads its tape."""
-        told = {"cartridge": tag, "drive": name, "device": str(drive.path)}
         for look in range(int(LOAD_WAIT_S / LOOK_PAUSE_S)):
             if drive.open():
                 return
             if look == 0:
+                told = {"cartridge": tag, "drive": name}
                 log.info("waiting for a drive to take in its cartridge", extra=told)
                 drive.take_in()
             self._wait(LOOK_PAUSE_S)
@@ -482,9 +481,14 @@ class DeviceLibrary:
     def unload(self, *, drive: int) -> Outcome:
         """Give the cartridge out; the changer puts it back, or a person takes it."""
         chosen, name = self._drive(drive), f"drive-{drive}"
-        is_there = chosen.cartridge is not None
+        there = chosen.cartridge
+        if there is not None:
+            if there.failure is None:
+                self._read(chosen)
+            with self.lock:  # What inventories show of it from now on.
+                self._see(chosen, there)
         outcome = chosen.eject()
-        if is_there:
+        if there is not None:
             with self.lock:
                 self._changer.prevent(name, is_prevented=False)
                 if self._hand is not None:
@@ -524,8 +528,7 @@ class DeviceLibrary:
 
     def cleanings_left(self, tag: str) -> int:
         """Return 1: nobody knows, and `clean` says more."""
-        del tag
-        return 1
+        return 1 if tag else 0
 
     def counters(self, drive: int) -> DriveCounters:
         """Return what was counted here; whether it needs cleaning is said by the drive itself."""
@@ -572,27 +575,3 @@ def _judge(
     if is_beyond_warning or was_full:
         return CartridgeStatus.FULL, label.reason
     return CartridgeStatus.WRITABLE, label.reason
-
-
-def _facts_of(record: MediumRecord) -> CartridgeFacts:
-    status = CartridgeStatus(record.status) if record.status else CartridgeStatus.ERROR
-    return CartridgeFacts(
-        tag=record.tag,
-        status=status,
-        detail=record.detail if record.status else NOT_READ,
-        serial=record.serial,
-        volume=record.volume,
-        capacity_bytes=record.capacity_bytes,
-        used_bytes=record.used_bytes,
-        record_bytes=record.used_bytes,
-        end=record.end,
-        is_write_protected=record.is_write_protected,
-        load_count=record.load_count,
-        volume_change_reference=record.volume_change_reference,
-        store=record.store,
-        is_worm=record.is_worm,
-        retain_until=record.retain_until,
-        is_held=record.is_held,
-        read_errors=record.read_errors,
-        write_errors=record.write_errors,
-    )

@@ -19,10 +19,12 @@ from backplane.errors import BackupError, VolumeError
 from backplane.units import KIB
 from storage_node.core.media_id import medium_of
 from storage_node.tape.cartridge_info import is_volume_tag
+from storage_node.tape.library import CartridgeFacts, CartridgeStatus
 from storage_node.tape.medium import replace_file
 from storage_node.tape.medium_facts import MediumFacts
 
 FORMAT_VERSION: Final = 1
+NOT_READ: Final = "it was never read here: ctl tape scan"
 _FILE_BYTES_MAX: Final = 64 * KIB
 _HINT: Final = (
     "what it retains by hand is in it: restore the file, or delete it and run ctl tape scan"
@@ -89,6 +91,31 @@ def counted_change(record: MediumRecord) -> MediumRecord:
     """Return it before content may change."""
     reference = (record.volume_change_reference + 1) & 0xFFFF_FFFF
     return replace(record, volume_change_reference=reference)
+
+
+def facts_of(record: MediumRecord) -> CartridgeFacts:
+    """Return what an inventory shows of a cartridge that is in no drive."""
+    status = CartridgeStatus(record.status) if record.status else CartridgeStatus.ERROR
+    return CartridgeFacts(
+        tag=record.tag,
+        status=status,
+        detail=record.detail if record.status else NOT_READ,
+        serial=record.serial,
+        volume=record.volume,
+        capacity_bytes=record.capacity_bytes,
+        used_bytes=record.used_bytes,
+        record_bytes=record.used_bytes,
+        end=record.end,
+        is_write_protected=record.is_write_protected,
+        load_count=record.load_count,
+        volume_change_reference=record.volume_change_reference,
+        store=record.store,
+        is_worm=record.is_worm,
+        retain_until=record.retain_until,
+        is_held=record.is_held,
+        read_errors=record.read_errors,
+        write_errors=record.write_errors,
+    )
 
 
 def _load(path: Path, tag: str) -> MediumRecord | None:

@@ -210,7 +210,10 @@ def test_a_whole_life_with_a_robot(robot: Node) -> None:
         assert [read(channel, first + n, 512) for n in range(6)] == RECORDS
     found = decode_attributes(robot.tape.attributes(FIRST))
     assert found[AttributeId.MEDIA_POOL].text == "daily"
+    robot.load()
+    robot.append([b"left", b"over"])
     assert robot.unload().drives[0].state == "empty"
+    assert (robot.state().status, robot.state().end) == ("writable", reply.end + 2)
     moved = robot.tape.move(TapeMove(request=5, tag=FIRST, to="io"))
     assert (moved.element, moved.status) == ("io-1", "writable")
     robot.rack.take("io-1")

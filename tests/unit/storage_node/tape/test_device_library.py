@@ -159,7 +159,6 @@ def test_a_cartridge_in_a_slot_is_as_it_was_seen_last(robot: Site) -> None:
     objects, trailer = part_objects([b"x" * 512] * 3)
     end = robot.write(objects)
     library.unload(drive=0)
-    library.look_into(FIRST, drive=0)
     facts = robot.again().facts(FIRST)
     assert (facts.status, facts.volume, facts.end) == (
         CartridgeStatus.WRITABLE,

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from backplane.errors import VolumeError
+from storage_node.tape.library import CartridgeStatus
 from storage_node.tape.medium_record import (
     MediumRecord,
     MediumRecords,
     counted_change,
     counted_load,
+    facts_of,
     new_record,
 )
 
@@ -44,6 +46,14 @@ def test_what_is_new_is_what_its_barcode_says() -> None:
 def test_a_barcode_that_no_file_can_be_named_by_is_not_looked_for(records: MediumRecords) -> None:
     (records.folder.parent / "x.json").write_text("{}")
     assert records.get("../x") is None
+
+
+def test_what_was_never_read_is_no_blank_cartridge() -> None:
+    facts = facts_of(new_record(TAG))
+    assert facts.status is CartridgeStatus.ERROR
+    assert "never read" in facts.detail
+    seen = facts_of(replace(new_record(TAG), status="full", detail="", end=9, volume="ab"))
+    assert (seen.status, seen.end, seen.volume) == (CartridgeStatus.FULL, 9, "ab")
 
 
 def test_loads_and_changes_are_counted() -> None:
