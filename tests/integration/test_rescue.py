@@ -192,7 +192,8 @@ def test_what_makes_no_sense_is_refused(run: Any, written: Any, tmp_path: Path) 
     empty = tmp_path / "EMPTY1L8"
     empty.mkdir()
     assert "no file called data" in run("list", empty).stderr
-    (empty / "data").write_bytes(b"\1" * 400)
+    entry = bytes([1, 1, 0, 0, 0, 0, 0, 100]) + bytes(24)
+    (empty / "data").write_bytes(entry + b"\1" * 100)
     assert "does not begin with VOL1" in run("list", empty).stderr
     target.write_bytes(b"mine")
     done = run("restore", FULL, target, *cartridges)
