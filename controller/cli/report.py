@@ -89,6 +89,7 @@ def _facts(detail: Document) -> list[tuple[str, str]]:
         ("State", str(detail["state"])),
         ("Volume", str(result.get("volume") or detail["volume"] or "-")),
         ("Backup", str(result.get("backup") or detail["backup"] or "-")),
+        *_lanes(detail),
         *_level(result),
         *_needs(result),
         *_map(result),
@@ -176,6 +177,13 @@ def _not_restored(listed: list[Document], failed: int) -> str:
     rest = failed - len(shown)
     more = "; --output json has them" if failed == len(listed) else ""
     return f"{text}\n    ... and {rest} more{more}" if rest > 0 else text
+
+
+def _lanes(detail: Document) -> list[tuple[str, str]]:
+    """Name the jobs that work side by side for this one, each with a drive."""
+    if not detail.get("lanes"):
+        return []
+    return [("Lanes", "jobs " + ", ".join(str(job) for job in detail["lanes"]))]
 
 
 def _level(result: Document) -> list[tuple[str, str]]:
