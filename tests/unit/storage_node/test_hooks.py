@@ -55,8 +55,8 @@ def clock(tmp_path: Path) -> JumpingClock:
 
 
 def run_too_long(text: str, clock: JumpingClock) -> HookResult:
-    """Run a script that says `$READY` when it may be timed out."""
-    text = text.replace("$READY", f"echo ready; touch {clock.ready}")
+    """Run a script that says `$READY` when it may be timed out; what it says last wakes up who looks at the clock."""
+    text = text.replace("$READY", f"echo ready; touch {clock.ready}; echo")
     return run_hook(script(text), {}, clock=clock)
 
 
