@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # Tests with real processes wait as long as they compute: four at once keep two cores busy.
-PARALLEL := -n 4 --dist loadgroup
+PARALLEL := -n 6 --dist loadgroup
 SOURCES := backplane controller mover_node storage_node deploy tests
 
 # make demo SOURCE=/some/folder-or-image

@@ -111,7 +111,7 @@ class Cluster:
             for group in (daemons[:1], daemons[1:]):
                 self._start_missing(group, started, talk=talk)
                 self._store(address, public_key, movers, model, count)
-                self._wait_ready(group, timeout_s=ready_timeout_s)
+                self._wait_ready(group, needed=daemons[:1], timeout_s=ready_timeout_s)
         except BaseException:
             self.stop(set(started))
             self._store(address, public_key, movers, model, count)
@@ -202,12 +202,14 @@ class Cluster:
                 environment=_same_code(),
             )
 
-    def _wait_ready(self, daemons: Sequence[Daemon], *, timeout_s: float) -> None:
-        """Wait for a whole group at once: its members start side by side."""
+    def _wait_ready(
+        self, daemons: Sequence[Daemon], *, needed: Sequence[Daemon], timeout_s: float
+    ) -> None:
+        """Wait for a whole group at once: its members start side by side.  Without those `needed` nobody gets ready."""
         deadline = self._clock.monotonic() + timeout_s
         waiting = list(daemons)
         while waiting := [d for d in waiting if not d.ready_file.exists()]:
-            for daemon in waiting:
+            for daemon in (*needed, *waiting):
                 child = self._children.get(daemon.name)
                 if child is not None and child.exit_status is not None:
                     raise self._failed(daemon, f"ended with status {child.exit_status}")

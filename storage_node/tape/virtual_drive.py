@@ -194,7 +194,12 @@ class VirtualDrive(TapeHead):
             compressed = compress_record(data)
             if compressed is not None:
                 body, length = memoryview(compressed), len(data)
-        room = self._marks.room(before, ENTRY_BYTES + (0 if body is None else len(body)))
+        charge = ENTRY_BYTES + (0 if body is None else len(body))
+        room = self._marks.room(before, charge)
+        if room is not Room.FREE:
+            # The disk below may have got room since it was looked at: then the end is not near.
+            self._look_at_space(cartridge)
+            room = self._marks.room(before, charge)
         if room is Room.NONE:
             return room
         failed = self._make_end_of_data(cartridge)

@@ -27,6 +27,8 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 if not (folder / "hangs").exists():
     pathlib.Path(values["ready_file"]).write_text("ready")
+if (folder / "dies").exists():
+    sys.exit("gone again")
 while True:
     signal.pause()
 """
@@ -144,6 +146,18 @@ def test_a_daemon_that_never_gets_ready_is_given_up(cluster: Cluster, folder: St
     (folder.path / "disk" / "hangs").touch()
     with pytest.raises(StartError, match=r"disk was not ready within 0\.5 s"):
         cluster.start(1, talk=quiet, ready_timeout_s=0.5)
+    assert pids(cluster) == {}
+
+
+def test_nobody_waits_for_nodes_whose_controller_has_died(
+    cluster: Cluster, folder: StateFolder
+) -> None:
+    for name, how in (("controller", "dies"), ("disk", "hangs")):
+        (folder.path / name).mkdir()
+        (folder.path / name / how).touch()
+    with pytest.raises(StartError, match="gone again") as caught:
+        cluster.start(1, talk=quiet, ready_timeout_s=3600)
+    assert caught.value.message.startswith("controller ended with status 1")
     assert pids(cluster) == {}
 
 

@@ -145,6 +145,18 @@ def test_a_file_system_that_gets_full_moves_early_warning(tmp_path: Path, drives
     check(outcome, END_OF_MEDIUM, position=1, information=0, flags="EOM")
 
 
+def test_room_that_somebody_made_counts_from_the_next_record_on(
+    tmp_path: Path, drives: Drives
+) -> None:
+    """A part that goes on when the disk has room again must not be cut by what was true before."""
+    folder = create(tmp_path / "A", capacity_bytes=1 << 40)
+    faults = {"free": (1 << 20) + 5000}
+    bench = TapeBench(drives.new(folder, open_medium=lambda path: FaultyMedium(path, faults)))
+    check(bench.put(b"x"), END_OF_MEDIUM, position=1, information=0, flags="EOM")
+    faults["free"] = 1 << 40
+    good(bench.put(b"y"), position=2)
+
+
 def test_a_failed_write_ends_the_session_and_keeps_the_last_good_position(
     tmp_path: Path, drives: Drives
 ) -> None:
