@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Tests with real processes wait as long as they compute: four at once keep two cores busy.
+# Tests with real processes wait as long as they compute: six at once keep two cores busy.
 PARALLEL := -n 6 --dist loadgroup
 SOURCES := backplane controller mover_node storage_node deploy tests
 

@@ -115,8 +115,17 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     files = sorted({str(path) for each in config.args for path in Path(each).rglob("test_*.py")})
     number = int(config.workerinput["workerid"].removeprefix("gw"))
-    begin = len(files) * number // config.workerinput["workercount"]
+    wanted = len(files) * number // config.workerinput["workercount"]
+    places = [_whole_folder(Path(each)) for each in files]
+    borders = [at for at in range(len(files)) if at == 0 or places[at] != places[at - 1]]
+    begin = max(border for border in borders if border <= wanted)
     config.args = files[begin:] + files[:begin]
+
+
+def _whole_folder(path: Path) -> tuple[str, ...]:
+    """Name the folder of a test that must not be collected in two pieces: the second would lack its `conftest.py`."""
+    parts = path.resolve().relative_to(TESTS).parts
+    return parts[:2] if parts[0] == "unit" else parts[:1]
 
 
 @pytest.hookimpl(optionalhook=True)
