@@ -53,6 +53,7 @@ from backplane.wire.messages import (
     VolumeZero,
 )
 from storage_node.access import Access
+from storage_node.core.repeated_words import RepeatedWords
 from storage_node.core.write_inactivity import AskAgain, QuietWait
 from storage_node.disk_control import DiskControl
 from storage_node.map_control import MapControl
@@ -143,6 +144,7 @@ class Control:
         self._send = send
         self._waits: dict[ViewId, _Wait] = {}
         self._reading: set[int] = set()
+        self._failures = RepeatedWords()
         """Requests for samples that are under way."""
         self._known = _Views()
         self._views = ViewControl(disk) if disk is not None else None
@@ -531,7 +533,7 @@ class Control:
                 answer = replace(done, boot_id=self._identity.boot_id)
             except BackupError as error:
                 answer = _failed(request or 0, error)
-            self._loop.post(lambda: self._answer(answer, request, is_change=is_change))
+            self._loop.post(lambda: self._answer(key, answer, request, is_change=is_change))
 
         try:
             self._workers.submit(key, run)
@@ -540,14 +542,24 @@ class Control:
                 self._reading.discard(request)
                 self._send(_failed(request, error))
 
-    def _answer(self, answer: Message, request: int | None, *, is_change: bool) -> None:
+    def _answer(
+        self, key: Hashable, answer: Message, request: int | None, *, is_change: bool
+    ) -> None:
         if isinstance(answer, NodeFailed):
-            log.info("request failed", extra={"error": answer.error, "reason": answer.reason})
+            self._tell_failed(key, answer)
         if request is not None:
             self._reading.discard(request)
             self._send(answer)
         if is_change:
             self._changed()
+
+    def _tell_failed(self, key: Hashable, answer: NodeFailed) -> None:
+        """Log that a request failed; what is tried again every few seconds, now and then."""
+        left_out = self._failures.left_out(key, answer.reason, now=self._loop.now())
+        if left_out is None:
+            return
+        told = {"error": answer.error, "reason": answer.reason}
+        log.info("request failed", extra=told | ({"times": left_out + 1} if left_out else {}))
 
 
 def _volume_key(uuid_hex: str) -> Hashable:

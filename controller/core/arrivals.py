@@ -86,7 +86,7 @@ class Arrivals:
 
     def adopt_media(self, node: Node) -> None:
         """Give rows to cartridges that are new in the library; see that all others are what they are taken for."""
-        claims = tag_claims(self._desk.jobs)
+        claims = tag_claims(self._desk)
         for state in node.cartridges.values():
             known = self._desk.registry.cartridges.get(state.tag)
             if known is None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from backplane.errors import BackupError, UnreachableError
 from backplane.ids import Epoch, ItemId, NodeName
-from backplane.scsi.sense import Sense, SenseError
+from backplane.scsi.sense import Sense, SenseError, SenseKey
 from backplane.wire.grants import LANES_MAX, Rights
 from controller.catalog.store import ItemRow
 from controller.core.desk import Desk
@@ -30,6 +30,10 @@ BACKOFF_BASE_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
 BYTES_SLACK: Final = 64 * 1024 * 1024
 """A grant allows this much beyond the plan: frames that are read again after damage on the way."""
+
+
+END_WORDS: Final = "stopped at early warning, as it has to: the cartridge comes to its end"
+"""Of an item that ended so, in the job's log; whose part it is says how far it came and where it goes on."""
 
 
 class QuarantinedError(BackupError):
@@ -136,7 +140,8 @@ def note_outcome(desk: Desk, job: Job, row: ItemRow) -> None:
         if row.state == "lost":
             job.plan["unlucky"] = sorted({*job.plan.get("unlucky", []), row.movers[-1]})
         else:
-            desk.log(job, "warning", f"item {row.item} ({row.purpose}): {trouble_of(row)}")
+            level, told = ("info", END_WORDS) if met_early_warning(row) else ("warning", "")
+            desk.log(job, level, f"item {row.item} ({row.purpose}): {told or trouble_of(row)}")
     desk.save(job)
     if row.state == "done" and row.purpose in DATA_PURPOSES:
         _check_balance(row)
@@ -227,6 +232,15 @@ def forwarded_of(row: ItemRow) -> Forwarded:
         source=sense.source.sense() if sense.source is not None else None,
         destination=sense.destination.sense() if sense.destination is not None else None,
     )
+
+
+def met_early_warning(row: ItemRow) -> bool:
+    """Say whether an item failed for nothing but the end of its cartridge being near: all that was sent is written."""
+    told = forwarded_of(row)
+    there = told.destination
+    if there is None or told.source is not None:
+        return False
+    return there.end_of_medium and there.key is SenseKey.NO_SENSE
 
 
 def ledger_total(row: ItemRow, designator: bytes, name: str) -> int:

@@ -90,7 +90,7 @@ class _Labeller(CartridgeWriter):
                 self.desk.registry,
                 self.job.row.job,
                 row,
-                claims=tag_claims(self.desk.jobs),
+                claims=tag_claims(self.desk),
                 untouched=NEVER,
             )
             if isinstance(found, Mounted):

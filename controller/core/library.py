@@ -211,7 +211,7 @@ def require_here(desk: Desk, tag: str) -> CartridgeRow:
 
 def check_unused(desk: Desk, row: CartridgeRow) -> None:
     """Raise `BusyError` if a job works with a cartridge."""
-    holder = tag_claims(desk.jobs).get(row.tag)
+    holder = tag_claims(desk).get(row.tag)
     if holder is not None:
         raise BusyError(
             f"cartridge {row.tag} is used by job {holder}", hint="wait, or cancel the job"

@@ -182,6 +182,8 @@ class Machine:
             for job in claims.values():
                 assert job in self.jobs
                 assert not self.jobs[job].has_ended
+        without_drive = self.jobs.keys() - self.registry.drive_claims.values()
+        assert not any(any(places_of(self.jobs[job].plan)) for job in without_drive)
 
     # --- what procedures use ---------------------------------------------------------------------
 

@@ -327,11 +327,13 @@ def put_into_error(desk: Desk, tag: VolumeTag, why: str) -> None:
         desk.alarm(f"cartridge {tag} is put into error: {why}")
 
 
-def tag_claims(jobs: dict[JobId, Job]) -> dict[VolumeTag, JobId]:
-    """Return which active job works with which cartridge."""
+def tag_claims(desk: Desk) -> dict[VolumeTag, JobId]:
+    """Return which active job works with which cartridge.
+
+    Who has a cartridge has claimed a drive for it, and there are few drives: nobody else is looked at.
+    """
     return {
         VolumeTag(place["tag"]): number
-        for number, job in jobs.items()
-        if not job.has_ended
-        for _, place in places_of(job.plan)
+        for number in set(desk.registry.drive_claims.values())
+        for _, place in places_of(desk.jobs[number].plan)
     }

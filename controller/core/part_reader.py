@@ -125,7 +125,7 @@ class PartReader:
             )
             why = row.status if is_quarantined else where
             raise CartridgeAwayError(f"cartridge {part.tag} is {why}")
-        claims = tag_claims(self.desk.jobs)
+        claims = tag_claims(self.desk)
         found = mount(registry, self.job.row.job, row, claims=claims, seat=self._seat)
         if isinstance(found, Mounted):
             drives.take(self.desk, self.job, found, seat=self._seat)

@@ -29,6 +29,7 @@ from backplane.scsi.sense import SenseKey
 from backplane.tape_format import PartTrailer
 from backplane.tape_format.content import LABEL_OBJECTS
 from backplane.tape_format.payload import encode_payload
+from backplane.units import format_size
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import BackupRow, ItemRow
 from controller.core import drives
@@ -256,7 +257,7 @@ class PartWriter(CartridgeWriter):
 
     def _mount(self) -> Step:
         def attempt() -> Mounted | NotYet:
-            claims = tag_claims(self.desk.jobs)
+            claims = tag_claims(self.desk)
             found = choose_for_append(
                 self.desk.registry,
                 self.job.row.job,
@@ -371,12 +372,19 @@ class PartWriter(CartridgeWriter):
             is_cut = bool(written) and self.is_disk_full
             self.plan.update({"records": written} | ({"is_cut": True} if is_cut else {}))
             self.desk.save(self.job)
-            why = f" ({disk_is_full(self.node)})" if self.is_disk_full else ""
-            told_records = f"{written} records of part {self.plan['part']}"
-            words = f"early warning on {self.tag} after {told_records}{why}"
-            self.desk.log(self.job, "info", words)
+            self.desk.log(self.job, "info", self._end_words(is_full=is_full))
         else:
             self.check_medium(told.destination, "data")
+
+    def _end_words(self, *, is_full: bool) -> str:
+        """Say where the cartridge came to its end, what is written, and where the rest goes."""
+        left = self.data.stream_bytes - self.data.bytes_before(self.written)
+        what = "end of the medium" if is_full else "early warning"
+        told = f"{what} on {self.tag} after {self.written} records of part {self.plan['part']}"
+        if self.is_disk_full:
+            return f"{told} ({disk_is_full(self.node)})"
+        rest = f"the residual {format_size(left)} go to the next cartridge"
+        return f"{told}: {rest if left else 'nothing is left to write'}"
 
     def end_part(self, records: int) -> None:
         """The part ends behind so many records, because its source does; the cartridge has room for more."""

@@ -329,7 +329,7 @@ def _load(desk: Desk, job: Job, tag: VolumeTag) -> Step:
 
     def attempt() -> Mounted | NotYet:
         row = desk.registry.cartridges[tag]
-        claims = tag_claims(desk.jobs)
+        claims = tag_claims(desk)
         mounted = mount(desk.registry, job.row.job, row, claims=claims, untouched=())
         if isinstance(mounted, Mounted):
             drives.take(desk, job, mounted)

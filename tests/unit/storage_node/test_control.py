@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from backplane.errors import BackupError
 from backplane.ids import CartridgeId, Epoch, JobId, NodeName, ViewId, VolumeId, VolumeTag
 from backplane.runtime.loop import Loop
 from backplane.scsi.designator import designator_of
@@ -493,3 +495,19 @@ def test_a_view_that_breaks_is_told_at_once(node: Node) -> None:
     node.clock.advance(1.0)
     node.pump(lambda: len(node.inventories) > before)
     assert node.inventories[-1].views[0].state == "broken"
+
+
+def test_a_fence_that_is_tried_again_and_again_is_in_the_log_now_and_then(
+    node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(*_: object) -> None:
+        raise BackupError("a request has been inside the logical unit for 60 s")
+
+    monkeypatch.setattr(node.access, "fence", stuck)
+    with caplog.at_level(logging.INFO, logger="storage_node.control"):
+        for request in range(41):  # Every 3 s for two minutes.
+            fence = UnitFence(request=request, designator=UNIT, epoch=Epoch(5))
+            assert isinstance(node.answer(fence), NodeFailed), "the controller hears it each time"
+            node.clock.advance(3)
+    failed = [record for record in caplog.records if record.message == "request failed"]
+    assert [getattr(record, "times", 1) for record in failed] == [1, 20]

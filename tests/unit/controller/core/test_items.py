@@ -15,7 +15,7 @@ from backplane.wire.grants import Rights
 from controller.core import items
 from controller.core.planner import PlannedList
 from controller.core.procedure import Ask, JobCancelledError, Run, Signal
-from tests.site.mover import copy_aborted
+from tests.site.mover import EARLY_WARNING, OVERFLOW, copy_aborted
 from tests.site.site import DATA, Site, backed_up, connected
 
 PLANNED = PlannedList(
@@ -161,6 +161,22 @@ def test_what_the_devices_said_is_found_in_the_movers_sense(row: Any) -> None:
     assert forwarded.destination is None
     assert forwarded.source is not None
     assert forwarded.source.triple == said.triple
+
+
+@pytest.mark.parametrize(
+    ("said", "is_end"),
+    [
+        ({"destination": EARLY_WARNING}, True),
+        ({"destination": OVERFLOW}, False),
+        ({"destination": replace(EARLY_WARNING, key=SenseKey.MEDIUM_ERROR)}, False),
+        ({"destination": EARLY_WARNING, "source": Sense(key=SenseKey.MEDIUM_ERROR)}, False),
+        ({"source": EARLY_WARNING}, False),
+        ({}, False),
+    ],
+)
+def test_early_warning_is_told_from_trouble(row: Any, said: dict[str, Sense], is_end: bool) -> None:
+    sense = copy_aborted(segment=2, **said).encode_fixed()  # type: ignore[arg-type]
+    assert items.met_early_warning(replace(row, sense=sense)) is is_end
 
 
 def test_a_column_of_a_ledger_is_summed_for_one_unit(row: Any) -> None:

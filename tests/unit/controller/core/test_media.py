@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from controller.core.media import (
     mount,
     orphan_part,
     put_into_error,
+    tag_claims,
 )
 from controller.core.pools import default_pool, seconds_between
 from controller.core.procedure import NotYet
@@ -374,3 +376,20 @@ def test_the_end_of_a_retention_is_a_deadline_only_while_a_job_waits_for_media(s
     assert deadline() == 100.0 + 3600 + 1, "no further than the clock on the wall is believed"
     site.set_cartridge(TAG, status="retired")
     assert deadline() is None, "nothing will come of waiting"
+
+
+def test_who_has_a_cartridge_is_found_without_a_look_at_jobs_that_have_no_drive() -> None:
+    class Waiting:
+        @property
+        def plan(self) -> dict[str, Any]:
+            raise AssertionError("it is asked about a cartridge, and has claimed no drive")
+
+    made = registry(drives=2)
+    made.claim_drive(JOB, NodeName("tape"), "drive-0")
+    made.claim_drive(JOB, NodeName("tape"), "drive-1", seat="source")
+    writer = SimpleNamespace(plan={"tag": TAG, "seats": {"source": {"tag": "LTO002L8"}}})
+    jobs = {JobId(number): Waiting() for number in range(2, 1000)} | {JOB: writer}
+    desk: Any = SimpleNamespace(registry=made, jobs=jobs)
+    assert tag_claims(desk) == {TAG: JOB, "LTO002L8": JOB}
+    made.release_drives(JOB)
+    assert tag_claims(desk) == {}

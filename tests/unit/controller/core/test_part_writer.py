@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from backplane.errors import MediaNeededError
-from backplane.ids import NodeName
+from backplane.ids import JobId, NodeName
+from backplane.units import format_size
 from backplane.wire.messages import LedgerEntry, TapeDigest, TapeLoad, WorkDone
 from controller.core import effects as core
 from controller.core import planner
@@ -154,6 +155,18 @@ def test_early_warning_continues_the_backup_on_the_next_cartridge(site: Site) ->
     assert (cartridge(site).status, cartridge(site).detail) == ("full", "early warning")
     assert restored(site, backup) == DATA
     check_end(site, 1)
+    # The end of a cartridge is no trouble, and the log does not make it sound like some.
+    log = site.log(1)
+    assert not [line for line in log if "ABORTED" in line], log
+    [end] = [line for line in log if line.startswith("early warning on")]
+    left = len(DATA) * 512 - parts[0].stream_bytes
+    assert end == (
+        f"early warning on {TAG} after {parts[0].records} records of part 1: "
+        f"the residual {format_size(left)} go to the next cartridge"
+    )
+    [stopped] = [line for line in log if "stopped at early warning" in line]
+    assert stopped.startswith("item ")
+    assert {e.level for e in site.catalog.events(JobId(1), after=0, limit=999)} == {"info"}
 
 
 @pytest.mark.parametrize("capacity", range(5, 12))
