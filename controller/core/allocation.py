@@ -128,13 +128,7 @@ def needed_tags(
     registry: Registry, backups: Mapping[BackupId, BackupRow]
 ) -> dict[VolumeTag, BackupId]:
     """Return the cartridges with parts of living backups, each with one of these."""
-    living: set[BackupId] = set()
-    for row in backups.values():
-        each: BackupRow | None = row
-        is_living = row.state in ("building", "completed") or row.is_protected
-        while is_living and each is not None and each.backup not in living:
-            living.add(each.backup)
-            each = parent_of(each, backups)
+    living = _living(backups)
     found: dict[VolumeTag, BackupId] = {}
     for part in registry.parts.values():
         row_of_tag = registry.cartridges.get(part.tag)
@@ -142,6 +136,47 @@ def needed_tags(
         if part.backup in living and is_there:
             found.setdefault(part.tag, part.backup)
     return found
+
+
+def _living(backups: Mapping[BackupId, BackupRow]) -> set[BackupId]:
+    """Return the backups that somebody may want, and those on which these stand."""
+    living: set[BackupId] = set()
+    for row in backups.values():
+        each: BackupRow | None = row
+        is_living = row.state in ("building", "completed") or row.is_protected
+        while is_living and each is not None and each.backup not in living:
+            living.add(each.backup)
+            each = parent_of(each, backups)
+    return living
+
+
+def why_kept_elsewhere(
+    label: str,
+    tag: VolumeTag,
+    registry: Registry,
+    *,
+    backups: Mapping[BackupId, BackupRow],
+    wall: str,
+) -> str:
+    """Say what keeps a cartridge that has barcode `tag`, by what the catalog knows of its `label`, empty if nothing.
+
+    Under its own barcode it may be a cartridge that nobody wants: but somebody has swapped the stickers.
+    """
+    living = _living(backups)
+    on_it = (part for part in registry.parts.values() if part.cartridge == label)
+    found = next((part for part in on_it if part.backup in living), None)
+    if found is not None:
+        return f"its label says that it is {found.tag}: backup {found.backup} is on it"
+    for row in registry.cartridges.values():
+        if row.cartridge != label or row.tag == tag:
+            continue
+        if row.hold:
+            return f"its label says that it is {row.tag}, which is held: {row.hold}"
+        if row.retain_until > wall:
+            return (
+                f"its label says that it is {row.tag}, which is retained until {row.retain_until}"
+            )
+    return ""
 
 
 def needed_now(

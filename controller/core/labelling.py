@@ -4,7 +4,8 @@
 
 What may be labelled: a blank cartridge; one of ours that may be erased (`allocation.why_kept`); with `force` also one
 that is foreign or in error, if no living backup is on it.  A tape with data that somebody may want is never labelled,
-forced or not, and the node has the last word about erasing.
+forced or not: not by its barcode, and not by its label, should those two have been mixed up.  The node has the last
+word about erasing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from typing import Any, Final
 
 from backplane.errors import NotFoundError, RefusedError, VolumeError
 from backplane.ids import Designator, NodeName, VolumeTag
+from backplane.tape_format import VolumeHeader
+from backplane.tape_format.payload import decode_payload
 from backplane.wire.messages import NodeReply, TapeUnload, UnitFence
 from controller.catalog.store import CartridgeRow, ItemRow
 from controller.core import drives
-from controller.core.allocation import is_unused, needed_tags, place_of, state_of, why_kept
+from controller.core.allocation import (
+    is_unused,
+    needed_tags,
+    place_of,
+    state_of,
+    why_kept,
+    why_kept_elsewhere,
+)
 from controller.core.cartridge_writer import CartridgeWriter, DiskFullError, KeptError
 from controller.core.desk import Desk
 from controller.core.items import adopt_item, tolerantly
@@ -73,13 +83,19 @@ class _Labeller(CartridgeWriter):
         self.erasable = FORCED if job.plan["force"] else OURS
 
     def check_erasable(self, reply: NodeReply) -> None:
-        """Compare the label only where there is one of ours: a foreign one has none that the catalog knows."""
+        """Compare the label only where it has to be ours; any other may be that of a cartridge that somebody wants."""
         if self.cartridge.status in OURS:
             super().check_erasable(reply)
-        else:
-            why = objection(self.desk, self.cartridge, is_forced=bool(self.plan["force"]))
-            if why:
-                raise KeptError(f"cartridge {self.tag} is not erased: {why}")
+            return
+        desk = self.desk
+        why = objection(desk, self.cartridge, is_forced=bool(self.plan["force"]))
+        if reply.header and not why:
+            label = decode_payload(reply.header, VolumeHeader).cartridge
+            why = why_kept_elsewhere(
+                label, self.tag, desk.registry, backups=desk.backups, wall=desk.wall
+            )
+        if why:
+            raise KeptError(f"cartridge {self.tag} is not erased: {why}")
 
     def mount(self) -> Step:
         """Claim the cartridge and a drive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,3 +213,45 @@ def test_another_cartridge_than_the_one_that_was_looked_at_is_not_erased(site: S
     assert "is another one" in site.job(job).reason
     assert site.tape.erased == []
     assert row(site).status == "error"
+
+
+def test_force_does_not_erase_what_its_label_says_is_another_cartridge_with_a_living_backup(
+    site: Site,
+) -> None:
+    """Somebody has swapped two stickers, and the one with the barcode that is wanted was taken away."""
+    backup = backed_up(site)
+    site.call("backup.prune", backups=[str(backup)])
+    site.call("tape.set", tag=TAG, status="full", node="", pool="")
+    living = site.submit("backup", volume="vol")
+    site.run()
+    check_end(site, living)
+    [part] = site.machine.registry.parts_of(2)
+    other = part.tag
+    assert other != TAG
+    site.tapes[TAG].objects = site.tapes.pop(other).objects
+    site.connect("tape")
+    assert row(site).status == "quarantined"
+    site.call("tape.set", tag=TAG, status="error", node="", pool="")
+    job = labelled(site, force=True)
+    check_end(site, job, "failed")
+    assert site.tape.erased == []
+    assert "backup 2 is on it" in site.job(job).reason
+    assert row(site).status == "error"
+
+
+@pytest.mark.parametrize("why", ["held", "retained"])
+def test_force_does_not_erase_what_is_kept_under_another_barcode(site: Site, why: str) -> None:
+    backup = backed_up(site)
+    site.call("backup.prune", backups=[str(backup)])
+    held = {"hold": "for the auditors"} if why == "held" else {"retain_until": "2030-01-01"}
+    site.machine.record(replace(row(site), **held))
+    second = "LTO002L8"
+    site.tapes[second].objects = site.tapes.pop(TAG).objects
+    site.connect("tape")
+    site.call("tape.set", tag=second, status="error", node="", pool="")
+    job = labelled(site, second, force=True)
+    check_end(site, job, "failed")
+    assert f"its label says that it is {TAG}, which is {why}" in site.job(job).reason
+    site.machine.record(replace(row(site), hold="", retain_until=""))
+    check_end(site, labelled(site, second, force=True))
+    assert row(site, second).status == "writable"
