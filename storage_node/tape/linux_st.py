@@ -253,7 +253,9 @@ class LinuxTapeDrive:
         if refused is not None:
             return refused
         failed = self._do(MagneticTape.ERASE, 0)
-        if failed is None:
+        if failed is not None:
+            self._end = None  # It may be here, or where it was.
+        else:
             self._end, self._permission = self._position, None
             if self._warned_at is not None and self._position <= self._warned_at:
                 self._warned_at = None
@@ -547,7 +549,8 @@ class LinuxTapeDrive:
             return self._check(tape_sense.NO_MEDIUM)
         if error.errno == errno.EINVAL:
             return self._check(tape_sense.INVALID_FIELD)
-        return self._check(tape_sense.READ_ERROR)
+        # A motion that broke off has left the tape anywhere: what is written next must not be taken for appended.
+        return self._find_position() or self._check(tape_sense.READ_ERROR)
 
     def _good(self, *, data: memoryview | None = None) -> Outcome:
         crc = crc32c_of(data) if data is not None else 0

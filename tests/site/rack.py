@@ -168,6 +168,9 @@ class EmptyDevice:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.rack.take_in(self.element)
 
+    def position(self) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     def close(self) -> None:
         pass
 

@@ -308,6 +308,52 @@ def test_a_drive_that_does_not_know_where_it_is_does_nothing_more(
     assert bench.drive.why_lost == "the drive has lost its place"
 
 
+@pytest.mark.parametrize(
+    ("operation", "move"),
+    [
+        (MagneticTape.REW, lambda drive: drive.rewind()),
+        (MagneticTape.EOM, lambda drive: drive.space(TO_END)),
+        (MagneticTape.SEEK, lambda drive: drive.locate(3)),
+        (MagneticTape.BSR, lambda drive: drive.space(BLOCKS, -2)),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_a_motion_that_broke_off_in_the_middle_lets_nothing_be_written_there(
+    bench: TapeBench, devices: Devices, operation: MagneticTape, move: Any, number: int
+) -> None:
+    """The tape is somewhere before its end, and whoever believes that it is where it was would overwrite the rest."""
+    bench.write(100, 100, 100, 100)
+    real = devices.device.operate
+
+    def broken(asked: MagneticTape, count: int) -> None:
+        if asked in (operation, MagneticTape.EOM):
+            real(MagneticTape.SEEK, 1)  # As far as it comes.
+            raise OSError(number, "")
+        real(asked, count)
+
+    devices.device.operate = broken
+    assert not move(bench.drive).is_good
+    devices.device.operate = real
+    refused = bench.put(b"x", expected_position=4)
+    assert not refused.is_good, "it stands at object 1"
+    good(bench.drive.space(TO_END), position=4)
+
+
+def test_after_an_erase_that_failed_nobody_knows_where_end_of_data_is(
+    bench: TapeBench, devices: Devices
+) -> None:
+    bench.write(100, 100)
+    bench.drive.rewind()
+    bench.drive.allow_overwrite(0)
+    devices.device.fail = errno.EIO
+    check(bench.drive.erase(), READ_ERROR, position=0)
+    assert bench.drive.end_of_data is None
+    bench.drive.locate(2)
+    check(bench.put(b"x"), OVERWRITE_REFUSED, position=2)
+    good(bench.drive.space(TO_END), position=2)
+    good(bench.put(b"x"), position=3)
+
+
 def test_a_driver_that_does_not_answer_is_no_crash(bench: TapeBench, devices: Devices) -> None:
     def silent() -> None:
         raise OSError(errno.EIO, "")
