@@ -3,7 +3,8 @@
 A verification goes on behind a damaged record, and behind a cartridge that cannot be used at all: its answer is the
 list.  It writes nothing and holds nothing but its drive.  What is damaged is named by LBA and, from the maps of the
 backups, by file; it stays with the backups (`damage`), so that it is read from a second copy and nothing new is to
-stand on it.  Only who has read all of a part takes back what was known against it.
+stand on it.  Only who has read all of a part, and compared its digests, takes back what was known against it: records
+that have changed places read without an error, each of them.
 
 A backup that stands on others is verified by itself: its own records.  What a restore needs besides is told with it.  A
 verification of a pool skips cartridges that are not there and says so; all others wait for theirs.
@@ -13,7 +14,7 @@ In the plan `part` counts the parts from 1 and `record` is the next to read of t
     parts     [backup, part] in the order in which they are read
     found     backup -> [first, end] of records of its stream that are damaged
     wrong     backup -> sentences about what is wrong besides damaged records
-    read      [backup, part] of which everything was read
+    read      [backup, part] of which everything was read and compared
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class _Verification:
         part = self.part
         try:
             yield from self._reader.turn_to(part)
-            yield from self._compare_root()
+            is_compared = yield from self._compare_root()
             while self.plan["record"] < part.records:
                 yield from self._read_list()
         except CartridgeAwayError as error:
@@ -193,7 +194,7 @@ class _Verification:
         except VolumeError as error:
             self._lose_rest(error.message)
         else:
-            if self.sample.is_everything:
+            if self.sample.is_everything and is_compared:
                 self.plan["read"].append([part.backup, part.part])
         self.plan["before"] += len(self.content.numbers) * self._row(part).record_bytes
         behind = self.parts[self.plan["part"] :]
@@ -240,7 +241,7 @@ class _Verification:
         self.desk.save(self.job)
 
     def _compare_root(self) -> Step:
-        """The digests that the cartridge keeps must be those that were committed."""
+        """The digests that the cartridge keeps must be those that were committed; False if it does not give them."""
         part = self.part
         start, end = part.data_object, part.data_object + part.records
         for tries in range(1, DIGEST_TRIES_MAX + 1):
@@ -248,7 +249,7 @@ class _Verification:
                 digests = yield from drives.read_digests(self.job, start=start, end=end)
             except MediumError as error:
                 self._mismatch(f"cartridge {part.tag}: {error.message}")
-                return
+                return False
             if digests is not None:
                 break
             # Its node has restarted and the drive is empty.
@@ -263,6 +264,7 @@ class _Verification:
                     changed.append([part.backup, part.part])
             which = f"the digests of part {part.part} of backup {part.backup}"
             self._mismatch(f"cartridge {part.tag}: {which} are not those that were committed")
+        return digests is not None
 
     # --- what is found ---
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import NotFoundError
+from backplane.errors import MediumError, NotFoundError
 from backplane.ids import BackupId
-from backplane.wire.messages import TapeDigest, TapeLoad
+from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
 from controller.core import effects as core
 from controller.core import planner
-from controller.core.damage import bad_of, damage_of
+from controller.core.damage import bad_of, changed_of, damage_of
 from controller.core.verify import damage_words
 from tests.site.mover import STALE, copy_aborted
 from tests.site.site import (
@@ -287,6 +287,24 @@ def test_what_is_known_to_be_bad_is_taken_back_by_who_reads_all_of_it(site: Site
     verify(site, 1)
     assert known_bad(site, 1) == []
     assert damage_of(site.machine.backups[BackupId(1)]) == ""
+
+
+def test_who_could_not_compare_the_digests_does_not_take_back_that_records_were_changed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them reads without an error, so reading proves nothing."""
+    first, objects = first_record(site, backed_up(site)), site.tapes[TAG].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    verify(site, 1)
+    assert changed_of(site.machine.backups[BackupId(1)]) == [1]
+
+    def lost(*_: Any) -> NodeReply:
+        raise MediumError(f"object {first + 3} of {TAG} is lost")
+
+    monkeypatch.setattr(site.tape, "_digest", lost)
+    check_end(site, verify(site, 1), "failed")
+    assert changed_of(site.machine.backups[BackupId(1)]) == [1]
+    assert known_bad(site, 1) == [(0, 4)]
 
 
 # --- samples, cartridges, pools -------------------------------------------------------------------
