@@ -3,8 +3,11 @@
 A backup that stands on others is restored from all of them at once: the chain is laid over each other (`chain`), and
 its parts are read in the order of the tapes, each block once.  What a chain says is zero needs no writing, because
 the target was emptied when it was taken offline.  All of this follows from rows that do not change any more, and from
-the choice among copies that is kept in the job's plan (`outlook`), so it is worked out again after a restart, and by
-each lane of a restore for itself.
+what is kept in the job's plan, so it is worked out again after a restart, and by each lane of a restore for itself:
+
+    chain      the numbers of the backups that are laid over each other, newest first; an original that was pruned may
+               come back meanwhile, and its parts are not those of the copy that stood for it
+    outlook    the choice among copies
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from backplane.errors import VolumeError
-from backplane.ids import VolumeTag
+from backplane.ids import BackupId, VolumeTag
 from controller.catalog.store import BackupRow
 from controller.core.allocation import needed_words
 from controller.core.chain import Picks, Reading, chain_of, lay_over, tape_order
@@ -36,10 +39,11 @@ def lay_out(
 ) -> Step:
     """Return the parts to visit in the order of the tapes, and what to take of each: all, or what is wanted.
 
-    From which copy a part is read is chosen once in a job; with `is_fresh`, chosen anew and not kept.  With `tags` only
-    what is read from these cartridges is returned.  Raises `VolumeError` if the catalog does not know where all is.
+    Which backups are read, and from which copy a part is, is chosen once in a job; with `is_fresh`, anew and not
+    kept.  With `tags` only what is read from these cartridges is returned.  Raises `VolumeError` if the catalog does
+    not know where all is.
     """
-    chain = chain_of(row, desk.backups)
+    chain = chain_of(row, desk.backups) if is_fresh else chain_read(desk, job, row)
     outlook = look(chain, desk.backups, desk.registry, families(desk.backups))
     if not is_fresh:
         kept = job.plan.setdefault("outlook", outlook.to_json() if outlook.others else {})
@@ -61,6 +65,13 @@ def lay_out(
     if job.state is JobState.QUEUED:
         _tell_needs(desk, job, chain, readings)
     return readings
+
+
+def chain_read(desk: Desk, job: Job, row: BackupRow) -> list[BackupRow]:
+    """Return what a restore lays over each other, newest first: the same from its beginning to its end."""
+    if "chain" not in job.plan:
+        job.plan["chain"] = [each.backup for each in chain_of(row, desk.backups)]
+    return [desk.backups[BackupId(number)] for number in job.plan["chain"]]
 
 
 def of_cartridges(readings: Iterable[Reading], tags: Collection[VolumeTag]) -> list[Reading]:

@@ -42,7 +42,7 @@ from backplane.file_map.selection import Selection
 from backplane.ids import Epoch
 from backplane.wire.messages import UnitFence, VolumeOffline
 from controller.catalog.store import BackupRow, ItemRow, VolumeRow
-from controller.core.chain import Reading, chain_of, everything
+from controller.core.chain import Reading, everything
 from controller.core.damage import changed_of, damage_of
 from controller.core.desk import Desk
 from controller.core.file_choice import (
@@ -61,7 +61,7 @@ from controller.core.files_hit import find_files, hit_document
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.lane_jobs import end_lanes
-from controller.core.layout import lay_out
+from controller.core.layout import chain_read, lay_out
 from controller.core.printable import shown
 from controller.core.procedure import (
     Ask,
@@ -78,7 +78,7 @@ from controller.core.restore_lanes import (
     has_gaps,
     read_in_lanes,
 )
-from controller.core.restoring import copy_readings
+from controller.core.restoring import copy_readings, doubt
 from controller.core.volumes import ask_create, ask_publish, drop_volume, forget_volume
 
 IN_PLACE: Final = "in-place"
@@ -122,9 +122,20 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         desk.enter(job, JobState.COMMITTING)
     yield from list_lost_files(desk, job)
     yield from _tell_holes(desk, job, row, readings)
+    _require_everything(job)
     yield ask_publish(desk, job, "online")
     job.result["volume"] = target.name
     end_restore(desk, job)
+
+
+def _require_everything(job: Job) -> None:
+    """Raise `BackupError` if less has come back than was to, and nobody has said what is missing: that is a bug."""
+    has_told = "holes" in job.result or "selection" in job.plan
+    if not has_told and job.row.done_bytes != job.row.planned_bytes:
+        raise BackupError(
+            f"{job.row.done_bytes} bytes were restored, {job.row.planned_bytes} were planned",
+            hint="the volume stays offline; restore again, and report this",
+        )
 
 
 def end_restore(desk: Desk, job: Job) -> None:
@@ -286,18 +297,19 @@ def warn_of_damage(desk: Desk, job: Job, row: BackupRow, readings: Iterable[Read
     If records are to be read that were changed on the cartridge, because nothing else has them, nobody can vouch for
     what they hold, although each of them will read without an error: the restore does not end as completed.
     """
-    for member in chain_of(row, desk.backups):
+    for member in chain_read(desk, job, row):
         if words := damage_of(member):
             told = f"backup {member.backup} is known to be damaged: {words}"
             job.result.setdefault("warnings", []).append(told)
             desk.log(job, "warning", told)
-    doubted = {
-        reading.row.backup
-        for reading in readings
-        if reading.blocks and reading.part.part in changed_of(reading.row)
-    }
-    if doubted:
-        job.plan["doubted"] = sorted(doubted)
+    doubt(
+        job,
+        (
+            reading.row.backup
+            for reading in readings
+            if reading.blocks and reading.part.part in changed_of(reading.row)
+        ),
+    )
 
 
 def _tell(desk: Desk, job: Job, text: str) -> None:

@@ -30,7 +30,7 @@ from typing import Any, Final
 from backplane.errors import ExitCode
 from backplane.ids import JobId, VolumeTag
 from controller.catalog.store import BackupRow, ItemRow
-from controller.core.chain import Reading, chain_of
+from controller.core.chain import Reading
 from controller.core.desk import Desk
 from controller.core.items import adopt_item
 from controller.core.job import Job, JobState
@@ -41,14 +41,14 @@ from controller.core.lane_jobs import (
     count_time,
     leader_of,
 )
-from controller.core.layout import lay_out, of_cartridges
+from controller.core.layout import chain_read, lay_out, of_cartridges
 from controller.core.part_reader import DAMAGE_LISTED_MAX
 from controller.core.procedure import Claim, Procedure, Step
-from controller.core.restoring import copy_readings, gap_extents
+from controller.core.restoring import copy_readings, doubt, gap_extents
 
 RESTORE_LANE: Final = "restore-lane"
 
-_TAKEN_OVER: Final = ("outlook", "keep_going")
+_TAKEN_OVER: Final = ("chain", "outlook", "keep_going")
 """What lanes need of the leader's plan."""
 
 
@@ -81,7 +81,7 @@ def begin_to_read(desk: Desk, job: Job, row: BackupRow, readings: Sequence[Readi
     if "selection" in job.plan:
         return
     # What was written over several drives is read over as many, unless somebody has said otherwise.
-    most = max(member.lanes for member in chain_of(row, desk.backups))
+    most = max(member.lanes for member in chain_read(desk, job, row))
     dealt = deal_cartridges(readings, job.plan.get("drives", most))
     if len(dealt) < 2:
         return
@@ -173,6 +173,7 @@ def clean_up_read_lane(desk: Desk, job: Job) -> Step:
 
 def _tell_damage(job: Job, leader: Job) -> None:
     """Add what a lane has found to what its leader reports; the caller saves the leader."""
+    doubt(leader, job.plan.get("doubted", ()))
     mine, result = job.result, leader.result
     for name in ("damage", "unreadable"):
         if name in mine:

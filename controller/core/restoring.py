@@ -13,13 +13,14 @@ In the plan, where a restart finds it, `part` counts the readings from 1, those 
     again      [reading that could not, backup, part, first, end]   records of a stream, to be read from another part
     shunned    barcodes of cartridges that this job does not read any more
     spoiled    backup -> [first, end] of records of its stream that could not be read
+    doubted    backups of which records were changed on their cartridge, and are taken because nothing else has them
     gaps       [reading, first, end]   what is lost of a whole volume
     lost       [LBA, blocks]           what is lost of chosen files
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from backplane.errors import BackupError, MediumError, SenseTriple, VolumeError
@@ -32,6 +33,7 @@ from controller.core.copies import Rank, Source, families, look, sources
 from controller.core.damage import (
     Records,
     bad_of,
+    changed_of,
     damage_of,
     merged_records,
     with_damage,
@@ -112,6 +114,15 @@ def copy_readings(
             yield from course.restore_part()
         except CartridgeLostError as error:
             course.leave(error)
+
+
+def doubt(job: Job, backups: Iterable[BackupId]) -> None:
+    """Note that a restore takes records which are not those that were committed: nobody can vouch for what they hold.
+
+    Each of them reads without an error.  The caller saves the job.
+    """
+    if known := {*job.plan.get("doubted", ()), *backups}:
+        job.plan["doubted"] = sorted(known)
 
 
 def _with_again(desk: Desk, plan: Mapping[str, Any], readings: Sequence[Reading]) -> list[Reading]:
@@ -434,6 +445,8 @@ class _Course:
                     again.append([self.plan["part"] - 1, *place])
                     self.readings.append(_again(self.desk, self.readings, again[-1]))
                     told[f"backup {each.row.backup} on {each.part.tag}"] = None
+                    if each.part.part in changed_of(each.row):
+                        doubt(self.job, [each.row.backup])
             lost += without_records([(first, end)], [(each.first, each.end) for each in found])
         if told:
             where = ", ".join(told)

@@ -431,3 +431,17 @@ def test_a_part_that_the_catalog_has_lost_ends_a_restore_before_anything_is_made
     check_end(site, job, "failed")
     assert "parts of backup 1, or of one under it, are not in the catalog" in site.job(job).reason
     assert [volume.row.name for volume in site.volumes.values()] == ["vol"]
+
+
+def test_a_restore_whose_books_lack_something_is_not_published(site: Site) -> None:
+    """Whatever has made it leave out a part: that is not told as a success."""
+    backed_up(site)
+    job = site.submit("restore", backup=1, new="copy")
+    while site.job(job).state != "copying":
+        site.settle(steps=1)
+    site.restart()
+    site.machine.jobs[JobId(job)].plan["part"] = 2
+    site.run()
+    assert site.job(job).state == "failed"
+    assert "were restored" in site.job(job).reason
+    assert site.disk.by_name("copy").row.state == "restore-failed"

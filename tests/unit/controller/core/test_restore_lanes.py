@@ -534,6 +534,24 @@ def test_lanes_that_need_the_same_second_copy_wait_for_each_other(drives: int) -
     assert all("instead" in each for each in result_of(site, job)["damage"])
 
 
+def test_what_a_lane_reads_from_a_copy_that_was_changed_is_not_vouched_for() -> None:
+    site = site_with(drives=3)
+    copied = site.submit("copy", backup=1)
+    site.run()
+    made = site.machine.registry.parts_of(2)[1]
+    first, objects = made.data_object, site.tapes[THREE].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    verified = site.submit("verify", backup=2)
+    site.run()
+    assert [site.job(each).state for each in (copied, verified)] == ["completed", "failed"]
+    part = site.machine.registry.parts_of(1)[1]
+    site.tapes[part.tag].bad = {part.data_object}
+    job = restore(site)
+    site.run()
+    check_end(site, job, "partial")
+    assert "not all that backup 2 has on tape is what was written there" in site.job(job).reason
+
+
 @pytest.mark.parametrize("drives", [1, 2])
 def test_a_lane_that_needs_the_cartridge_of_another_lane_waits_for_it(
     drives: int, monkeypatch: pytest.MonkeyPatch

@@ -386,6 +386,31 @@ def test_they_are_copied_from_another_copy(site: Site) -> None:
     assert records(site, 3) == records(site, 2) != records(site, 1)
 
 
+def changed_copy(site: Site) -> None:
+    """Two records of the copy have changed places on its cartridge, which a verification has found."""
+    copy(site)
+    first, objects = first_record(site, 2), site.tapes[TWO].objects
+    objects[first], objects[first + 1] = objects[first + 1], objects[first]
+    job = site.submit("verify", backup=2)
+    site.run()
+    check_end(site, job, "failed")
+
+
+@pytest.mark.parametrize("harm", ["record", "cartridge"])
+def test_nobody_vouches_for_what_is_read_half_way_from_a_copy_that_was_changed(
+    site: Site, harm: str
+) -> None:
+    changed_copy(site)
+    if harm == "record":
+        site.tapes[ONE].bad = {first_record(site, 1)}
+    else:
+        site.tapes[ONE].unreadable = "index damaged"
+    _, result = restore(site, state="partial")
+    assert ("holes" in result, result["needs"]) == (False, [ONE])
+    [job, *_] = site.catalog.jobs(limit=1)
+    assert "not all that backup 2 has on tape is what was written there" in job.reason
+
+
 def data_parts(site: Site, backup: int) -> list[int]:
     return [part.part for part in site.machine.registry.parts_of(backup) if part.records]
 
