@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -38,6 +38,11 @@ class LocalCluster:
     main: ClassVar[Callable[[Sequence[str]], int] | None] = None
     """`main` of `ctl`, where commands that are awaited are to run in this process: an interpreter and its imports cost
     ten times as much as what most commands do.  What starts, ends or fails processes is always a process."""
+
+    run_local: ClassVar[
+        Callable[[Sequence[str], Mapping[str, str], float], subprocess.CompletedProcess[str]] | None
+    ] = None
+    """Where `ctl local` is to be started otherwise: arguments, environment and the longest time in seconds."""
 
     def __init__(
         self, folder: Path, *, movers: int = 1, capacity: str = "2GiB", drives: int = 1
@@ -80,6 +85,9 @@ class LocalCluster:
         main = type(self).main
         if main is not None and not failpoints and arguments[0] != "local":
             return self._run_here(main, arguments)
+        run_local = type(self).run_local
+        if run_local is not None and arguments[0] == "local":
+            return run_local(arguments, self.environment(failpoints), timeout_s)
         process = self.start_ctl(*arguments, failpoints=failpoints)
         try:
             out, err = process.communicate(timeout=timeout_s)

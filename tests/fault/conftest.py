@@ -9,9 +9,23 @@ import pytest
 
 from backplane.testing.cluster import LocalCluster, is_running
 from controller.cli import main
+from tests.site.warm import Warm
 
 # The installed program is started by `LocalCluster.up` and `start_ctl`, and by test_ctl_local.py for every command.
 LocalCluster.main = staticmethod(main)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Iterator[None]:
+    """Start clusters by forks of a process that has imported everything."""
+    if LocalCluster.run_local is not None:  # the other folder's fixture came first
+        yield
+        return
+    process = Warm()
+    LocalCluster.run_local = staticmethod(process.run)
+    yield
+    LocalCluster.run_local = None
+    process.close()
 
 
 @pytest.fixture
