@@ -21,6 +21,7 @@ from controller.core import (
     catalog_documents,
     documents,
     library_documents,
+    lost_cartridges,
     manual_views,
     pools,
     quiet_waits,
@@ -120,6 +121,7 @@ class OperatorInterface:
                     self._machine.backups,
                     self._machine.jobs,
                     arguments,
+                    registry=registry,
                     now=datetime.fromisoformat(wall),
                     to_local=lambda time: time.astimezone(),
                 )
@@ -161,6 +163,10 @@ class OperatorInterface:
                 }
             case "tape.show":
                 return self._tape_show(arguments["tag"])
+            case "tape.losses":
+                return lost_cartridges.losses_document(
+                    self._machine, arguments["tag"], is_despite_retention=arguments["retained"]
+                )
             case "catalog.show":
                 return catalog_documents.show_document(self._machine, self._catalog.size())
             case "catalog.check":

@@ -167,6 +167,13 @@ VERBS: Final[dict[str, dict[str, Argument]]] = {
     "tape.unprotect": {"tag": _NAME},
     "tape.set": {"tag": _NAME, "status": _TEXT, "node": _TEXT, "pool": _TEXT},
     "tape.vault": {"tag": _NAME, "vault": _TEXT},
+    "tape.losses": {"tag": _NAME, "retained": Argument(bool, False)},
+    "tape.forget": {
+        "tag": _NAME,
+        "consent": _TEXT,
+        "retained": Argument(bool, False),
+        "unseen": Argument(bool, False),
+    },
     "drive.list": {},
     "drive.down": {"drive": _NAME, "reason": _NAME},
     "drive.up": {"drive": _NAME},

@@ -324,9 +324,12 @@ class CopyMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropRow:
-    """Not a row: take away the row with the key of this one.  Only of kinds that no other row names by number."""
+    """Not a row: take away the row with the key of this one.
 
-    row: PoolRow | ScheduleRow
+    Only of kinds that no other row names by number: parts name a cartridge by its barcode and its UUID, and outlive it.
+    """
+
+    row: PoolRow | ScheduleRow | CartridgeRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

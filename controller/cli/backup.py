@@ -236,8 +236,10 @@ def backup_page(document: Document) -> str:
 
 
 def _cartridge(part: Document) -> str:
-    """Name the cartridge of a part; what was erased since is not there any more."""
-    return f"{part['tag']} (erased)" if part.get("is_gone") else str(part["tag"])
+    """Name the cartridge of a part; what was erased or forgotten since is not there any more."""
+    if not part.get("is_gone"):
+        return str(part["tag"])
+    return f"{part['tag']} ({'forgotten' if part.get('is_forgotten') else 'erased'})"
 
 
 def _map_lines(document: Document) -> list[tuple[str, str]]:

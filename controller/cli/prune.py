@@ -141,7 +141,7 @@ def retention_table(document: Document, word: str) -> str:
         ("LEVEL", _level),
         ("DATA", lambda row: render.tape_size(row["stream_bytes"])),
         ("", lambda row: "keep" if row["is_kept"] else word),
-        ("WHY", lambda row: ", ".join(row["reasons"]) or "no rule keeps it"),
+        ("WHY", _why),
     ]
     rows = document["backups"]
     table = render.table(columns, rows, right=("BACKUP", "DATA"), empty="no backups")
@@ -149,6 +149,11 @@ def retention_table(document: Document, word: str) -> str:
     size = render.tape_size(sum(row["stream_bytes"] for row in going))
     sums = f"keep {len(rows) - len(going)}, {word} {len(going)} ({size})"
     return f"{table}\n\n{sums}; periods are those of the controller's time, {document['zone']}"
+
+
+def _why(row: Document) -> str:
+    nothing = "nothing of it is left" if row.get("is_lost") else "no rule keeps it"
+    return ", ".join(row["reasons"]) or nothing
 
 
 def _level(row: Document) -> str:

@@ -11,6 +11,7 @@ from controller.cli import render
 from controller.cli.client import Client, connect, new_token
 from controller.cli.drive import drive_table
 from controller.cli.follow import Caller, follow_jobs, worst
+from controller.cli.forget import forget
 from controller.cli.options import SIZE, Group, Settings
 from controller.cli.render import Document, Screen
 from controller.cli.submit import run_verify
@@ -30,6 +31,9 @@ def tape() -> None:
 
     What may be done with a cartridge is its status; where it is is its location. docs/media.md has both.
     """
+
+
+tape.add_command(forget)
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -310,9 +314,17 @@ def protect(settings: Settings, tag: str, reason: str) -> None:
 @click.argument("tag")
 @click.pass_obj
 def unprotect(settings: Settings, tag: str) -> None:
-    """Let the cartridge TAG go; it has to be in a library. Its retention goes on to its end."""
+    """Let the cartridge TAG go. Its retention goes on to its end.
+
+    Of one that is away its node does not hear: if it comes back it is held still, and is let go once more.
+    """
     with connect(settings) as client:
-        _show_one(settings, client.call("tape.unprotect", tag=tag))
+        document = client.call("tape.unprotect", tag=tag)
+        _show_one(settings, document)
+    if not _is_here(document):
+        Screen(settings.output).talk(
+            f"ctl: {tag} is {document['location']}: should it come back, its node holds it still; unprotect it then"
+        )
 
 
 @tape.command(examples=["ctl tape retire LTO001L8"])

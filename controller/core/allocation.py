@@ -289,7 +289,10 @@ def needed_words(registry: Registry, tags: Iterable[VolumeTag]) -> str:
     """List cartridges in the order in which they are needed, and say of each that is not to hand where it is."""
     words = []
     for tag in dict.fromkeys(tags):
-        row = registry.cartridges[tag]
+        row = registry.cartridges.get(tag)
+        if row is None:
+            words.append(f"{tag} (not in the catalog any more)")
+            continue
         state = state_of(registry, row)
         is_asked_for = state is None or is_at_door(state)
         words.append(request_for_cartridge(row, state).alternative if is_asked_for else str(tag))

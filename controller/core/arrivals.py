@@ -121,6 +121,14 @@ class Arrivals:
 
     def _whose(self, state: CartridgeState) -> str:
         if state.store == self._desk.store:
+            parts = self._desk.registry.parts.values()
+            backups = {each.backup for each in parts if each.cartridge == state.cartridge}
+            if backups:
+                whose = f"backup {min(backups)}" if len(backups) == 1 else f"{len(backups)} backups"
+                return (
+                    f"it was forgotten, and has parts of {whose}: "
+                    f"ctl catalog rebuild --from {state.tag}"
+                )
             return (
                 "labelled by this catalog, which does not know it any more: "
                 f"ctl catalog rebuild --from {state.tag}"

@@ -3,8 +3,8 @@
 Nodes remember the highest epoch that they have seen.  One that this catalog never gave means that the catalog is a copy
 from before, or a new one: there are backups on tape that it does not know.  It would give their numbers a second time,
 and call cartridges free that are not.  So until `ctl catalog rebuild --all` has read the cartridges, or an operator has
-said that nothing is missing (`ctl catalog accept`), nothing is written to any tape and nothing is forgotten.  Restores
-and verifications go on.
+said that nothing is missing (`ctl catalog accept`), nothing is written to any tape, and neither backups nor cartridges
+are forgotten.  Restores and verifications go on.
 
 Two counters say so, and survive restarts: `behind` is how often it was noticed, `caught-up` how often it was mended.
 """
@@ -22,7 +22,7 @@ CAUGHT_UP: Final = "caught-up"
 
 KINDS: Final = frozenset({"backup", "lane", "copy", "label"})
 """Jobs that write to tapes."""
-VERBS: Final = frozenset({"backup.prune"})
+VERBS: Final = frozenset({"backup.prune", "tape.forget"})
 
 RECIPE: Final = "ctl catalog rebuild --all reads the cartridges; ctl catalog accept says that nothing is missing"
 

@@ -130,6 +130,30 @@ def why_broken_alone(row: BackupRow, registry: Registry) -> str:
     return ""
 
 
+def is_lost(row: BackupRow, registry: Registry) -> bool:
+    """Tell whether nothing of a backup's own is left: every cartridge with a part of it was forgotten."""
+    parts = list(parts_of(row, registry))
+    return bool(parts) and all(is_gone(part, registry) for part in parts)
+
+
+def lacks(
+    row: BackupRow,
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families,
+) -> bool:
+    """Tell whether a restore would lack something for good: a cartridge of its chain is gone, and no copy has it."""
+    try:
+        chain = chain_of(row, backups)
+    except VolumeError:
+        return False
+    return any(
+        any(is_gone(part, registry) for part in parts_of(member, registry))
+        and not _is_whole_together(member, registry, backups, known)
+        for member in chain
+    )
+
+
 def _is_whole_together(
     row: BackupRow,
     registry: Registry,

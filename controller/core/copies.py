@@ -6,7 +6,8 @@ a record the best is taken:
 
     GOOD        its cartridge is in a library, and nothing is known against it
     DOUBTFUL    its cartridge is in error: it can often be read, so it is tried before anybody is sent for another one
-    AWAY        its cartridge is in a vault or at the door, its node is away, or nobody may touch it now
+    AWAY        its cartridge is in a vault or at the door, its node is away, or nobody may touch it now: it has a twin,
+                or has come back and the catalog has not read it yet
     BAD         the record could not be read when it was last looked at
     GONE        its cartridge has another label now, or nobody knows it
 
@@ -146,7 +147,8 @@ def rank_of(part: PartRow, registry: Registry) -> Rank:
         return Rank.GONE
     cartridge = registry.cartridges[part.tag]
     node = registry.nodes.get(cartridge.node)
-    if cartridge.status == "quarantined" or node is None or not node.is_online:
+    is_untouched = cartridge.status in ("quarantined", "foreign")
+    if is_untouched or node is None or not node.is_online:
         return Rank.AWAY
     state = node.cartridges.get(part.tag)
     if state is None or is_at_door(state):

@@ -33,6 +33,7 @@ from controller.core.copies import Families, families, is_gone, parts_of
 from controller.core.damage import damage_of
 from controller.core.inactivity import in_force
 from controller.core.lineage import COMPLETED, is_head, origin
+from controller.core.prune import is_living
 from controller.core.quiet_waits import writer_name
 from controller.core.registry import Registry
 
@@ -173,9 +174,13 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
 
 
 def part_document(part: PartRow, backup: BackupRow, registry: Registry) -> dict[str, Any]:
-    """Describe a committed part; also one of which the cartridge was erased since: that is its history."""
+    """Describe a committed part; also one of which the cartridge was erased or forgotten since: that is its history."""
+    is_away = is_gone(part, registry)
+    # What somebody may want is never erased; another cartridge may have the barcode by now.
+    is_forgotten = part.tag not in registry.cartridges or is_living(backup)
     return {
-        "is_gone": is_gone(part, registry),
+        "is_gone": is_away,
+        "is_forgotten": is_away and is_forgotten,
         "backup": part.backup,
         "volume": backup.volume_name,
         "part": part.part,

@@ -19,6 +19,7 @@ from controller.catalog.store import BackupRow, ItemRow
 from controller.core import (
     documents,
     library,
+    lost_cartridges,
     manual_views,
     media_life,
     placed,
@@ -160,6 +161,7 @@ def answer_call(desk: Desk, call: Call) -> None:
         "tape.unprotect": media_life.unprotect,
         "tape.set": media_life.set_cartridge,
         "tape.vault": media_life.set_vault,
+        "tape.forget": lost_cartridges.forget,
         "drive.down": library.put_down,
         "drive.up": library.put_up,
         "schedule.create": schedules.create,

@@ -14,18 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from typing import Final
 
-from backplane.errors import VolumeError
+from backplane.errors import MediumError, VolumeError
 from backplane.ids import BackupId, VolumeTag
 from controller.catalog.store import BackupRow
 from controller.core.allocation import needed_words
 from controller.core.chain import Picks, Reading, chain_of, lay_over, tape_order
-from controller.core.copies import Outlook, families, look
+from controller.core.copies import Outlook, families, is_gone, look
 from controller.core.desk import Desk
 from controller.core.extent_runs import ExtentRuns
 from controller.core.file_choice import only
 from controller.core.job import Job, JobState
 from controller.core.procedure import Extents, Step
+
+KEEP_GOING: Final = "--keep-going restores everything else"
 
 
 def lay_out(
@@ -64,6 +67,7 @@ def lay_out(
         readings = of_cartridges(readings, tags)
     if job.state is JobState.QUEUED:
         _tell_needs(desk, job, chain, readings)
+        _refuse_what_is_gone(desk, job, readings)
     return readings
 
 
@@ -84,6 +88,23 @@ def of_cartridges(readings: Iterable[Reading], tags: Collection[VolumeTag]) -> l
             end = start + reading.part.stream_bytes // size
             found.append(replace(reading, picks=Picks(reading.picks.slice(start, end))))
     return found
+
+
+def _refuse_what_is_gone(desk: Desk, job: Job, readings: Iterable[Reading]) -> None:
+    """Raise `MediumError` if something cannot be read: before a target is touched, and anybody fetches a cartridge."""
+    if job.plan.get("keep_going") or "lane" in job.plan:
+        return  # A lane is part of a restore that has begun.
+    gone = [each for each in readings if each.blocks and is_gone(each.part, desk.registry)]
+    if gone:
+        part = gone[0].part
+        more = f" and {len(gone) - 1} parts more" if len(gone) > 1 else ""
+        is_other = part.tag in desk.registry.cartridges
+        what = "the one any more that it was written on" if is_other else "in the catalog any more"
+        raise MediumError(
+            f"part {part.part} of backup {part.backup}{more} cannot be read: cartridge {part.tag} is not {what}, "
+            "and no copy has it",
+            hint=KEEP_GOING,
+        )
 
 
 def _tell_needs(desk: Desk, job: Job, chain: list[BackupRow], readings: list[Reading]) -> None:

@@ -129,7 +129,7 @@ def _move(desk: Desk, call: Call, row: CartridgeRow, to: str) -> Procedure:
         make=lambda request: TapeMove(request=request, tag=row.tag, to=to),
         what=f"move cartridge {row.tag}",
     )
-    row = desk.registry.cartridges[row.tag]
+    row = desk.registry.cartridge(row.tag)
     if to == "slot" and row.vault:
         desk.record(replace(row, vault=""))  # It has come back from there.
     _answer(desk, call, row.tag)

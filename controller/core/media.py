@@ -291,8 +291,11 @@ def ask_retain(
     The message is made when it is sent, and each time anew: a hold that came meanwhile is in it.
     """
 
+    before = registry.cartridges[tag]
+
     def make(request: int) -> TapeRetain:
-        row = registry.cartridges[tag]
+        # Who asks for a cartridge that somebody has taken away may ask in vain, and again when it was forgotten.
+        row = registry.cartridges.get(tag, before)
         state = state_of(registry, row)
         is_held_there = state is not None and state.is_held and not lets_go
         return TapeRetain(
@@ -303,7 +306,7 @@ def ask_retain(
         )
 
     return Ask(
-        node=registry.cartridges[tag].node,
+        node=before.node,
         make=make,
         what=f"retain cartridge {tag}",
         gives_up=gives_up,

@@ -12,7 +12,7 @@ from controller.core import documents
 from controller.core.allocation import is_unused, state_of
 from controller.core.desk import Desk
 from controller.core.effects import Call
-from controller.core.library import check_unused, require_here
+from controller.core.library import check_unused
 from controller.core.media import ask_retain
 from controller.core.procedure import Procedure
 
@@ -44,18 +44,22 @@ def protect(desk: Desk, call: Call) -> None:
 
 
 def unprotect(desk: Desk, call: Call) -> None:
-    """Let a cartridge go; it has to be in a library, because its node holds it as well.
+    """Let a cartridge go.
 
-    If the node does not hear of it, the cartridge stays held there, which keeps it as well as before.
+    If its node does not hear of it, because it is away or in no library, the cartridge stays held there, which keeps it
+    as well as before: it is let go once more when it is back.
     """
-    row = replace(require_here(desk, call.arguments["tag"]), hold="")
+    row = replace(desk.registry.cartridge(call.arguments["tag"]), hold="")
     desk.record(row)
-    desk.spawn(_tell(desk, call, row, lets_go=True), call=call.call)
+    if state_of(desk.registry, row) is None:
+        _answer(desk, call, row)
+    else:
+        desk.spawn(_tell(desk, call, row, lets_go=True), call=call.call)
 
 
 def _tell(desk: Desk, call: Call, row: CartridgeRow, *, lets_go: bool) -> Procedure:
     yield ask_retain(desk.registry, row.tag, lets_go=lets_go)
-    _answer(desk, call, desk.registry.cartridges[row.tag])
+    _answer(desk, call, desk.registry.cartridge(row.tag))
 
 
 def set_cartridge(desk: Desk, call: Call) -> None:

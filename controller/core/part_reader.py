@@ -46,6 +46,10 @@ class CartridgeAwayError(CartridgeLostError):
     """A cartridge that is not there now, or that nobody may touch: nothing is known against what is on it."""
 
 
+class CartridgeGoneError(CartridgeLostError):
+    """A cartridge that the catalog does not count on any more: it says so by itself, as long as that is so."""
+
+
 class Content(Protocol):
     """What of a part is read: everything, a sample, or what a restore wants of it."""
 
@@ -108,8 +112,12 @@ class PartReader:
         """Claim the part's cartridge and a drive for it."""
         registry = self.desk.registry
         row = registry.cartridges.get(part.tag)
-        if row is None or row.cartridge != part.cartridge:
-            raise CartridgeLostError(
+        if row is None:
+            raise CartridgeGoneError(
+                f"cartridge {part.tag} with part {part.part} of backup {part.backup} is not in the catalog any more"
+            )
+        if row.cartridge != part.cartridge:
+            raise CartridgeGoneError(
                 f"cartridge {part.tag} is not the one any more that part {part.part} of "
                 f"backup {part.backup} was written on"
             )

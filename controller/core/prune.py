@@ -18,11 +18,12 @@ from typing import Any, Final
 from backplane.errors import NotFoundError, RefusedError
 from backplane.ids import BackupId
 from controller.catalog.store import BackupRow, DropMap
-from controller.core.chain import FULL, why_broken_alone
+from controller.core.chain import FULL, is_lost, lacks, why_broken_alone
 from controller.core.copies import Families, families
 from controller.core.desk import Desk
 from controller.core.effects import Call
 from controller.core.job import Job
+from controller.core.lineage import Families as FamilyRows
 from controller.core.lineage import (
     by_family,
     children_first,
@@ -44,6 +45,7 @@ def candidates(
     backups: Mapping[BackupId, BackupRow],
     jobs: Mapping[Any, Job],
     *,
+    registry: Registry,
     volumes: frozenset[str] = frozenset(),
     pool: str = "",
 ) -> list[Candidate]:
@@ -53,24 +55,54 @@ def candidates(
     """
     users = users_of(backups, jobs)
     living = by_family(row for row in backups.values() if row.state == COMPLETED)
+    unsound = _unsound(living, registry)
+    known = families(backups)
     found = []
     for row in backups.values():
         if row.state != COMPLETED:
             continue
-        is_head = living[origin(row)][0] is row
         is_meant = (not volumes or row.volume_name in volumes) and pool in ("", row.pool)
         found.append(
             Candidate(
                 backup=row.backup,
-                # Copies are counted for themselves: they are no further points in time.
-                group=(row.volume, row.pool if is_head else f"{row.pool} (copies)"),
+                group=(row.volume, _group(row, living, registry, backups, known)),
                 created=datetime.fromisoformat(row.created),
-                parent=kept_by(row, backups, living) or row.parent,
+                parent=kept_by(row, backups, living, unsound=unsound) or row.parent,
                 is_protected=row.is_protected,
+                is_lost=is_lost(row, registry),
                 user=users.get(row.backup, "") if is_meant else OUTSIDE,
             )
         )
     return found
+
+
+def _group(
+    row: BackupRow,
+    living: FamilyRows,
+    registry: Registry,
+    backups: Mapping[BackupId, BackupRow],
+    known: Families,
+) -> str:
+    """Say with which others of its volume a backup is counted.
+
+    Copies are counted for themselves: they are no further points in time.  Nor is what cannot be restored any more
+    because cartridges of it are gone: it must not take the place of one that can.
+    """
+    members = living[origin(row)]
+    head = next((each for each in members if not is_lost(each, registry)), members[0])
+    group = row.pool if head is row else f"{row.pool} (copies)"
+    return f"{group} (incomplete)" if lacks(row, registry, backups, known) else group
+
+
+def _unsound(living: FamilyRows, registry: Registry) -> set[BackupId]:
+    """Return the members of families that could not be restored without the others."""
+    return {
+        row.backup
+        for members in living.values()
+        if len(members) > 1
+        for row in members
+        if why_broken_alone(row, registry)
+    }
 
 
 def users_of(backups: Mapping[BackupId, BackupRow], jobs: Mapping[Any, Job]) -> dict[BackupId, str]:
@@ -121,6 +153,7 @@ def retention_document(
     jobs: Mapping[Any, Job],
     arguments: Mapping[str, Any],
     *,
+    registry: Registry,
     now: datetime,
     to_local: Callable[[datetime], datetime],
 ) -> dict[str, Any]:
@@ -134,7 +167,7 @@ def retention_document(
         raise NotFoundError(f"no backup is in a pool {pool!r}", hint="ctl pool list")
     verdicts = decide(
         rules,
-        candidates(backups, jobs, volumes=volumes, pool=pool),
+        candidates(backups, jobs, registry=registry, volumes=volumes, pool=pool),
         now=now,
         to_local=to_local,
     )
@@ -153,6 +186,7 @@ def retention_document(
                     "created": row.created,
                     "stream_bytes": row.stream_bytes,
                     "is_kept": verdict.is_kept,
+                    "is_lost": is_lost(row, registry),
                     "reasons": list(verdict.reasons),
                 }
             )
@@ -202,13 +236,7 @@ def decided(
     """
     living = by_family(row for row in backups.values() if is_living(row))
     staying = {row.backup for members in living.values() for row in members} - set(asked)
-    unsound = {
-        row.backup
-        for members in living.values()
-        if len(members) > 1
-        for row in members
-        if why_broken_alone(row, registry)
-    }
+    unsound = _unsound(living, registry)
     children = children_of(backups)
     for number in children_first(asked, backups):
         row = backups[number]

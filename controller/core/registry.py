@@ -157,6 +157,9 @@ class Registry:
                 if before is None or before.cartridge != change.cartridge:
                     self.lineage += 1
                 self.cartridges[change.tag] = change
+            case DropRow(row=CartridgeRow(tag=tag)):
+                self.lineage += 1
+                self.cartridges.pop(tag, None)
             case PartRow():
                 self.lineage += 1
                 self.parts[change.backup, change.part] = change
@@ -367,8 +370,9 @@ class Registry:
         return None
 
     def _is_there(self, part: PartRow) -> bool:
-        """Say whether a part is still on its cartridge, which may have been erased and labelled anew."""
-        return self.cartridges[part.tag].cartridge == part.cartridge
+        """Say whether a part is still on its cartridge, which may have been erased and labelled anew, or forgotten."""
+        cartridge = self.cartridges.get(part.tag)
+        return cartridge is not None and cartridge.cartridge == part.cartridge
 
     def parts_on(self, tag: VolumeTag) -> list[PartRow]:
         """Return the committed parts of a cartridge, in order."""

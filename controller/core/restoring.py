@@ -51,6 +51,7 @@ from controller.core.items import (
     tape_use,
 )
 from controller.core.job import Job
+from controller.core.layout import KEEP_GOING
 from controller.core.lineage import head, origin
 from controller.core.part_reader import CartridgeLostError, PartReader
 from controller.core.planner import PartPicks, plan_restore
@@ -64,8 +65,6 @@ DAMAGED_TO_LEAVE: Final = 32
 
 NO_SPACE: Final = SenseTriple(0x07, 0x27, 0x07)
 """What a node answers to a write when its disk is full (SBC: SPACE ALLOCATION FAILED WRITE PROTECT)."""
-
-KEEP_GOING: Final = "--keep-going restores everything else"
 
 
 def going(arguments: Mapping[str, Any]) -> dict[str, Any]:

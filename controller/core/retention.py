@@ -64,6 +64,8 @@ class Candidate:
     created: datetime
     parent: BackupId
     is_protected: bool = False
+    is_lost: bool = False
+    """Nothing of it is left on any cartridge: no rule wants it."""
     user: str = ""
 
 
@@ -114,7 +116,8 @@ def decide(
     verdicts = {number: Verdict(backup=number) for number in known}
     groups: dict[tuple[str, str], list[Candidate]] = {}
     for each in known.values():
-        groups.setdefault(each.group, []).append(each)
+        if not each.is_lost or rules.are_empty:
+            groups.setdefault(each.group, []).append(each)
     for members in groups.values():
         members.sort(key=lambda each: (each.created, each.backup), reverse=True)
         for number, reason in _wanted(rules, members, now=now, to_local=to_local):

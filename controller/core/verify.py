@@ -15,6 +15,7 @@ In the plan `part` counts the parts from 1 and `record` is the next to read of t
     found     backup -> [first, end] of records of its stream that are damaged
     wrong     backup -> sentences about what is wrong besides damaged records
     read      [backup, part] of which everything was read and compared
+    gone      [backup, part] on cartridges that were forgotten: listed, and not kept with backups, which say so anyhow
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from controller.core.items import (
     tape_use,
 )
 from controller.core.job import Job, JobState
-from controller.core.part_reader import CartridgeAwayError, PartReader
+from controller.core.part_reader import CartridgeAwayError, CartridgeGoneError, PartReader
 from controller.core.planner import PartData
 from controller.core.procedure import Extents, Procedure, Step
 from controller.core.sampling import Sample, SampledPart, chosen
@@ -191,6 +192,8 @@ class _Verification:
                 yield from self._read_list()
         except CartridgeAwayError as error:
             self._skip(error.message)
+        except CartridgeGoneError as error:
+            self._lose_rest(error.message, is_kept=False)
         except VolumeError as error:
             self._lose_rest(error.message)
         else:
@@ -277,13 +280,15 @@ class _Verification:
         more = [(start + first, start + end) for first, end in records]
         found[str(part.backup)] = merged_records([*mine, *more])
 
-    def _lose_rest(self, why: str) -> None:
-        """Nothing more of the part can be read."""
+    def _lose_rest(self, why: str, *, is_kept: bool = True) -> None:
+        """Nothing more of the part can be read; with the backup that is kept unless the catalog says it anyhow."""
         part, record = self.part, self.plan["record"]
         blocks = sum(count for _, count in self.content.extents_of(record, part.records))
         told = f"{blocks} blocks of part {part.part} of backup {part.backup} cannot be read"
         self._find([(record, part.records)])
-        self._mismatch(f"{why}; {told}")
+        if not is_kept:
+            self.plan.setdefault("gone", []).append([part.backup, part.part])
+        self._mismatch(f"{why}; {told}", is_kept=is_kept)
 
     def _skip(self, why: str) -> None:
         skipped = self.job.result.setdefault("skipped", [])
@@ -291,14 +296,14 @@ class _Verification:
             skipped.append({"tag": self.part.tag, "reason": why})
             self.desk.log(self.job, "warning", f"not verified: {why}")
 
-    def _mismatch(self, text: str) -> None:
+    def _mismatch(self, text: str, *, is_kept: bool = True) -> None:
         listed = self.job.result.setdefault("mismatches", [])
         if text in listed:
             return  # Found before a restart of ours.
         if len(listed) < MISMATCHES_LISTED_MAX:
             listed.append(text)
         wrong = self.plan["wrong"].setdefault(str(self.part.backup), [])
-        if len(wrong) < WORDS_MAX:
+        if is_kept and len(wrong) < WORDS_MAX:
             wrong.append(text)
         self.job.update(error_count=self.job.row.error_count + 1)
         self.desk.log(self.job, "error", text)
@@ -354,7 +359,11 @@ class _Verification:
 
     def _noted(self, row: BackupRow) -> BackupRow:
         """Return a backup with what is known of its damage now."""
-        found = [(a, b) for a, b in self.plan["found"].get(str(row.backup), [])]
+        gone = [number for backup, number in self.plan.get("gone", ()) if backup == row.backup]
+        found = without_records(
+            [(a, b) for a, b in self.plan["found"].get(str(row.backup), [])],
+            merged_records(_records(row, self.desk.registry.parts[row.backup, n]) for n in gone),
+        )
         read = [part for backup, part in self.plan["read"] if backup == row.backup]
         parts = [self.desk.registry.parts[row.backup, number] for number in read]
         bad = without_records(bad_of(row), merged_records(_records(row, part) for part in parts))

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from controller.catalog.memory import MemoryCatalog
 from controller.catalog.sql import SqlCatalog
-from controller.catalog.store import ENDED_STATES, KEYS, Catalog, CopyMap, DropMap, DropRow, PoolRow
+from controller.catalog.store import (
+    ENDED_STATES,
+    KEYS,
+    CartridgeRow,
+    Catalog,
+    CopyMap,
+    DropMap,
+    DropRow,
+    PoolRow,
+)
 
 SMALL = st.integers(0, 3)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
@@ -48,7 +57,10 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
 
 ROWS = st.one_of(
     [rows_of(kind) for kind in KEYS]
-    + [st.builds(DropMap, backup=SMALL), st.builds(DropRow, row=rows_of(PoolRow))]
+    + [
+        st.builds(DropMap, backup=SMALL),
+        st.builds(DropRow, row=rows_of(PoolRow) | rows_of(CartridgeRow)),
+    ]
     + [
         st.tuples(SMALL, SMALL)
         .filter(lambda pair: pair[0] != pair[1])

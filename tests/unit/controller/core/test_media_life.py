@@ -36,13 +36,26 @@ def test_a_hold_of_what_is_away_reaches_the_node_when_it_comes_back(site: Site) 
     away = site.tape.take_out(TAG)
     site.connect("tape")
     assert site.call("tape.protect", tag=TAG, reason="lawsuit")["hold"] == "lawsuit"
-    with pytest.raises(NotFoundError, match="is in no library"):
-        site.call("tape.unprotect", tag=TAG)
-    assert row(site).hold == "lawsuit"
     site.tape.put(away)
     site.connect("tape")
     site.settle()
     assert away.is_held
+
+
+def test_a_hold_of_what_is_away_is_lifted_here_and_lasts_at_its_node(site: Site) -> None:
+    """Or a cartridge that was destroyed could never be let go."""
+    site.call("tape.protect", tag=TAG, reason="lawsuit 7")
+    away = site.tape.take_out(TAG)
+    site.connect("tape")
+    assert site.call("tape.unprotect", tag=TAG)["hold"] == ""
+    site.restart()
+    assert row(site).hold == ""
+    site.tape.put(away)
+    site.connect("tape")
+    site.settle()
+    assert away.is_held
+    assert site.call("tape.unprotect", tag=TAG)["hold"] == ""
+    assert not away.is_held
 
 
 def test_a_hold_that_only_the_node_knows_of_outlives_the_next_commit(site: Site) -> None:

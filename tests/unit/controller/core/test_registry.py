@@ -9,7 +9,7 @@ import pytest
 from backplane.errors import BusyError, NotFoundError
 from backplane.ids import Designator, JobId, NodeName, VolumeTag
 from backplane.wire.messages import DriveState
-from controller.catalog.store import NodeRow
+from controller.catalog.store import DropRow, NodeRow
 from controller.core.registry import Node, Registry
 from tests.site.site import DATA, Site, backed_up
 
@@ -168,3 +168,13 @@ def test_parts_are_listed_by_cartridge_and_by_backup(site: Site) -> None:
     assert last.is_last
     with pytest.raises(NotFoundError, match="no cartridge has the barcode 'nix'"):
         of.cartridge("nix")
+
+
+def test_a_cartridge_that_leaves_the_catalog_changes_what_is_where(site: Site) -> None:
+    backed_up(site)
+    of = site.machine.registry
+    row, before = of.cartridges[VolumeTag("LTO001L8")], of.lineage
+    assert of.parts_on(row.tag)
+    of.remember(DropRow(row=row))
+    assert (row.tag in of.cartridges, of.parts_on(row.tag)) == (False, [])
+    assert of.lineage > before
