@@ -43,7 +43,9 @@ def run(config: MoverConfig) -> None:
         config.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     loop = Loop()
     try:
-        endpoint = DealerEndpoint(config.controller, keys=keys, server_key=controller.public)
+        endpoint = DealerEndpoint(
+            config.controller, keys=keys, server_key=controller.public, now=loop.now
+        )
         try:
             service = MoverService(
                 config,

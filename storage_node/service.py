@@ -103,7 +103,9 @@ class StorageNode:
         stack.callback(server.close)
         addresses = server.start(config.listen)
         nbd_addresses = self._open_nbd(stack) if config.nbd_listen else ()
-        endpoint = DealerEndpoint(config.controller, keys=self._keys, server_key=controller.public)
+        endpoint = DealerEndpoint(
+            config.controller, keys=self._keys, server_key=controller.public, now=loop.now
+        )
         stack.callback(endpoint.close)
         self._peer = Peer(
             loop,

@@ -8,6 +8,8 @@ What was measured and decides the shape (pyzmq 27, libzmq 4.3.5):
   - The routing id is chosen by the client.  So it is only an address, handover stays off, and the identity is the key
     that the handshake proved (ZAP User-Id).
   - A frame above ZMQ_MAXMSGSIZE drops the connection; the DEALER makes a new one and goes on.
+  - A DEALER that was turned away (ZAP status 400), or that has met something that is no ZeroMQ, never tries again by
+    itself, and nothing but the socket's monitor tells of it.  So the endpoint watches that, tells, and connects anew.
 
 The ZAP handler is a thread of its own: handshakes go on while the loop is busy.  It dies closed: when it does not
 answer, libzmq ends the handshake after HANDSHAKE_MS.
@@ -19,6 +21,7 @@ import logging
 import struct
 import threading
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Final, Protocol
 
 import zmq
@@ -50,6 +53,20 @@ SELF_TEST_MS: Final = 5000
 MONITOR_EVENT: Final = struct.Struct("=HI")
 """The first frame of what a monitor socket says: event and value (zmq_socket_monitor(3)).  pyzmq's own function for it
 loads asyncio and TLS, which costs every process of ours a tenth of its start."""
+
+CONNECT_AGAIN_S: Final = 10.0
+"""After how long a DEALER on which libzmq has given up connects anew; the controller logs each attempt."""
+
+HANGUPS_UNTIL_LOGGED: Final = 3
+"""A controller that stops or starts may end one handshake, and a second one."""
+
+DEALER_EVENTS: Final = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 REFUSALS_PER_RECEIVE_MAX: Final = 16
 """Messages of revoked keys that one `receive` skips before it lets the loop go on."""
@@ -174,11 +191,40 @@ class RouterEndpoint:
             )
 
 
-class DealerEndpoint:
-    """A peer's socket.  Connects, and connects again, by itself."""
+class HandshakeFailure(Enum):
+    """How an attempt to connect ended before there was a session to speak of."""
 
-    def __init__(self, address: str, *, keys: Keys, server_key: bytes) -> None:
+    NOT_ADMITTED = "the controller does not know this key"
+    HUNG_UP = "whatever listens there ended the connection during the handshake"
+    """As a controller does whose public key is not the one that we have, and anything that is no controller."""
+
+
+class DealerEndpoint:
+    """A peer's socket.  Connects, and connects again, by itself.
+
+    `now` tells monotonic seconds; without it, who was turned away stays away.
+    `on_failure` is called in `receive` for each handshake that failed, with its number since the last that succeeded;
+    it may raise.  Without it failures are logged, once for each kind.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        keys: Keys,
+        server_key: bytes,
+        now: Callable[[], float] | None = None,
+        on_failure: Callable[[HandshakeFailure, int], None] | None = None,
+    ) -> None:
+        self._address = address
+        self._now = now
         self._server_key = server_key
+        self._own_key = keys.public
+        self._on_failure = on_failure or self._log_failure
+        self._failures = dict.fromkeys(HandshakeFailure, 0)
+        self._is_shaking_hands = False
+        self._connect_at: float | None = None
+        """When to connect anew, because libzmq does not."""
         self._context = zmq.Context()
         try:
             self._socket = self._context.socket(zmq.DEALER)
@@ -191,6 +237,7 @@ class DealerEndpoint:
             self._socket.reconnect_ivl = RECONNECT_MS
             self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
             self._socket.connect_timeout = HANDSHAKE_MS
+            self._monitor = self._socket.get_monitor_socket(DEALER_EVENTS)
             try:
                 self._socket.connect(address)
             except zmq.ZMQError as error:
@@ -220,6 +267,7 @@ class DealerEndpoint:
         """Return the controller's next message."""
         frames = _receive(self._socket)
         if frames is None:
+            self._watch_over()
             return None
         return _decode(b"", self._server_key, frames, bytes_max=REPLY_BYTES_MAX)
 
@@ -231,9 +279,52 @@ class DealerEndpoint:
         """Close the socket."""
         if self._context.closed:
             return
+        if hasattr(self, "_monitor"):
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
         if hasattr(self, "_socket"):
             self._socket.close(linger=0)
         self._context.term()
+
+    def _watch_over(self) -> None:
+        """Take in what the monitor tells, and connect anew where libzmq does not."""
+        while (event := _next_event(self._monitor)) is not None:
+            match event:
+                case zmq.EVENT_CONNECTED:
+                    self._is_shaking_hands, self._connect_at = True, None
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._is_shaking_hands = False
+                    self._failures = dict.fromkeys(HandshakeFailure, 0)
+                case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self._is_shaking_hands = False
+                    self._fail(HandshakeFailure.NOT_ADMITTED)
+                case zmq.EVENT_CONNECT_RETRIED:
+                    self._connect_at = None
+                case zmq.EVENT_DISCONNECTED:
+                    if self._now is not None:
+                        self._connect_at = self._now() + CONNECT_AGAIN_S
+                    if self._is_shaking_hands:
+                        self._is_shaking_hands = False
+                        self._fail(HandshakeFailure.HUNG_UP)
+        if self._now and self._connect_at is not None and self._now() >= self._connect_at:
+            self._connect_at = None
+            self._socket.disconnect(self._address)
+            self._socket.connect(self._address)
+
+    def _fail(self, failure: HandshakeFailure) -> None:
+        self._failures[failure] += 1
+        self._on_failure(failure, self._failures[failure])
+
+    def _log_failure(self, failure: HandshakeFailure, count: int) -> None:
+        if count != (HANGUPS_UNTIL_LOGGED if failure is HandshakeFailure.HUNG_UP else 1):
+            return
+        words = "%s: %s (%s); tried again until it is mended"
+        what_to_do = {
+            HandshakeFailure.NOT_ADMITTED: "its authorized folder needs the .public file of key "
+            f"{self._own_key.hex()[:16]}...",
+            HandshakeFailure.HUNG_UP: "is controller_key_file the .public file of the controller there?",
+        }
+        _logger.error(words, self._address, failure.value, what_to_do[failure])
 
 
 class _ZapHandler:
@@ -329,6 +420,15 @@ def _receive(socket: zmq.Socket[Any]) -> list[zmq.Frame] | None:
     except zmq.Again:
         return None
     return frames
+
+
+def _next_event(monitor: zmq.Socket[Any]) -> int | None:
+    """Return the next event that a socket's monitor has told; None if there is none now."""
+    try:
+        event, _ = MONITOR_EVENT.unpack(monitor.recv_multipart(flags=zmq.NOBLOCK)[0])
+    except zmq.Again:
+        return None
+    return int(event)
 
 
 def _decode(peer: bytes, key: bytes, payload: list[zmq.Frame], *, bytes_max: int) -> Received:

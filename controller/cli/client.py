@@ -38,7 +38,7 @@ from backplane.runtime.clock import Clock, SystemClock
 from backplane.runtime.keys import KeyPair, load_key_pair, load_public_key
 from backplane.transport.base import Endpoint
 from backplane.transport.stream import parse_address
-from backplane.transport.zeromq import DealerEndpoint
+from backplane.transport.zeromq import DealerEndpoint, HandshakeFailure
 from backplane.units import format_duration
 from backplane.wire.messages import (
     PROTOCOL_VERSIONS,
@@ -69,6 +69,14 @@ POLL_S: Final = 0.1
 
 PROBE_S: Final = 1.0
 """How long to try whether anything listens at the controller's address, to word the error."""
+
+HANGUPS_MAX: Final = 3
+"""A ZeroMQ socket that hangs up so often has another key than we think; one that stops does it once or twice."""
+
+ZMTP_SIGNATURE: Final = (b"\xff", b"\x7f")
+"""The first and the tenth byte that ZeroMQ sends to whoever connects (RFC 23)."""
+
+ZMTP_SIGNATURE_BYTES: Final = 10
 
 
 class ControllerError(BackupError):
@@ -222,15 +230,11 @@ def program_version() -> str:
 
 
 def unreachable(address: str, *, waited_s: float) -> UnreachableError:
-    """Word the absence of the controller: nothing listens there, or what listens does not know us.
-
-    A refused key looks like silence: ZAP tells a stranger nothing.  Whether anything listens can be tried, though.
-    """
-    if _listens(address):
+    """Word the absence of the controller: nothing listens there, or what listens says nothing."""
+    if _greeting(address) is not None:
         return UnreachableError(
             f"something listens at {address}, but gave no answer in {format_duration(waited_s)}",
-            hint="either the controller is busy or stopped, or it does not know this key: is the key's .public file "
-            "in its authorized folder, and is --controller-key the controller's?",
+            hint="the controller is busy, stopped or about to start, or this is not its address",
         )
     return UnreachableError(
         f"no controller at {address} (tried for {format_duration(waited_s)})",
@@ -238,15 +242,23 @@ def unreachable(address: str, *, waited_s: float) -> UnreachableError:
     )
 
 
-def _listens(address: str) -> bool:
+def _greeting(address: str) -> bytes | None:
+    """Return what is said to whoever connects there, up to the length of ZeroMQ's signature; None if nobody listens."""
     try:
         family, where = parse_address(address)
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(PROBE_S)
             sock.connect(where)
+            said = b""
+            with contextlib.suppress(OSError):
+                while len(said) < ZMTP_SIGNATURE_BYTES:
+                    more = sock.recv(ZMTP_SIGNATURE_BYTES - len(said))
+                    if not more:
+                        break
+                    said += more
+            return said
     except (OSError, UsageError):
-        return False
-    return True
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +268,7 @@ class Contact:
     address: str
     key_file: Path
     controller_key: bytes
+    controller_key_file: Path
 
 
 def find_contact(settings: Settings) -> Contact:
@@ -273,13 +286,49 @@ def find_contact(settings: Settings) -> Contact:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RefusedError(f"{path} cannot be read: {error}") from error
     keys = settings.state / "keys"
+    controller_key_file = controller_key or keys / "authorized" / "controller.public"
     return Contact(
         address=address,
         key_file=settings.key or keys / "operator.secret",
-        controller_key=load_public_key(
-            controller_key or keys / "authorized" / "controller.public"
-        ).public,
+        controller_key=load_public_key(controller_key_file).public,
+        controller_key_file=controller_key_file,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Knocking:
+    """What `ctl` makes of handshakes that fail: an error at once where waiting cannot help, and silence elsewhere."""
+
+    contact: Contact
+    keys: KeyPair
+
+    def __call__(self, failure: HandshakeFailure, count: int) -> None:
+        """Raise `NotAuthorizedError` or `UnreachableError`, or return if the next attempt may succeed."""
+        address = self.contact.address
+        if failure is HandshakeFailure.NOT_ADMITTED:
+            raise NotAuthorizedError(
+                f"the controller at {address} does not know the key {self.keys.public.hex()[:16]}... "
+                f"({self.contact.key_file})",
+                hint=f"its authorized folder needs {self.keys.name}.public; or is it another key that it knows?",
+            )
+        greeting = _greeting(address)
+        if not greeting:
+            return  # a proxy in front of a controller that starts accepts connections, and drops them
+        if not is_zeromq(greeting):
+            raise UnreachableError(
+                f"what listens at {address} is no controller", hint="is the address right?"
+            )
+        if count >= HANGUPS_MAX:
+            raise UnreachableError(
+                f"what listens at {address} has not the key that {self.contact.controller_key_file} says",
+                hint="is the address right, and is that file the controller's .public file as it is now?",
+            )
+
+
+def is_zeromq(greeting: bytes) -> bool:
+    """Tell whether these are the first bytes of a ZeroMQ socket, as far as they go."""
+    first, tenth = ZMTP_SIGNATURE
+    return greeting[:1] == first and greeting[9:10] in (tenth, b"")
 
 
 @contextlib.contextmanager
@@ -287,7 +336,12 @@ def connect(settings: Settings) -> Iterator[Client]:
     """Open a session with the controller that the settings name."""
     contact = find_contact(settings)
     keys = load_key_pair(contact.key_file)
-    endpoint = DealerEndpoint(contact.address, keys=keys, server_key=contact.controller_key)
+    endpoint = DealerEndpoint(
+        contact.address,
+        keys=keys,
+        server_key=contact.controller_key,
+        on_failure=Knocking(contact, keys),
+    )
     client = Client(
         endpoint,
         name=keys.name,

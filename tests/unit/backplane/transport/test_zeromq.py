@@ -14,10 +14,11 @@ import zmq
 from zmq.utils import z85
 
 from backplane.errors import RefusedError, RemoteProtocolError, UnreachableError
+from backplane.runtime.clock import SystemClock
 from backplane.runtime.keys import KeyPair, create_key_pair
 from backplane.testing.contracts.endpoint import eventually, next_from
 from backplane.transport import zeromq
-from backplane.transport.zeromq import DealerEndpoint, RouterEndpoint
+from backplane.transport.zeromq import DealerEndpoint, HandshakeFailure, RouterEndpoint
 from backplane.wire import codec
 from backplane.wire.messages import MESSAGE_BYTES_MAX, SessionPing, SessionPong, SessionRefused
 
@@ -41,7 +42,10 @@ class Cluster:
 
     def dealer(self, keys: KeyPair | None = None) -> DealerEndpoint:
         dealer = DealerEndpoint(
-            self.router.address, keys=keys or self.known, server_key=self.server.public
+            self.router.address,
+            keys=keys or self.known,
+            server_key=self.server.public,
+            now=SystemClock().monotonic,
         )
         self.stack.callback(dealer.close)
         return dealer
@@ -249,6 +253,58 @@ def test_a_dealer_finds_a_router_that_came_back(tmp_path: Path) -> None:
     finally:
         dealer.close()
         router.close()
+
+
+def test_a_stranger_is_told_and_comes_in_as_soon_as_its_key_is_known(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libzmq never tries again by itself once a key was turned away."""
+    monkeypatch.setattr(zeromq, "CONNECT_AGAIN_S", 0.05)
+    dealer = cluster.dealer(cluster.alien)
+    eventually(lambda: dealer.receive() is None and "does not know this key" in caplog.text)
+    assert cluster.alien.public.hex()[:16] in caplog.text
+    cluster.table.add(cluster.alien.public)
+    eventually(lambda: dealer.receive() is None and dealer.send(SessionPing(sequence=1)))
+    assert next_from(cluster.router).message == SessionPing(sequence=1)
+    told = [record for record in caplog.records if "does not know" in record.getMessage()]
+    assert len(told) == 1, "many attempts, one line"
+
+
+def test_handshakes_that_fail_are_counted_until_one_succeeds(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeromq, "CONNECT_AGAIN_S", 0.05)
+    told: list[tuple[HandshakeFailure, int]] = []
+    dealer = DealerEndpoint(
+        cluster.router.address,
+        keys=cluster.alien,
+        server_key=cluster.server.public,
+        now=SystemClock().monotonic,
+        on_failure=lambda failure, count: told.append((failure, count)),
+    )
+    with contextlib.closing(dealer):
+        eventually(lambda: dealer.receive() is None and len(told) >= 2)
+        assert told[:2] == [(HandshakeFailure.NOT_ADMITTED, n) for n in (1, 2)]
+        cluster.table.add(cluster.alien.public)
+        eventually(lambda: dealer.receive() is None and dealer.send(SessionPing(sequence=1)))
+        next_from(cluster.router)
+        address, told[:] = cluster.router.address, []
+        cluster.router.close()
+        other = RouterEndpoint(address, keys=cluster.server, table=lambda _: False)
+        with contextlib.closing(other):
+            eventually(lambda: dealer.receive() is None and bool(told))
+        assert told[0] == (HandshakeFailure.NOT_ADMITTED, 1)
+
+
+def test_a_controller_with_another_key_is_told_after_a_few_attempts(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    dealer = DealerEndpoint(
+        cluster.router.address, keys=cluster.known, server_key=cluster.alien.public
+    )
+    with contextlib.closing(dealer):
+        eventually(lambda: dealer.receive() is None and "controller_key_file" in caplog.text)
+    assert "does not know this key" not in caplog.text
 
 
 def test_without_a_router_nothing_is_queued(cluster: Cluster) -> None:

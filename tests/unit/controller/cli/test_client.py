@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +247,70 @@ def test_over_a_real_socket_lost_calls_and_restarts_do_not_show(
         assert client.call("node.list") == {"nodes": []}
 
 
-def test_a_key_that_the_controller_does_not_know_is_named_as_a_possible_reason(
+def test_a_key_that_the_controller_does_not_know_is_refused_at_once(
     controller: Any, state: Path, tmp_path: Path
 ) -> None:
     create_key_pair(tmp_path / "other", role="operator", name="stranger")
-    settings = Settings(state=state, key=tmp_path / "other" / "stranger.secret", timeout_s=0.3)
-    with connect(settings) as client, pytest.raises(UnreachableError) as caught:
+    settings = Settings(state=state, key=tmp_path / "other" / "stranger.secret", timeout_s=60)
+    begun = time.monotonic()
+    with connect(settings) as client, pytest.raises(NotAuthorizedError) as caught:
         client.call("node.list")
-    assert "something listens" in caught.value.message
-    assert "authorized folder" in caught.value.hint
+    assert time.monotonic() - begun < 30
+    assert "stranger.secret" in caught.value.message
+    assert "stranger.public" in caught.value.hint
+
+
+def test_another_controllers_key_is_told_at_once(
+    controller: Any, state: Path, tmp_path: Path
+) -> None:
+    create_key_pair(tmp_path, role="controller", name="another")
+    wrong = tmp_path / "authorized" / "another.public"
+    settings = Settings(state=state, controller_key=wrong, timeout_s=60)
+    begun = time.monotonic()
+    with connect(settings) as client, pytest.raises(UnreachableError, match="has not the key") as e:
+        client.call("node.list")
+    assert time.monotonic() - begun < 30
+    assert str(wrong) in e.value.message
+
+
+@contextlib.contextmanager
+def a_stranger(greeting: bytes) -> Iterator[str]:
+    """Something that listens, greets and hangs up; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        is_ending = threading.Event()
+
+        def serve() -> None:
+            while not is_ending.is_set():
+                with contextlib.suppress(TimeoutError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(greeting)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            is_ending.set()
+            thread.join()
+
+
+def test_what_is_no_controller_is_told_at_once(controller: Any, state: Path) -> None:
+    with a_stranger(b"NBDMAGICIHAVEOPT") as address:
+        settings = Settings(state=state, controller=address, timeout_s=60)
+        with connect(settings) as client, pytest.raises(UnreachableError, match="is no controller"):
+            client.call("node.list")
+
+
+def test_a_door_whose_controller_is_about_to_start_is_waited_for(
+    controller: Any, state: Path
+) -> None:
+    """As a container engine does it: connections are accepted, and dropped at once."""
+    with a_stranger(b"") as address:
+        settings = Settings(state=state, controller=address, timeout_s=0.8)
+        with connect(settings) as client, pytest.raises(UnreachableError, match="no answer in"):
+            client.call("node.list")
 
 
 def test_no_cluster_in_the_state_folder_is_no_contact(state: Path) -> None:
