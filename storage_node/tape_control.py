@@ -162,8 +162,7 @@ class TapeControl:
         A cleaning cartridge cleans the drive and goes back to its slot.
         """
         number, unit, drive = self._drive(message.drive)
-        self._fence(unit, message.epoch)
-        with unit.mutex:
+        with self._fenced(unit, message.epoch):
             if is_cleaning_tag(message.tag):
                 self._clean(number, unit, drive, message.tag)
                 reply = NodeReply(request=0, boot_id=b"")
@@ -178,14 +177,11 @@ class TapeControl:
     def unload(self, message: TapeUnload) -> NodeReply:
         """Fence the drive, flush it and put its cartridge back into its slot; an empty drive is no error."""
         number, unit, drive = self._drive(message.drive)
-        self._fence(unit, message.epoch)
-        with unit.mutex:
-            there = drive.cartridge
-            if there is not None:
+        with self._fenced(unit, message.epoch):
+            tag = _tag_in(drive)
+            if tag:
                 self._take_out(number, unit, drive)
-            tag = there.info.tag if there is not None else ""
-            reply = NodeReply(request=message.request, boot_id=b"")
-            return self._about(reply, unit, tag)
+            return self._about(NodeReply(request=message.request, boot_id=b""), unit, tag)
 
     def scan(self) -> None:
         """Look into all elements, and at all cartridges, anew; what was never read is loaded for it, one by one."""
@@ -240,8 +236,7 @@ class TapeControl:
     def erase(self, message: TapeErase) -> NodeReply:
         """Make the cartridge in a drive blank, unless something forbids it: see `core.retention`."""
         number, unit, drive = self._drive(message.drive)
-        self._fence(unit, message.epoch)
-        with unit.mutex:
+        with self._fenced(unit, message.epoch):
             cartridge = _loaded(drive, unit.name)
             if cartridge.info.tag != message.tag:
                 raise NotFoundError(
@@ -250,8 +245,7 @@ class TapeControl:
             self._permit_erase(message, cartridge, drive)
             self._erase(number, unit, drive, cartridge)
             self._look(unit, drive)
-            reply = NodeReply(request=message.request, boot_id=b"")
-            return self._about(reply, unit, message.tag)
+            return self._about(NodeReply(request=message.request, boot_id=b""), unit, message.tag)
 
     def retain(self, message: TapeRetain) -> CartridgeState:
         """Keep a cartridge from being erased; retention is only ever extended."""
@@ -370,12 +364,20 @@ class TapeControl:
                     yield is_free
                     return
 
-    def _fence(self, unit: TapeUnit, epoch: Epoch) -> None:
+    @contextmanager
+    def _fenced(self, unit: TapeUnit, epoch: Epoch) -> Iterator[None]:
+        """Fence a drive and have its mutex; raises `StaleError` if it was fenced anew, also while we waited."""
+        self._refuse_stale(unit, epoch)
+        self._access.fence(unit.designator, epoch)
+        with unit.mutex:
+            self._refuse_stale(unit, epoch)
+            yield
+
+    def _refuse_stale(self, unit: TapeUnit, epoch: Epoch) -> None:
         with self._access.locked() as rules:
             floor = rules.floor(unit.designator)
             if epoch < floor.epoch or (epoch == floor.epoch and floor.holder):
                 raise StaleError(f"epoch {epoch} was overtaken, the drive is at {floor.epoch}")
-        self._access.fence(unit.designator, epoch)
 
     def _put_in(self, number: int, unit: TapeUnit, drive: LibraryDrive, tag: VolumeTag) -> None:
         """Load, unloading what is there.  One that is there already stays, unless a write to it has failed."""
@@ -405,10 +407,8 @@ class TapeControl:
             try:
                 self._read_ends(drive)
             except BackupError as error:
-                log.warning(
-                    "the end of the tape was not read",
-                    extra={"cartridge": tag, "reason": str(error)},
-                )
+                told = {"cartridge": tag, "reason": str(error)}
+                log.warning("the end of the tape was not read", extra=told)
         unit.position, unit.committed_end, unit.refusal = 0, 0, ""
         self._note_load(number, unit, there)
         outcome = self._library.unload(drive=number)

@@ -740,6 +740,35 @@ def test_a_cartridge_whose_end_is_lost_is_erased_by_force_and_used_again(
     assert node.state().status == "writable"
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda node: node.load(SECOND, epoch=10),
+        lambda node: node.unload(epoch=10),
+        lambda node: node.erase(epoch=10),
+    ],
+)
+def test_who_was_overtaken_while_the_drive_was_busy_does_nothing_any_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Node], NodeReply]
+) -> None:
+    """Its fence was there first, then another one, and the other one was answered: nobody expects it any more."""
+    for tag in (FIRST, SECOND):
+        node.add(tag)
+    node.label(epoch=5)
+    real = node.bench.access.fence
+
+    def overtaken(designator: Any, epoch: Epoch, lane: int = 0) -> None:
+        real(designator, epoch, lane)
+        real(designator, Epoch(epoch + 1), lane)
+
+    monkeypatch.setattr(node.bench.access, "fence", overtaken)
+    with pytest.raises(StaleError, match="epoch 10 was overtaken, the drive is at 11"):
+        ask(node)
+    there = node.library.drives[0].cartridge
+    assert there is not None
+    assert (there.info.tag, there.object_count) == (FIRST, 4)
+
+
 def test_what_is_not_in_the_drive_is_not_erased(node: Node) -> None:
     for tag in (FIRST, SECOND):
         node.add(tag)
