@@ -14,7 +14,7 @@ person is told.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -176,6 +176,23 @@ def check_label(row: CartridgeRow, reply: NodeReply, *, store: str) -> None:
         )
     if store and header.store != store:
         raise VolumeError(f"cartridge {row.tag} belongs to another catalog ({header.store})")
+
+
+def check_known_trailer(tag: VolumeTag, reply: NodeReply, known: Iterable[PartRow]) -> None:
+    """Raise `VolumeError` if the last trailer on the tape is of a part that the catalog knows otherwise.
+
+    For who only reads: a tape may be longer than the catalog, and its last trailers may be damaged.  But a copy of a
+    cartridge, which somebody else has appended to, has other records where the catalog has its own.
+    """
+    part = next((part for part in known if part.sequence == reply.trailer_sequence), None)
+    if part is None:
+        return
+    found = decode_payload(reply.trailer, DirectoryEntry)
+    if (found.trailer_object, found.root) != (part.trailer_object, part.root):
+        raise VolumeError(
+            f"cartridge {tag} has the right label, and its last part is not the one that the catalog "
+            f"knows: is it a copy?"
+        )
 
 
 def check_tail(

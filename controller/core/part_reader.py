@@ -27,7 +27,14 @@ from controller.core.desk import Desk
 from controller.core.effects import UnitUse
 from controller.core.items import forwarded_of, ledger_total, run_list
 from controller.core.job import Job, place_of
-from controller.core.media import Mounted, check_label, mount, put_into_error, tag_claims
+from controller.core.media import (
+    Mounted,
+    check_known_trailer,
+    check_label,
+    mount,
+    put_into_error,
+    tag_claims,
+)
 from controller.core.planner import PlannedList
 from controller.core.procedure import Claim, NotYet, Step
 
@@ -153,6 +160,7 @@ class PartReader:
 
     def _check(self, part: PartRow, reply: NodeReply) -> None:
         check_label(self.desk.registry.cartridges[part.tag], reply, store="")
+        check_known_trailer(part.tag, reply, self.desk.registry.parts_on(part.tag))
         self._check_end(part, reply.end)
 
     def _check_end(self, part: PartRow, end: int) -> None:

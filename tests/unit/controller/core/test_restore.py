@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
-from backplane.ids import BackupId, JobId
+from backplane.ids import BackupId, JobId, VolumeTag
 from backplane.wire.messages import TapeLoad, VolumeCreate, VolumeOffline, VolumePublish
 from controller.core import effects as core
 from controller.core import planner
@@ -444,4 +444,23 @@ def test_a_restore_whose_books_lack_something_is_not_published(site: Site) -> No
     site.run()
     assert site.job(job).state == "failed"
     assert "were restored" in site.job(job).reason
+    assert site.disk.by_name("copy").row.state == "restore-failed"
+
+
+def test_a_cartridge_of_that_label_with_another_last_part_is_not_read(site: Site) -> None:
+    """Somebody has copied the cartridge, and another controller has appended to one of the two."""
+    backed_up(site)
+    other = Site()
+    for name in ("disk", "tape"):
+        other.connect(name)
+    other.connect_mover("m1")
+    backed_up(other, content(*range(15)))
+    tag = "LTO001L8"
+    labels = [made.machine.registry.cartridges[VolumeTag(tag)] for made in (site, other)]
+    assert labels[0].cartridge == labels[1].cartridge
+    site.tapes[tag].objects = list(other.tapes[tag].objects)
+    job = site.submit("restore", backup=1, new="copy")
+    site.run()
+    check_end(site, job, "failed")
+    assert "its last part is not the one that the catalog knows" in site.job(job).reason
     assert site.disk.by_name("copy").row.state == "restore-failed"
