@@ -188,6 +188,7 @@ def backup(
         "ctl submit restore 3 --new what-is-left --keep-going --wait",
         "ctl submit restore 3 --new copy --drives 2 --wait",
         "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --wait",
+        "ctl submit restore vol1/latest --path 'home/ada/**' --new ada --drives 2",
         "ctl submit restore vol1/latest --path etc/fstab --out /tmp/found",
         "ctl submit restore vol1/latest --path 'home/ada/thesis.tex' --wait",
         "ctl submit restore vol1/latest --path 'images/*.iso' --into /mnt/vol1/found",
@@ -251,8 +252,8 @@ def backup(
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help="Read so many cartridges at once, each in a drive of its own; a whole volume only. "
-    "[default: as many as the backup was written with]",
+    help="Read so many cartridges at once, each in a drive of its own; not with --into, nor for files that go back to "
+    "where they were. [default: as many as the backup was written with; of a second copy, all that it is on]",
 )
 @_wait
 @click.pass_obj
@@ -290,15 +291,19 @@ def restore(
         "check": not is_unchecked,
         **going,
     }
+    if drives is not None:
+        files["drives"] = going["drives"] = drives
     check_target(to=to, new=new, force=force, has_files=bool(paths or excludes), out=out, into=into)
     if volume and into is None:
         raise UsageError("--volume goes with --into", hint="--to names the volume that is written")
     if is_unchecked and not (paths or excludes):
         raise UsageError("--no-check goes with --path: only files are compared after a restore")
-    if (drives or 1) > 1 and (paths or excludes):
+    if (drives or 1) > 1 and not (to or new or out):
+        what = "files are put back in place" if into is None else "--into has files written"
         raise UsageError(
-            "--drives goes with a whole volume: chosen files are read from one drive",
-            hint="leave it out",
+            f"--drives {drives}: {what} by one job, which alone may write to a volume that is online, and reads one "
+            "cartridge after the other",
+            hint="leave --drives out, or restore to a volume with --new NAME or to a folder with --out FOLDER",
         )
     with _connect(settings) as client:
         if out is not None:
@@ -310,10 +315,7 @@ def restore(
                 client, backup=backup, into=into, volume=volume, files=files, screen=screen
             )
         chosen = files if paths or excludes else {}
-        options = chosen or going
-        if drives is not None and not chosen:
-            options = options | {"drives": drives}
-        job = run_restore(client, backup=backup, to=to, new=new, force=force, **options)
+        job = run_restore(client, backup=backup, to=to, new=new, force=force, **(chosen or going))
         if chosen:
             Screen(settings.output).talk(way_words(job, to=to, new=new))
         return _finish(client, [job], settings=settings, wait=wait)

@@ -35,7 +35,7 @@ from __future__ import annotations
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -256,13 +256,13 @@ def needed_tags(
 class Picks:
     """What is taken of one member's stream: pieces (stream block, LBA, blocks) in stream order."""
 
-    __slots__ = ("_blocks", "_counts", "_lbas", "_positions", "total_blocks")
+    __slots__ = ("_base", "_blocks", "_counts", "_lbas", "_positions", "total_blocks")
 
     def __init__(self, pieces: Iterable[tuple[int, int, int]] = ()) -> None:
         self._positions, self._lbas, self._blocks = array("Q"), array("Q"), array("Q")
         self._counts = array("Q")
-        """Blocks taken before each piece."""
-        self.total_blocks = 0
+        """Blocks taken before each piece, and `_base` more."""
+        self._base = self.total_blocks = 0
         for position, lba, blocks in pieces:
             self._positions.append(position)
             self._lbas.append(lba)
@@ -270,12 +270,18 @@ class Picks:
             self._counts.append(self.total_blocks)
             self.total_blocks += blocks
 
+    def feed(self, take: Callable[[array[int]], object]) -> None:
+        """Show all of it to something that sums it."""
+        for each in (self._positions, self._lbas, self._blocks):
+            take(each)
+
     def before(self, position: int) -> int:
         """Return how many blocks are taken of the stream before a position."""
         index = bisect_left(self._positions, position) - 1
         if index < 0:
             return 0
-        return self._counts[index] + min(self._blocks[index], position - self._positions[index])
+        here = min(self._blocks[index], position - self._positions[index])
+        return self._counts[index] - self._base + here
 
     def slice(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield the pieces, or parts of pieces, within stream blocks `first` .. `end` - 1."""
@@ -287,18 +293,45 @@ class Picks:
                 yield start, self._lbas[index] + start - position, stop - start
             index += 1
 
+    def within(self, first: int, end: int) -> Picks:
+        """Return what is taken of the stream blocks `first` .. `end` - 1; itself if that is all."""
+        low, high = bisect_right(self._positions, first) - 1, bisect_left(self._positions, end)
+        if low < 0 or self._positions[low] + self._blocks[low] <= first:
+            low += 1
+        made = Picks()
+        if low >= high:
+            return made
+        skip = max(0, first - self._positions[low])
+        over = max(0, self._positions[high - 1] + self._blocks[high - 1] - end)
+        if (low, high, skip, over) == (0, len(self._positions), 0, 0):
+            return self
+        made._positions, made._lbas = self._positions[low:high], self._lbas[low:high]
+        made._blocks, made._counts = self._blocks[low:high], self._counts[low:high]
+        made._positions[0] += skip
+        made._lbas[0] += skip
+        made._blocks[0] -= skip
+        made._base = made._counts[0] = made._counts[0] + skip
+        made._blocks[-1] -= over
+        made.total_blocks = made._counts[-1] - made._base + made._blocks[-1]
+        return made
 
-def lay_over(maps: Sequence[ExtentRuns]) -> list[Picks]:
-    """Return what is taken of each member of a chain, newest first: every block once, none that is superseded."""
-    assert maps
-    assert maps[-1].zeros is None, "a chain ends in a full backup"
-    covered = ExtentRuns()
-    found = []
-    for runs in maps:
-        found.append(Picks(remainders(runs, covered)))
-        if runs.zeros is not None:
-            covered = unite(covered, unite(runs, runs.zeros))
-    return found
+
+class Overlay:
+    """The members of a chain, laid over each other one after the other, from the newest to the full one."""
+
+    def __init__(self) -> None:
+        self._covered = ExtentRuns()
+        self._is_whole = False
+
+    def take(self, runs: ExtentRuns) -> Picks:
+        """Return what is taken of the next member: nothing that one before it has superseded.  The last is full."""
+        assert not self._is_whole, "a full backup stands on none"
+        found = Picks(remainders(runs, self._covered))
+        if runs.zeros is None:
+            self._is_whole = True
+        else:
+            self._covered = unite(self._covered, unite(runs, runs.zeros))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ The proof holds as long as the reservation: before each list the node is asked w
 lost (the node has restarted, or nobody was heard for too long), a workstation may have been there: the volume is
 reserved, fenced and mapped again, and if the proof is another one now, everything is copied again under it.  The node
 lets nobody write who has not reserved, so a list that is on its way when the reservation is lost does no harm either.
-A restart of the controller ends its proof as well.
+A restart of the controller ends its proof as well.  What is read, and from where, belongs to the proof: how far a job
+has come is counted in it.
 
 A job that fails half way leaves a mixture in the files that it was writing, and says so.
 """
@@ -47,7 +48,7 @@ from controller.core.extent_runs import ExtentRuns, subtract, unite
 from controller.core.file_choice import FileChoice, Visit, blocks_of, content_runs, summary
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
-from controller.core.layout import lay_out
+from controller.core.layout import fingerprint, lay_out
 from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Step
 from controller.core.restore import (
@@ -111,7 +112,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     row = desk.backups[job.row.backup]
     wanted = yield from _prove(desk, job, row, volume)
     readings = yield from lay_out(desk, job, row, wanted)
-    digest = hashlib.sha256(wanted.pack()).hexdigest()
+    digest = hashlib.sha256(wanted.pack() + fingerprint(readings).encode()).hexdigest()
     if job.plan.get("proof") != digest:
         begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, Final
 
 from backplane.errors import InvalidTransition
+from backplane.ids import JobId
 from controller.catalog.store import JobRow
 
 
@@ -99,6 +100,8 @@ class Job:
     result: dict[str, Any] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
     quiet: QuietWatch | None = None
+    shares: dict[JobId, Any] = field(default_factory=dict)
+    """What a leader has ready for its lanes (`restore_lanes`), until each takes its own.  In memory only."""
 
     @classmethod
     def from_row(cls, row: JobRow) -> Job:

@@ -285,13 +285,13 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         )
     drives = check_drives(arguments["drives"] or 1)
     if arguments["placed"]:
-        _refuse_drives(drives)
+        _refuse_drives(drives, "prepared files are written")
         return placed.submit_placed(desk, row, arguments)
     files = _files(row, arguments)
     if arguments["staging"] and not arguments["new"]:
         raise UsageError("files are staged on a new volume, which is deleted afterwards")
     if not arguments["to"] and not arguments["new"] and files:
-        _refuse_drives(drives)
+        _refuse_drives(drives, "files are put back in place")
         return _submit_in_place(desk, row, arguments, files)
     if bool(arguments["to"]) == bool(arguments["new"]):
         raise UsageError(
@@ -299,8 +299,6 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
         )
     if row.selection and not files:
         files = {"selection": Selection().to_json(), "way": "volume", "is_checked": False}
-    if files:
-        _refuse_drives(drives)
     said = {"drives": drives} if arguments["drives"] else {}
     if arguments["new"]:
         volume = new_volume_row(
@@ -350,12 +348,13 @@ def _submit_restore(desk: Desk, arguments: dict[str, Any]) -> Job:
     )
 
 
-def _refuse_drives(drives: int) -> None:
-    """Raise `UsageError` if more drives than one are to be read for what is read from one."""
+def _refuse_drives(drives: int, what: str) -> None:
+    """Raise `UsageError` if more drives than one are to be read for what one job writes."""
     if drives > 1:
         raise UsageError(
-            f"--drives {drives}: chosen files are read from one drive",
-            hint="leave --drives out, or restore the whole volume",
+            f"--drives {drives}: {what} while the volume is online, by the one job that it is reserved for, "
+            "which reads one cartridge after the other",
+            hint="leave --drives out, or restore to a volume with --new NAME or to a folder with --out FOLDER",
         )
 
 

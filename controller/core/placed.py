@@ -57,7 +57,7 @@ from controller.core.in_place import (
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.job_row import job_row
-from controller.core.layout import lay_out
+from controller.core.layout import fingerprint, lay_out
 from controller.core.placed_digests import sum_files
 from controller.core.printable import shown
 from controller.core.procedure import Ask, Claim, Procedure, Signal, Step
@@ -237,7 +237,7 @@ def _prove_and_copy(desk: Desk, job: Job, volume: VolumeRow) -> Step:
     moves = proof.moves.sorted()
     readings = yield from lay_out(desk, job, row, proof.moves.wanted())
     readings = [replace(each, picks=translated(each.picks, moves)) for each in readings]
-    digest = hashlib.sha256(repr(moves).encode()).hexdigest()
+    digest = hashlib.sha256((repr(moves) + fingerprint(readings)).encode()).hexdigest()
     if job.plan.get("proof") != digest:
         begin_anew(job, digest)
         job.update(planned_bytes=sum(each.blocks for each in readings) * row.block_bytes)

@@ -8,8 +8,8 @@ restored and online.  It stops at the first damaged record and says which blocks
 With `keep_going` in the plan nothing of that ends it: all else comes back, the holes stay zeros, and are listed with
 the files in them; the job is partial then.  What a second copy has is no hole (`restoring`).
 
-What is read of which cartridge, of a backup that stands on others from all of them, is worked out by `layout`.  A whole
-volume may be read from several drives at once (`restore_lanes`).
+What is read of which cartridge, of a backup that stands on others from all of them, is worked out by `layout`.  It may
+be read from several drives at once (`restore_lanes`).
 
 A restore of chosen files takes only their blocks (`file_choice`), goes on behind damaged records, compares what it has
 written with the cartridge (`file_check`), and says which files did not come back.  `way` in the plan says where to:
@@ -36,6 +36,7 @@ from backplane.errors import (
     ExitCode,
     NotFoundError,
     RefusedError,
+    VolumeError,
 )
 from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.selection import Selection
@@ -61,7 +62,7 @@ from controller.core.files_hit import find_files, hit_document
 from controller.core.items import adopt_item, tolerantly
 from controller.core.job import Job, JobState
 from controller.core.lane_jobs import end_lanes
-from controller.core.layout import chain_read, lay_out
+from controller.core.layout import chain_read, fingerprint, lay_out
 from controller.core.printable import shown
 from controller.core.procedure import (
     Ask,
@@ -75,7 +76,9 @@ from controller.core.restore_lanes import (
     begin_to_read,
     forget_gaps,
     gaps_of,
+    hand_out,
     has_gaps,
+    has_lanes_left,
     read_in_lanes,
 )
 from controller.core.restoring import copy_readings, doubt
@@ -102,7 +105,9 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     target = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
     readings: list[Reading] = []
-    if job.state in (JobState.QUEUED, JobState.COPYING) and "lane_jobs" not in job.plan:
+    has_lanes = "lane_jobs" in job.plan
+    is_read = job.state not in (JobState.QUEUED, JobState.COPYING)
+    if not is_read and (not has_lanes or has_lanes_left(desk, job)):
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
         warn_of_damage(desk, job, row, readings)
@@ -114,6 +119,7 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         desk.enter(job, JobState.COPYING)
     if job.state is JobState.COPYING:
         if "lane_jobs" in job.plan:
+            hand_out(desk, job, readings)
             readings = []  # Each lane has its own: nobody needs all of them meanwhile.
             yield from read_in_lanes(desk, job)
         else:
@@ -246,11 +252,21 @@ def _ask_last_fence(desk: Desk, job: Job, volume: VolumeRow) -> Ask:
 
 
 def _lay_out(desk: Desk, job: Job, row: BackupRow) -> Step:
-    """Return the parts to visit, in order, and what to take of each."""
-    if "selection" not in job.plan:
-        return (yield from lay_out(desk, job, row, None))
-    choice: FileChoice = yield from choose_files(desk, job, row)
-    return (yield from lay_out(desk, job, row, choice.wanted))
+    """Return the parts to visit, in order, and what to take of each; raises `VolumeError` if that has changed."""
+    wanted = None
+    if "selection" in job.plan:
+        choice: FileChoice = yield from choose_files(desk, job, row)
+        wanted = choice.wanted
+    readings: list[Reading] = yield from lay_out(desk, job, row, wanted)
+    found = fingerprint(readings)
+    if job.state is JobState.QUEUED:
+        job.plan["readings"] = found
+    elif job.plan.get("readings", found) != found:
+        raise VolumeError(
+            f"the catalog has backup {row.backup} on other records now than when the restore began",
+            hint="restore it again",
+        )
+    return readings
 
 
 def choose_files(

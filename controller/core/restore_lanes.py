@@ -1,11 +1,14 @@
-"""A whole volume read from several drives at once.
+"""One restore read from several drives at once.
 
 The cartridges of a restore are dealt out in *lanes*, each read by a job of its own (kind `restore-lane`) with a drive
 of its own, onto the same volume (`lane_jobs`).
 
-    restore (leader)    claims the volume, takes it offline --> lane 1: cartridges A, D
-          |                                                     lane 2: cartridges B, C
-          +--- waits for all, lists holes, fences, publishes <--+
+    restore (leader)    lays out what is read, takes the volume offline --> lane 1: cartridges A, D
+          |                                                                 lane 2: cartridges B, C
+          +--- waits for all, lists what is lost, fences, publishes <-------+
+
+The leader lays out what is read, once, and hands each lane its part (`Job.shares`), in memory only: after a restart it
+does so again, and lanes wait for it.
 
 A cartridge is read by one lane, in order, whatever else is on it: so no two lanes want one of them.  An exception is
 what a lane reads again from another copy: for that it waits until nobody uses the cartridge.  It never waits with a
@@ -20,6 +23,11 @@ What a lane could not read, and why, is with its leader before it ends.  In the 
 
     lane_tags    the cartridges of each lane
     lane_ends    lane, from 1 -> `bytes` that it has copied, and `gaps` and `again` of its plan (`restoring`)
+    lost         of chosen files, what any of the lanes has lost
+
+Whatever takes its target offline can have lanes: whole volumes and chosen files, to a volume or by way of a staging
+volume.  Files that go back in place, or into prepared ones, cannot: their volume stays online, its node lets the one
+job write that has reserved it, and if the proof of what may be written is lost, all of them begin anew (`in_place`).
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ from typing import Any, Final
 
 from backplane.errors import ExitCode
 from backplane.ids import JobId, VolumeTag
+from backplane.wire.grants import LANES_MAX
 from controller.catalog.store import BackupRow, ItemRow
 from controller.core.chain import Reading
 from controller.core.desk import Desk
@@ -41,14 +50,14 @@ from controller.core.lane_jobs import (
     count_time,
     leader_of,
 )
-from controller.core.layout import chain_read, lay_out, of_cartridges
+from controller.core.layout import chain_read, of_cartridges, tell_needs
 from controller.core.part_reader import DAMAGE_LISTED_MAX
-from controller.core.procedure import Claim, Procedure, Step
-from controller.core.restoring import copy_readings, doubt, gap_extents
+from controller.core.procedure import Claim, NotYet, Procedure, Step
+from controller.core.restoring import copy_readings, doubt, gap_extents, note_lost
 
 RESTORE_LANE: Final = "restore-lane"
 
-_TAKEN_OVER: Final = ("chain", "outlook", "keep_going")
+_TAKEN_OVER: Final = ("keep_going", "selection", "is_checked")
 """What lanes need of the leader's plan."""
 
 
@@ -76,13 +85,26 @@ def deal_cartridges(readings: Sequence[Reading], drives: int) -> list[list[Volum
 # --- the leader ----------------------------------------------------------------------------------
 
 
+def drives_by_default(desk: Desk, job: Job, row: BackupRow, readings: Sequence[Reading]) -> int:
+    """Return how many drives a restore reads at once if nobody has said how many.
+
+    As many as any backup of the chain was written with.  A second copy is written with one, however many cartridges it
+    fills, so that says nothing: of copies all cartridges are read at once, as far as there are drives.
+    """
+    written = max(member.lanes for member in chain_read(desk, job, row))
+    copies = {each.part.tag for each in readings if each.row.copy_of}
+    there = sum(
+        not desk.registry.why_unusable(name, drive)
+        for name, node in desk.registry.nodes.items()
+        for drive in node.drives
+    )
+    return max(written, min(len(copies), there, LANES_MAX))
+
+
 def begin_to_read(desk: Desk, job: Job, row: BackupRow, readings: Sequence[Reading]) -> None:
     """Make lanes, if more than one drive is to be used and there is more than one cartridge to read."""
-    if "selection" in job.plan:
-        return
-    # What was written over several drives is read over as many, unless somebody has said otherwise.
-    most = max(member.lanes for member in chain_read(desk, job, row))
-    dealt = deal_cartridges(readings, job.plan.get("drives", most))
+    drives = job.plan.get("drives") or drives_by_default(desk, job, row, readings)
+    dealt = deal_cartridges(readings, drives)
     if len(dealt) < 2:
         return
     common = {name: job.plan[name] for name in _TAKEN_OVER if name in job.plan}
@@ -93,6 +115,18 @@ def begin_to_read(desk: Desk, job: Job, row: BackupRow, readings: Sequence[Readi
         desk.log(job, "info", f"lane {lane} of {len(dealt)} reads {', '.join(tags)}")
     job.plan["lane_tags"] = dealt
     begin_lanes(desk, job, RESTORE_LANE, plans)
+
+
+def has_lanes_left(desk: Desk, job: Job) -> bool:
+    """Say whether any lane of a restore has not ended."""
+    return any(JobId(number) in desk.jobs for number in job.plan["lane_jobs"])
+
+
+def hand_out(desk: Desk, job: Job, readings: Sequence[Reading]) -> None:
+    """Give each lane that has not ended what it reads, of all that its leader has laid out."""
+    for number, tags in zip(job.plan["lane_jobs"], job.plan["lane_tags"], strict=True):
+        if JobId(number) in desk.jobs:
+            job.shares[JobId(number)] = of_cartridges(readings, tags)
 
 
 def read_in_lanes(desk: Desk, job: Job) -> Step:
@@ -134,16 +168,17 @@ def forget_gaps(plan: dict[str, Any]) -> None:
 
 def read_lane(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     """Read the cartridges of one lane."""
-    leader_of(desk, job)
-    row = desk.backups[job.row.backup]
-    readings = yield from lay_out(desk, job, row, None, tags=job.plan["tags"])
+    readings = yield Claim(attempt=lambda: _share(desk, job))
     if job.state is JobState.QUEUED:
+        tell_needs(desk, job, job.plan["tags"])
         job.update(started=desk.wall)
         desk.enter(job, JobState.COPYING)
     ended = yield from adopt_item(desk, job, item)
     yield from copy_readings(desk, job, readings, ended)
-    lost = sum(blocks for _, blocks in gap_extents(desk, job.plan, readings))
+    gone = job.plan.get("lost", ())
+    lost = sum(blocks for _, blocks in (*gone, *gap_extents(desk, job.plan, readings)))
     leader = leader_of(desk, job)
+    note_lost(leader, gone)
     leader.plan.setdefault("lane_ends", {})[str(job.plan["lane"])] = {
         "bytes": job.row.done_bytes,
         "gaps": job.plan.get("gaps", []),
@@ -158,6 +193,15 @@ def read_lane(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
         return
     desk.enter(job, JobState.COMMITTING)
     desk.end_job(job, JobState.COMPLETED, reason="", exit_code=0)
+
+
+def _share(desk: Desk, job: Job) -> list[Reading] | NotYet:
+    """Take what the leader has laid out for a lane."""
+    leader = leader_of(desk, job)
+    share: list[Reading] | None = leader.shares.pop(job.row.job, None)
+    return (
+        NotYet(f"waiting: job {leader.row.job} lays out what is read") if share is None else share
+    )
 
 
 def clean_up_read_lane(desk: Desk, job: Job) -> Step:

@@ -92,6 +92,20 @@ def take_done(desk: Desk, job: Job, ended: ItemRow) -> None:
     desk.save(job)
 
 
+def note_lost(job: Job, extents: Iterable[Sequence[int]]) -> None:
+    """Remember blocks (LBA, blocks) that are not there, so that their files can be named; the caller saves the job.
+
+    Raises `MediumError` if they are more than `LOST_EXTENTS_MAX`.
+    """
+    lost = job.plan.setdefault("lost", [])
+    lost += [list(extent) for extent in extents]
+    if len(lost) > LOST_EXTENTS_MAX:
+        raise MediumError(
+            f"more than {LOST_EXTENTS_MAX} pieces cannot be restored",
+            hint=f"ctl submit verify {job.row.backup} lists all damage",
+        )
+
+
 def copy_readings(
     desk: Desk,
     job: Job,
@@ -334,7 +348,7 @@ class _Course:
                 f"than they are on {part.tag}"
             )
             self.desk.log(self.job, "error", told)
-            self._lose_extents(wrong)
+            note_lost(self.job, wrong)
         del self.plan["unchecked"]
         self.desk.save(self.job)
 
@@ -461,19 +475,9 @@ class _Course:
         """These records of the stream do not come back; raises `error` if that ends the restore."""
         if "selection" in self.plan:
             for each in lost:
-                self._lose_extents([(lba, n) for _, lba, n in _slice(self.reading, *each)])
+                note_lost(self.job, [(lba, n) for _, lba, n in _slice(self.reading, *each)])
         elif self._keeps_going:
             gaps = self.plan.setdefault("gaps", [])
             gaps += [[self.plan["part"] - 1, first, end] for first, end in lost]
         else:
             raise error
-
-    def _lose_extents(self, extents: Sequence[tuple[int, int]]) -> None:
-        """Remember blocks that are not there, so that their files can be named."""
-        lost = self.plan.setdefault("lost", [])
-        lost += [list(extent) for extent in extents]
-        if len(lost) > LOST_EXTENTS_MAX:
-            raise MediumError(
-                f"more than {LOST_EXTENTS_MAX} pieces cannot be restored",
-                hint=f"ctl submit verify {self.job.row.backup} lists all damage",
-            )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.core.chain import FULL, Picks, change_map, everything, lay_over
+from controller.core.chain import FULL, Overlay, Picks, change_map, everything
 from controller.core.extent_runs import ExtentRuns, intersect
 
 BLOCKS = 24
@@ -119,7 +119,7 @@ def told(story: list[tuple[str, object, int | None]]) -> Model:
 def restored(member: Member) -> dict[int, int]:
     found: dict[int, int] = {}
     chain = chain_of(member)
-    for each, picks in zip(chain, lay_over([m.runs for m in chain]), strict=True):
+    for each, picks in zip(chain, map(Overlay().take, [m.runs for m in chain]), strict=True):
         for position, lba, blocks in picks.slice(0, each.runs.total_blocks):
             for n in range(blocks):
                 assert lba + n not in found, "a block is written once"
@@ -165,7 +165,7 @@ def test_no_block_is_taken_that_a_newer_member_says_anything_about(
     for member in told(story).members:
         chain = chain_of(member)
         known: set[int] = set()
-        for each, picks in zip(chain, lay_over([m.runs for m in chain]), strict=True):
+        for each, picks in zip(chain, map(Overlay().take, [m.runs for m in chain]), strict=True):
             mine = blocks_of(each.runs)
             taken = [
                 lba + n

@@ -16,7 +16,7 @@ from backplane.scsi.copy_status import MOVER_PARAMETERS
 from backplane.scsi.designator import designator_of
 from backplane.scsi.parameter_list import decode_parameter_list
 from controller.core import planner
-from controller.core.chain import Picks, change_map, everything, lay_over
+from controller.core.chain import Overlay, Picks, change_map, everything
 from controller.core.extent_runs import ExtentRuns
 from controller.core.planner import PartPicks, PlannedList, plan_restore
 from mover_node.core.abort import Ended
@@ -125,7 +125,9 @@ def test_a_chain_is_restored_by_the_copy_manager(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "SEGMENTS_MAX", segments_max)
         patch.setattr(planner, "LIST_BYTES_MAX", records_max * RECORD)
-        for runs, picks, at in zip(chain, lay_over(chain), reversed(objects), strict=True):
+        for runs, picks, at in zip(
+            chain, map(Overlay().take, chain), reversed(objects), strict=True
+        ):
             content = picks_for(runs, picks)
             read = bench.restore(content, data_object=at)
             wanted = {
@@ -153,7 +155,7 @@ def test_the_damaged_record_is_found_behind_those_that_the_copy_manager_has_read
     at = bench.append(stream_of(runs, volume))
     newer = runs_of(set(range(BLOCKS)) - wanted)
     newer.zeros = ExtentRuns()
-    content = picks_for(runs, lay_over([newer, runs])[1])
+    content = picks_for(runs, list(map(Overlay().take, [newer, runs]))[1])
     bench.tape.bad_objects = {at + bad}
     first = content.wanted_from(0)
     assert first is not None

@@ -24,6 +24,7 @@ from controller.catalog.memory import MemoryCatalog
 from controller.core import documents
 from controller.core import effects as core
 from controller.core.extent_runs import ExtentRuns
+from controller.core.lane_jobs import lane_jobs, with_tallies
 from controller.core.machine import Machine
 from controller.operator_interface import OperatorInterface
 from tests.site.arguments import parse
@@ -501,8 +502,11 @@ def restored(site: Site, backup: int, *, name: str = "copy") -> dict[int, bytes]
 
 
 def ledger(site: Site, job: int) -> dict[str, Any]:
-    """Return the ledger document of a job."""
-    return documents.ledger_document(site.job(job), site.items(job), names={})
+    """Return the ledger document of a job, lanes included."""
+    row = site.job(job)
+    lanes = lane_jobs(row)
+    items = [item for number in (job, *lanes) for item in site.items(number)]
+    return documents.ledger_document(with_tallies(row, map(site.job, lanes)), items, names={})
 
 
 def report(site: Site, job: int) -> dict[str, Any]:

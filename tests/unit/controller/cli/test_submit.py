@@ -97,13 +97,26 @@ def test_how_many_drives_a_restore_reads_is_left_to_the_controller_unless_it_is_
         assert controller.arguments("job.submit")["drives"] == drives
     controller.calls.clear()
     chosen = ("submit", "restore", "3", "--new", "copy", "--path", "home")
-    code, _, err = ctl(*chosen, "--drives", "2")
-    assert (code, controller.calls) == (2, [])
-    assert "chosen files are read from one drive" in err
+    assert ctl(*chosen, "--drives", "2")[0] == 0
+    assert controller.arguments("job.submit")["drives"] == 2
+    controller.calls.clear()
     for kind in (chosen, ("submit", "backup", "vol")):
         code, _, err = ctl(*kind, "--drives", "0")
         assert (code, controller.calls) == (2, [])
         assert "0 is not in the range" in err
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [((), "files are put back in place"), (("--into", "/mnt"), "--into has files written")],
+)
+def test_files_that_go_onto_a_volume_that_is_online_are_read_from_one_drive(
+    controller: Any, ctl: Any, where: tuple[str, ...], words: str
+) -> None:
+    code, _, err = ctl("submit", "restore", "3", "--path", "home", *where, "--drives", "2")
+    assert (code, controller.calls) == (2, [])
+    assert f"--drives 2: {words} by one job, which alone may write" in " ".join(err.split())
+    assert "--out FOLDER" in err
 
 
 @pytest.mark.parametrize(

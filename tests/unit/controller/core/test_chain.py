@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backplane.errors import VolumeError
 from backplane.ids import BackupId, CartridgeId, NodeName, VolumeId, VolumeTag
@@ -13,13 +15,13 @@ from controller.catalog.store import BackupRow, CartridgeRow, PartRow
 from controller.core import chain
 from controller.core.chain import (
     NoParent,
+    Overlay,
     Picks,
     Reading,
     chain_of,
     change_map,
     choose_parent,
     everything,
-    lay_over,
     needed_tags,
     tape_order,
     why_broken,
@@ -263,20 +265,44 @@ def test_each_block_is_taken_from_the_newest_member_that_says_anything_about_it(
     older.zeros = ExtentRuns([(8, 2)])
     newest = ExtentRuns([(3, 1)])
     newest.zeros = ExtentRuns([(5, 1)])
-    taken = [list(picks.slice(0, 10)) for picks in lay_over([newest, older, full])]
+    taken = [list(picks.slice(0, 10)) for picks in map(Overlay().take, [newest, older, full])]
     assert taken == [[(0, 3, 1)], [(0, 2, 1), (2, 4, 1)], [(0, 0, 2), (6, 6, 2)]]
 
 
-def test_a_chain_without_a_full_backup_is_a_bug() -> None:
-    runs = ExtentRuns([(0, 1)])
-    runs.zeros = ExtentRuns()
-    with pytest.raises(AssertionError, match="ends in a full backup"):
-        lay_over([runs])
+def test_a_chain_that_goes_on_behind_a_full_backup_is_a_bug() -> None:
+    overlay = Overlay()
+    overlay.take(ExtentRuns([(0, 1)]))
+    with pytest.raises(AssertionError, match="a full backup stands on none"):
+        overlay.take(ExtentRuns([(0, 1)]))
 
 
 def test_picks_of_nothing_are_nothing() -> None:
     assert list(Picks().slice(0, 100)) == []
     assert (Picks().before(50), Picks().total_blocks) == (0, 0)
+
+
+PLACES = st.integers(0, 40)
+
+
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=6),
+    outer=st.tuples(PLACES, PLACES),
+    inner=st.tuples(PLACES, PLACES),
+)
+def test_a_part_of_picks_is_what_their_slice_is_also_a_part_of_a_part(
+    gaps: list[tuple[int, int]], outer: tuple[int, int], inner: tuple[int, int]
+) -> None:
+    at, pieces = 0, []
+    for gap, blocks in gaps:
+        pieces.append((at + gap, 1000 - 2 * at, blocks))
+        at += gap + blocks
+    made = whole = Picks(pieces)
+    assert whole.within(0, at) is whole
+    for low, high in (outer, (max(outer[0], inner[0]), min(outer[1], inner[1]))):
+        made, expected = made.within(low, high), Picks(whole.slice(low, high))
+        assert list(made.slice(0, 100)) == list(expected.slice(0, 100))
+        assert made.total_blocks == expected.total_blocks
+        assert [made.before(n) for n in range(50)] == [expected.before(n) for n in range(50)]
 
 
 # --- the order of the tapes ----------------------------------------------------------------------

@@ -325,20 +325,95 @@ def test_a_chain_is_read_from_as_many_drives_as_any_of_it_was_written_with() -> 
     assert site.disk.by_name("copy").data == volume.data
 
 
-def test_chosen_files_are_read_from_one_drive() -> None:
-    site = site_with()
-    volume = site.disk.by_name("vol")
-    volume.files.table = {"a": (1, 2), "b": (30,)}
-    back_up(site, drives=2)
-    for asked in ({"paths": ["a"]}, {"paths": ["a"], "new": ""}, {"placed": ["a"], "onto": ["x"]}):
-        with pytest.raises(UsageError, match="--drives 2: chosen files are read from one drive"):
-            restore(site, backup=2, drives=2, **asked)
-    with pytest.raises(UsageError, match="--drives 65"):
-        restore(site, drives=65)
-    job = restore(site, backup=2, paths=["a"])
+def copied_site() -> Site:
+    """A backup of one drive on one cartridge, and backup 2, its second copy, on two that hold less."""
+    site = connected(drives=3, tags=TAGS)
+    site.connect_mover("m2")
+    site.make_volume("vol", data=MANY)
+    back_up(site)
+    site.set_cartridge(ONE, status="full")
+    site.tapes[TWO].capacity = 13
+    job = site.submit("copy", backup=1, pool="default")
+    site.run()
+    assert site.job(job).state == "completed", site.job(job).reason
+    assert (tags_of(site), tags_of(site, 2)) == ([ONE], [TWO, THREE])
+    return site
+
+
+@pytest.mark.parametrize(
+    ("drives", "asked", "lanes"),
+    [(3, {"backup": 2}, 2), (3, {"backup": 2, "drives": 1}, 0), (1, {"backup": 2}, 0), (3, {}, 0)],
+)
+def test_of_a_second_copy_all_cartridges_are_read_as_far_as_there_are_drives(
+    drives: int, asked: dict[str, int], lanes: int
+) -> None:
+    site = copied_site()
+    for name in list(site.tape.drives)[drives:]:
+        del site.tape.drives[name]
+    site.restart_node("tape")
+    job = restore(site, **asked)
     site.run()
     check_end(site, job)
-    assert lanes_of(site, job) == []
+    assert len(lanes_of(site, job)) == lanes
+    assert site.disk.by_name("copy").data == MANY
+
+
+def test_a_second_copy_that_stands_in_for_what_is_away_is_read_from_all_its_cartridges() -> None:
+    site = copied_site()
+    site.set_cartridge(ONE, status="error")
+    job = restore(site)
+    site.run()
+    check_end(site, job)
+    assert len(lanes_of(site, job)) == 2
+    assert sorted(result_of(site, job)["needs"]) == [TWO, THREE]
+
+
+def test_what_lanes_read_is_laid_out_once_in_each_life_of_the_controller() -> None:
+    site = chain_site()
+    fetched: list[int] = []
+    emit = site.machine.__class__.emit
+
+    def count(self: Any, effect: core.Effect) -> None:
+        if isinstance(effect, core.FetchExtents):
+            fetched.append(effect.backup)
+        emit(self, effect)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site.machine.__class__, "emit", count)
+        job = restore(site, backup=2, drives=2)
+        begun(site, job, steps=8)
+        assert fetched == [2, 1]
+        site.restart()
+        assert not site.machine.jobs[job].shares
+        site.run()
+    check_end(site, job)
+    assert fetched == [2, 1, 2, 1]
+    assert site.disk.by_name("copy").data == site.disk.by_name("vol").data
+
+
+def test_lanes_wait_for_what_their_leader_lays_out() -> None:
+    site = site_with()
+    job = restore(site)
+    begun(site, job)
+    site.restart()
+    assert site.machine.jobs[job + 1].row.reason == f"waiting: job {job} lays out what is read"
+    site.run()
+    check_end(site, job)
+
+
+def test_a_restore_whose_records_are_elsewhere_after_a_restart_ends_and_says_so() -> None:
+    """Lanes that count in other readings than before would leave records out, and nobody would miss them."""
+    site = site_with()
+    job = restore(site)
+    begun(site, job, steps=6)
+    site.restart()
+    part = site.machine.registry.parts[BackupId(1), 1]
+    moved = replace(part, data_object=part.data_object + 1)
+    site.machine.registry.parts[BackupId(1), 1] = moved
+    site.run()
+    check_end(site, job, "failed")
+    told = "the catalog has backup 1 on other records now than when the restore began"
+    assert told in site.job(job).reason
 
 
 @pytest.mark.parametrize("movers", [1, 2])
@@ -614,7 +689,7 @@ def test_a_restart_takes_every_lane_up_where_it_was(steps: int) -> None:
 
 @pytest.mark.parametrize("drives", [1, 2])
 def test_a_controller_that_dies_anywhere_goes_on_and_lists_the_same_holes(drives: int) -> None:
-    for crash_at in range(300):
+    for crash_at in range(drives, 300, 2):  # The two of them die everywhere.
         site = site_with(drives=drives)
         for part, record in zip(site.machine.registry.parts_of(1), (0, 1), strict=True):
             site.tapes[part.tag].bad.add(part.data_object + record)
@@ -687,3 +762,154 @@ def test_two_runs_of_a_list_of_a_lane_do_no_harm() -> None:
     site.send("m1", late[0])
     site.settle()
     assert site.disk.by_name("copy").data == before == MANY
+
+
+# --- chosen files --------------------------------------------------------------------------------
+
+FILES = {"a": (1, 2, 20), "b": (25, 30), "c": (3, 40), "d": (7, 8)}
+"""On the first cartridge, on the second, on both, and chosen by nobody."""
+
+
+def site_with_files(**options: Any) -> Site:
+    """A site with backup 1 of two cartridges, with a map of files."""
+    site = connected(drives=3, tags=TAGS)
+    site.connect_mover("m2")
+    site.machine.stretch_bytes_min = 1
+    volume = site.make_volume("vol", data=MANY)
+    volume.files.table = dict(FILES)
+    back_up(site, drives=2, **options)
+    return site
+
+
+def chosen(site: Site, **options: Any) -> int:
+    return restore(site, **{"paths": ["a", "b", "c"], "staging": True} | options)
+
+
+def files_of(site: Site, job: int) -> dict[str, str]:
+    """Return the files that did not come back, and why."""
+    listed = result_of(site, job)["files"]["listed"]
+    return {each["path"]: each["reason"] for each in listed}
+
+
+@pytest.mark.parametrize(
+    ("options", "lanes"), [({}, 2), ({"drives": 3}, 2), ({"drives": 1}, 0), ({"paths": ["a"]}, 0)]
+)
+def test_chosen_files_are_read_from_the_drives_that_have_them(
+    options: dict[str, Any], lanes: int
+) -> None:
+    site = site_with_files()
+    job = chosen(site, **options)
+    site.run()
+    check_end(site, job)
+    assert len(lanes_of(site, job)) == lanes
+    names = options.get("paths", ["a", "b", "c"])
+    wanted = {lba for name in names for lba in FILES[name]}
+    assert site.disk.by_name("copy").data == {lba: MANY[lba] for lba in wanted}
+    assert result_of(site, job)["files"]["restored"] == len(names)
+    assert report(site, job)["ledger"]["planned_bytes"] == len(wanted) * BLOCK
+
+
+@pytest.mark.parametrize("written", [{}, {"paths": ["a", "b", "c"]}])
+def test_what_comes_back_inside_of_a_volume_is_read_in_lanes_too(written: dict[str, Any]) -> None:
+    """Chosen files with all that makes a file system of them; and a backup that has no others."""
+    site = site_with_files(**written)
+    job = restore(site, **({} if written else {"paths": ["a", "b", "c"]}))
+    site.run()
+    check_end(site, job)
+    assert len(lanes_of(site, job)) == 2
+    kept = {lba: data for lba, data in MANY.items() if lba not in FILES["d"]}
+    assert site.disk.by_name("copy").data == kept
+
+
+def test_a_damaged_record_of_a_lane_costs_the_files_in_it_and_the_other_lanes_are_told_too() -> (
+    None
+):
+    site = site_with_files()
+    one, two = site.machine.registry.parts_of(1)
+    site.tapes[one.tag].bad = {one.data_object + 5}
+    site.tapes[two.tag].bad = {two.data_object + 4}
+    job = chosen(site)
+    site.run()
+    check_end(site, job, "partial")
+    assert len(lanes_of(site, job)) == 2
+    reason = "some of its blocks could not be read"
+    assert files_of(site, job) == {"a": reason, "c": reason}
+    assert result_of(site, job)["files"]["restored"] == 1
+    assert result_of(site, job)["damaged_records"] == 2
+    for number in lanes_of(site, job):
+        assert site.job(number).state == "partial"
+        assert "1 blocks could not be read: ctl job show" in site.job(number).reason
+
+
+def test_what_a_lane_has_written_elsewhere_is_found_by_its_check() -> None:
+    site = site_with_files()
+    site.disk.misdirected = {25: 30, 20: 2}
+    job = chosen(site)
+    site.run()
+    check_end(site, job, "partial")
+    assert len(lanes_of(site, job)) == 2
+    assert set(files_of(site, job)) == {"a", "b"}
+
+
+def test_more_that_is_lost_in_all_lanes_than_can_be_remembered_ends_the_restore(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("controller.core.restoring.LOST_EXTENTS_MAX", 1)
+    site = site_with_files()
+    for part in site.machine.registry.parts_of(1):
+        site.tapes[part.tag].bad = {part.data_object + (5 if part.part == 1 else 4)}
+    job = chosen(site)
+    site.run()
+    check_end(site, job, "failed")
+    assert "more than 1 pieces cannot be restored" in site.job(job).reason
+
+
+def test_a_controller_that_dies_anywhere_names_the_same_lost_files() -> None:
+    for crash_at in range(0, 400, 5):
+        site = site_with_files()
+        for part in site.machine.registry.parts_of(1):
+            site.tapes[part.tag].bad = {part.data_object + (5 if part.part == 1 else 4)}
+        job = chosen(site)
+        site.crash_at = site.effects_seen + crash_at
+        is_through = True
+        try:
+            site.run()
+        except ControllerDied:
+            is_through = False
+            site.restart()
+            site.run()
+        check_end(site, job, "partial")
+        assert set(files_of(site, job)) == {"a", "c"}
+        wanted = {lba for name in "abc" for lba in FILES[name]} - {20, 40}
+        assert set(site.disk.by_name("copy").data) == wanted
+        if is_through:
+            return
+    raise AssertionError("it never gets through")
+
+
+def test_what_one_job_writes_to_a_volume_that_is_online_is_read_from_one_drive() -> None:
+    site = site_with_files()
+    why = "--drives 2: {} while the volume is online, by the one job that it is reserved for"
+    for asked, words in (
+        ({"paths": ["a"], "new": ""}, "files are put back in place"),
+        ({"placed": ["a"], "onto": ["x"]}, "prepared files are written"),
+    ):
+        with pytest.raises(UsageError, match=why.format(words)):
+            restore(site, drives=2, **asked)
+    with pytest.raises(UsageError, match="--drives 65"):
+        restore(site, drives=65)
+    job = restore(site, paths=["a"], new="", drives=1)
+    site.run()
+    assert site.job(job).state == "completed", site.job(job).reason
+    assert lanes_of(site, job) == []
+
+
+def test_a_whole_volume_goes_back_onto_its_own_volume_in_lanes() -> None:
+    site = site_with()
+    volume = site.disk.by_name("vol")
+    volume.write({5: b"x" * BLOCK, 60: b"y" * BLOCK})
+    job = restore(site, new="", to="vol", force=True)
+    site.run()
+    assert site.job(job).state == "completed", site.job(job).reason
+    assert len(lanes_of(site, job)) == 2
+    assert volume.data == MANY
