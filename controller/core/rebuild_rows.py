@@ -73,6 +73,11 @@ class Known:
         """Return the parts of a backup."""
         return self.parts.get(BackupId(backup), ())
 
+    def is_there(self, part: PartRow) -> bool:
+        """Say whether a part is still on its cartridge, which may have been erased and labelled anew."""
+        row = self.cartridges.get(part.tag)
+        return row is None or row.cartridge == part.cartridge
+
     def name_of(self, cartridge: str) -> str:
         """Return the barcode of a cartridge, or its UUID if nobody knows that."""
         tags = [row.tag for row in self.cartridges.values() if row.cartridge == cartridge]
@@ -125,7 +130,8 @@ def take_backup(
                 f"{there.header_object} in this catalog, and not on {tag} at {part.header_object}"
             )
     whole = _extents(first, found, runs if before else None)
-    missing = _missing(first, found, sorted(have.values(), key=_place), whole, known)
+    there = [part for part in have.values() if part.cartridge == cartridge or known.is_there(part)]
+    missing = _missing(first, found, sorted(there, key=_place), whole, known)
     made = _row(first, found, before, whole, missing)
     if brought_back:
         made = bring_back(made, wall=brought_back)

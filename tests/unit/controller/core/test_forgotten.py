@@ -276,6 +276,21 @@ def test_a_pruned_backup_of_which_a_cartridge_is_missing_is_not_asked_for(site: 
     assert restored(site, 1) == DATA
 
 
+def test_what_comes_back_without_a_cartridge_that_was_used_again_is_not_called_complete(
+    site: Site,
+) -> None:
+    site.tapes[ONE].capacity = 9
+    prune(site, backed_up(site))
+    label = site.submit("label", tag=ONE)
+    site.run()
+    check_end(site, label)
+    job = rebuild(site, TWO, with_pruned=True)
+    row = site.machine.backups[BackupId(1)]
+    assert (row.state, row.is_protected) == ("failed", True)
+    [lacks] = json.loads(job.result)["incomplete"]
+    assert "lacks what comes before part 2" in lacks
+
+
 def test_what_stands_on_a_pruned_backup_is_told_with_the_command(two_tapes: Site) -> None:
     site = two_tapes
     rows = site.machine.backups
