@@ -130,8 +130,8 @@ def take_backup(
                 f"{there.header_object} in this catalog, and not on {tag} at {part.header_object}"
             )
     whole = _extents(first, found, runs if before else None)
-    there = [part for part in have.values() if part.cartridge == cartridge or known.is_there(part)]
-    missing = _missing(first, found, sorted(there, key=_place), whole, known)
+    left = (row for row in have.values() if row.cartridge == cartridge or known.is_there(row))
+    missing = _missing(first, found, sorted(left, key=_place), whole, known)
     made = _row(first, found, before, whole, missing)
     if brought_back:
         made = bring_back(made, wall=brought_back)
