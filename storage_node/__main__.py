@@ -10,15 +10,17 @@ from pathlib import Path
 
 import click
 
-from backplane.errors import BackupError, ExitCode
+from backplane.errors import BackupError, ExitCode, RefusedError
 from backplane.runtime import failpoints
 from backplane.runtime.clock import SystemClock
 from backplane.runtime.config import load_config
 from backplane.runtime.logs import setup_logs
 from storage_node.config import StorageNodeConfig
+from storage_node.core.time_line import written
 from storage_node.mapping.limits import MappingRules
 from storage_node.mapping.opinion import survey
 from storage_node.mapping.opinion_report import as_json, as_text
+from storage_node.node_clock import accept, kept_doubt, kernel_boot_id
 from storage_node.placing.prepared import opened_folder
 from storage_node.placing.session import HOLD_S, Session
 from storage_node.rescue.restore_from import (
@@ -157,6 +159,41 @@ def restore_from(
         click.echo(f"missing: {reason}", err=True)
     if made.losses.reasons:
         sys.exit(int(ExitCode.PARTIAL))
+
+
+@main.command("accept-clock")
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The TOML file of the node.",
+)
+@click.option("--yes", is_flag=True, help="The clock is right: the node is to believe it.")
+def accept_clock(config_file: Path, yes: bool) -> None:
+    """Say whether this node believes the clock of its machine, and have it do so once somebody has looked at it.
+
+    A clock that has leapt forward would end retentions early, so none ends by it until then.  Run it where the node
+    runs, and as the same user; the node takes it up within seconds.
+
+    \b
+    Exit codes: 0 the clock is believed, or will be; 1 failed; 2 usage; 4 no node with a library has run here;
+    5 the clock is not believed, and --yes was not said.
+    """
+    try:
+        config = load_config(StorageNodeConfig, config_file, env_prefix="STORAGE_NODE")
+        clock, boot = SystemClock(), kernel_boot_id()
+        doubt = kept_doubt(config.state_folder, clock, boot=boot)
+        if not doubt:
+            click.echo(f"believed: the clock is at {written(clock.wall())}")
+        elif yes:
+            accept(config.state_folder, clock, boot=boot)
+            click.echo(f"accepted: the clock is at {written(clock.wall())}")
+        else:
+            raise RefusedError(f"not believed: {doubt}", hint="look at the clock; then --yes")
+    except BackupError as error:
+        click.echo(f"storage-node: {error}", err=True)
+        sys.exit(int(error.exit_code))
 
 
 @main.command("map")

@@ -40,6 +40,7 @@ from storage_node.floor_store import FloorStore
 from storage_node.mapping.limits import MappingRules
 from storage_node.mapping.mapper import Mapper
 from storage_node.nbd.server import NbdServer
+from storage_node.node_clock import NodeClock, kernel_boot_id
 from storage_node.state_file import StateError, write_file
 from storage_node.state_reserve import StateReserve
 from storage_node.tape.device_drive import DeviceDrive
@@ -208,7 +209,7 @@ class StorageNode:
             library,
             self._access,
             state_folder=self._config.state_folder,
-            clock=clock,
+            clock=NodeClock(clock, boot=kernel_boot_id(), folder=self._config.state_folder),
             new_uuid=lambda: uuid.uuid4().hex,
         )
         stack.callback(tape.end)
@@ -293,11 +294,6 @@ def _make_drive(config: StorageNodeConfig) -> VirtualDrive:
     if config.drive_model == "none":
         return VirtualDrive()
     return ModelledDrive(SPECIFICATIONS[config.drive_model], pace=config.drive_model_speed)
-
-
-def kernel_boot_id() -> str:
-    """Return what tells one start of the machine from the next."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _version() -> str:

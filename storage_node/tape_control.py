@@ -22,11 +22,9 @@ from backplane.errors import (
     BackupError,
     NotFoundError,
     RefusedError,
-    RetainedError,
     StaleError,
 )
 from backplane.ids import Designator, Epoch, VolumeTag
-from backplane.runtime.clock import Clock
 from backplane.scsi.designator import designator_of
 from backplane.scsi.tape_alert import TapeAlert
 from backplane.tape_format.payload import encode_payload
@@ -41,11 +39,12 @@ from backplane.wire.messages import (
     TapeRetain,
     TapeUnload,
 )
-from storage_node.access import Access, audit
+from storage_node.access import Access
 from storage_node.core.admission import Unit, UnitKind
-from storage_node.core.retention import erase_refusal, kept_because, latest, moment
 from storage_node.core.tape_alert import Health
 from storage_node.core.tape_position import SpaceCode
+from storage_node.core.time_line import written
+from storage_node.node_clock import NodeClock
 from storage_node.state_file import lasting_uuids
 from storage_node.tape.cartridge_info import is_cleaning_tag
 from storage_node.tape.equipment import Library, LibraryDrive, LoadedCartridge
@@ -53,6 +52,7 @@ from storage_node.tape.library import CartridgeFacts, CartridgeStatus, quarantin
 from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.record_sampler import sample_records, unpack_pieces
 from storage_node.tape.volume_reader import LabelState, TapeEnd
+from storage_node.tape_keeping import permit_erase, retained
 from storage_node.tape_media import (
     after_load,
     alerts_of,
@@ -90,7 +90,7 @@ class TapeControl:
         access: Access,
         *,
         state_folder: Path,
-        clock: Clock,
+        clock: NodeClock,
         new_uuid: Callable[[], str],
     ) -> None:
         self._library = library
@@ -114,6 +114,7 @@ class TapeControl:
             self.units[unit.designator] = unit
             access.put_unit(Unit(designator=unit.designator, kind=UnitKind.TAPE))
         self._short = frozenset[str]()
+        self._written_last: dict[str, str] = {}
         self._facts = {facts.tag: facts for facts in library.cartridges()}
 
     # --- describing ------------------------------------------------------------------------------
@@ -138,7 +139,11 @@ class TapeControl:
         return drives, cartridges
 
     def has_space_changed(self) -> bool:
-        """Say whether the disk below has become too small for a cartridge, or large enough, since `describe`."""
+        """Say whether the disk below has become too small for a cartridge, or large enough, since `describe`.
+
+        Asked every few seconds, so the clock is looked at as well.
+        """
+        self._clock.look()
         with self._lock:
             return self._out_of_space() != self._short
 
@@ -242,25 +247,28 @@ class TapeControl:
                 raise NotFoundError(
                     f"cartridge {message.tag} is not in {unit.name}: {cartridge.info.tag} is"
                 )
-            self._permit_erase(message, cartridge, drive)
+            with drive.looking() as head:
+                facts = erase_facts(cartridge, head)
+            permit_erase(message, facts, self._clock)
             self._erase(number, unit, drive, cartridge)
             self._look(unit, drive)
             return self._about(NodeReply(request=message.request, boot_id=b""), unit, message.tag)
 
-    def retain(self, message: TapeRetain) -> CartridgeState:
+    def retain(self, message: TapeRetain) -> NodeReply:
         """Keep a cartridge from being erased; retention is only ever extended."""
-        if message.retain_until:
-            moment(message.retain_until)
         with self._hold(message.tag):
             info = self._library.info(message.tag)
-            until = latest((info.retain_until, message.retain_until))
-            changed = replace(info, retain_until=until, is_held=message.is_held)
+            written_last = self._written_last.get(message.tag, "")
+            changed = retained(info, message, self._clock, written_last=written_last)
             if changed != info:
                 self._library.save_info(changed)
-                facts = {"cartridge": info.tag, "until": until, "held": message.is_held}
-                audit.info("retained", extra=facts)
             self._facts[message.tag] = self._library.facts(message.tag)
-            return self._state(message.tag)
+            return NodeReply(
+                request=message.request,
+                boot_id=b"",
+                cartridges=(self._state(message.tag),),
+                clock=written(self._clock.wall()),
+            )
 
     def metadata(self, drive_name: str, start: int) -> NodeReply:
         """Return metadata records from an object on, read by a head of its own."""
@@ -318,7 +326,7 @@ class TapeControl:
                 facts = self._library.add(
                     message.tag,
                     capacity_bytes=message.capacity_bytes,
-                    created=f"{self._clock.wall():%Y-%m-%dT%H:%M:%SZ}",
+                    created=written(self._clock.wall()),
                     is_worm=message.is_worm,
                 )
             self._facts[message.tag] = facts
@@ -448,32 +456,6 @@ class TapeControl:
             self._facts[tag] = self._library.facts(tag)
         log.info("drive cleaned", extra={"cartridge": tag, "drive": unit.name})
 
-    def _permit_erase(
-        self, message: TapeErase, cartridge: LoadedCartridge, drive: LibraryDrive
-    ) -> None:
-        """Raise `RefusedError` unless the cartridge may be erased; either is in the audit."""
-        with drive.looking() as head:
-            facts = erase_facts(cartridge, head)
-        now = self._clock.wall()
-        reason = erase_refusal(facts, now=now, is_forced=message.is_forced)
-        told = {
-            "request": message.kind,
-            "cartridge": message.tag,
-            "drive": message.drive,
-            "epoch": message.epoch,
-            "forced": message.is_forced,
-        }
-        if not reason:
-            audit.info("erased", extra=told)
-            return
-        audit.warning("refused", extra=told | {"reason": reason})
-        if kept_because(facts, now=now):
-            raise RetainedError(reason)
-        is_matter_of_force = not erase_refusal(facts, now=now, is_forced=True)
-        raise RefusedError(
-            reason, hint="--force erases it all the same" if is_matter_of_force else ""
-        )
-
     def _erase(
         self, number: int, unit: TapeUnit, drive: LibraryDrive, cartridge: LoadedCartridge
     ) -> None:
@@ -516,6 +498,8 @@ class TapeControl:
 
     def _note_end(self, cartridge: LoadedCartridge, end: TapeEnd) -> None:
         """Keep what the last trailer says with the cartridge, once it is on the medium."""
+        if end.trailer is not None:
+            self._written_last[cartridge.info.tag] = end.trailer.created
         info = informed(cartridge.info, end)
         if info != cartridge.info and cartridge.durable_count == cartridge.object_count:
             self._library.save_info(info)
@@ -552,7 +536,9 @@ class TapeControl:
         """Add the state of a drive and of a cartridge ("" for none) to an answer."""
         with self._lock:
             cartridges = (self._state(tag),) if tag else ()
-            return replace(reply, drives=(self._drive_state(unit.name),), cartridges=cartridges)
+            drives = (self._drive_state(unit.name),)
+        clock = written(self._clock.wall())
+        return replace(reply, drives=drives, cartridges=cartridges, clock=clock)
 
     def _drive_state(self, name: str) -> DriveState:
         number, unit, drive = self._drives[name]

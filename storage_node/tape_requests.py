@@ -77,7 +77,7 @@ def tape_work(message: TapeMessage, role: Callable[[], TapeControl]) -> TapeWork
         case TapeMove():
             return cartridge(message.tag, lambda tape: tape.move(message))
         case TapeRetain():
-            return cartridge(message.tag, lambda tape: tape.retain(message))
+            return change(message.tag, lambda tape: tape.retain(message))
         case TapeDigest():
             return read(message.drive, lambda tape: _digest(tape, message, empty), is_long=False)
         case TapeSample():

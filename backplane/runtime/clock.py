@@ -19,6 +19,9 @@ class Clock(Protocol):
     def wall(self) -> datetime:
         """Return the time of day in UTC; may jump."""
 
+    def uptime(self) -> float:
+        """Return seconds since the machine was started, those included in which it slept; nobody sets it."""
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -30,3 +33,7 @@ class SystemClock:
     def wall(self) -> datetime:
         """Return the time of day in UTC."""
         return datetime.now(UTC)
+
+    def uptime(self) -> float:
+        """Return CLOCK_BOOTTIME."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -20,6 +20,10 @@ class ManualClock:
         """Return a time of day that advances with `monotonic`."""
         return self._wall
 
+    def uptime(self) -> float:
+        """Return seconds that advance with `monotonic`."""
+        return self._now
+
     def advance(self, seconds: float) -> float:
         """Let `seconds` pass; return the new monotonic time."""
         assert seconds >= 0, "a monotonic clock never goes back"

@@ -147,6 +147,10 @@ class Process:
         """Return the time of day."""
         return EPOCH + timedelta(seconds=self.simulation.now)
 
+    def uptime(self) -> float:
+        """Return the seconds since the machine was started, which a crash of the process is not."""
+        return self.simulation.now
+
     def after(self, delay_s: float, function: Deliver) -> Timer:
         """Call something later, in this life."""
         timer = Timer(self.now() + delay_s, function)

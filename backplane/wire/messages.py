@@ -800,7 +800,8 @@ class TapeErase(Message):
     """Make the cartridge in a drive blank, which takes everything that is on it.
 
     Refused by the node itself while retention (its own record, or what is on the tape) or a hold lasts, and for WORM,
-    whoever asks.  `is_forced` is needed for a tape that is no blank one and none of ours.
+    whoever asks.  `is_forced` is needed for a tape that is no blank one and none of ours.  A retention ends when it has
+    by the node's clock, and by `now` of whoever asks (RFC 3339, "" if that is not told).
     """
 
     kind: ClassVar[str] = "tape.erase"
@@ -809,17 +810,24 @@ class TapeErase(Message):
     tag: VolumeTag
     epoch: Epoch
     is_forced: bool = False
+    now: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapeRetain(Message):
-    """Keep a cartridge from being erased: until a moment (RFC 3339, never brought forward), and while a hold lasts."""
+    """Keep a cartridge from being erased: until a moment (RFC 3339, never brought forward), and while a hold lasts.
+
+    With `retain_s` (seconds, -1 for ever, 0 none) also for so long from now on: by the clock of the node or by `now`
+    (RFC 3339, "" if it is not told), whichever is later.
+    """
 
     kind: ClassVar[str] = "tape.retain"
     request: int
     tag: VolumeTag
     retain_until: Name
     is_held: bool
+    retain_s: int = 0
+    now: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -862,6 +870,7 @@ class NodeReply(Message):
     `trailer_sequence` its number on the cartridge (0 if none), `trailer` the JSON payload of its own directory entry
     (`tape_format.DirectoryEntry`), `trailer_digest` the SHA-256 of the whole trailer payload, which may be too large
     for a message.
+    `clock`: what the node's clock shows (RFC 3339), for tape.load, tape.unload, tape.erase and tape.retain.
     `records`: for tape.metadata.  `attributes`: for tape.attributes, as on the wire of READ ATTRIBUTE.
     """
 
@@ -886,6 +895,7 @@ class NodeReply(Message):
     trailer_digest: Annotated[bytes, Limit(32)] = b""
     records: Blob = b""
     attributes: Blob = b""
+    clock: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

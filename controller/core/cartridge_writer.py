@@ -203,6 +203,7 @@ class CartridgeWriter:
                 tag=self.tag,
                 epoch=epoch,
                 is_forced=is_forced,
+                now=self.desk.wall,
             ),
             what=f"erase cartridge {self.tag}",
         )

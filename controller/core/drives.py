@@ -21,6 +21,7 @@ from backplane.errors import (
 from backplane.ids import Designator, NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad, UnitFence
 from controller.catalog.store import DriveRow
+from controller.core.clocks import compare_clocks
 from controller.core.desk import Desk
 from controller.core.items import pause
 from controller.core.job import Job, place_of
@@ -125,6 +126,7 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
         assert isinstance(reply, NodeReply)
         desk.registry.drive_activity[key] = TRANSFERRING
+        compare_clocks(desk, node, reply.clock)
         for bad in sorted(suspects.keys() - {drive}):
             _put_down(desk, node, bad, suspects[bad])
         return reply

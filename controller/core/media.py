@@ -23,6 +23,7 @@ from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
 from backplane.tape_format import DirectoryEntry, VolumeHeader
 from backplane.tape_format.content import UNKNOWN_START
 from backplane.tape_format.payload import decode_payload
+from backplane.tape_format.retention import retain_until as moment_after
 from backplane.wire.messages import NodeReply, TapeRetain
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow, PoolRow
 from controller.core.allocation import (
@@ -299,10 +300,14 @@ def ask_retain(
     tag: VolumeTag,
     *,
     retain_until: str = "",
+    retain_s: int = 0,
+    wall: str = "",
     lets_go: bool = False,
     gives_up: bool = False,
 ) -> Ask:
     """Return the wish that the node of a cartridge keeps it from being erased, as its row says, until then at least.
+
+    With `retain_s` the node also reckons by its own clock: ours, at `wall`, may be behind.
 
     What the node holds stays held unless the wish `lets_go`: this catalog may have been made anew and not know why.
     The message is made when it is sent, and each time anew: a hold that came meanwhile is in it.
@@ -320,6 +325,8 @@ def ask_retain(
             tag=tag,
             retain_until=max(row.retain_until, retain_until),
             is_held=bool(row.hold) or is_held_there,
+            retain_s=retain_s,
+            now=wall,
         )
 
     return Ask(
@@ -328,6 +335,16 @@ def ask_retain(
         what=f"retain cartridge {tag}",
         gives_up=gives_up,
     )
+
+
+def kept_until(reply: NodeReply, tag: VolumeTag) -> str:
+    """Return until when a node keeps a cartridge, as it has answered a `tape.retain`; raises `VolumeError`."""
+    told = next((state.retain_until for state in reply.cartridges if state.tag == tag), "")
+    try:
+        moment_after(1, told)
+    except (ValueError, TypeError) as error:
+        raise VolumeError(f"cartridge {tag} is not retained: its node says {told!r}") from error
+    return told
 
 
 def keep(desk: Desk, row: CartridgeRow, why: str) -> None:

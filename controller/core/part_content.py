@@ -24,6 +24,7 @@ from backplane.tape_format import (
     encode_part_trailer,
 )
 from backplane.tape_format.content import FORMAT_VERSION, LABEL_OBJECTS, NEEDS_MAX, OWNER
+from backplane.tape_format.retention import retain_until
 from controller.catalog.store import BackupRow, CartridgeRow, PartRow, VolumeRow
 from controller.core.chain import FULL
 from controller.core.desk import Desk
@@ -31,7 +32,6 @@ from controller.core.job import Job
 from controller.core.lineage import ORIGINAL, PARENT, parent_of
 from controller.core.map_records import MapRecords, PlannedObject
 from controller.core.planner import Mark, MetadataObject, PartData
-from controller.core.pools import retain_until
 from controller.core.rebuild_parts import FoundPart
 from controller.core.registry import Registry
 
@@ -204,7 +204,10 @@ def part_trailer(
         map_state=row.map_state,
         selection=row.selection,
         pool=row.pool,
-        retain_until=retain_until(plan.get("retain_s", 0), plan["trailer_created"]),
+        retain_until=max(
+            retain_until(plan.get("retain_s", 0), plan["trailer_created"]),
+            plan.get("trailer_retain", ""),  # What the node has reckoned, by its own clock.
+        ),
         copy_of_uuid=original_uuid(desk.backups, row),
         lane=plan.get("lane", 0),
         lanes=row.lanes,

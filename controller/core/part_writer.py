@@ -61,6 +61,7 @@ from controller.core.media import (
     ask_retain,
     check_tail,
     choose_for_append,
+    kept_until,
     orphan_part,
     put_into_error,
     tag_claims,
@@ -201,7 +202,7 @@ class PartWriter(CartridgeWriter):
             retain_s=pool.retain_s,
             needs=needs_of(self.desk.backups, self.desk.registry, self.row),
         )
-        for name in ("records", "is_cut", "trailer_created", "trailer_pruned"):
+        for name in ("records", "is_cut", "trailer_created", "trailer_pruned", "trailer_retain"):
             self.plan.pop(name, None)
         self._header = None
         # One that was labelled as scratch belongs to the pool from its first part on.
@@ -246,6 +247,7 @@ class PartWriter(CartridgeWriter):
             "part_created",
             "trailer_created",
             "trailer_pruned",
+            "trailer_retain",
             "retain_s",
             "needs",
         ):
@@ -414,6 +416,7 @@ class PartWriter(CartridgeWriter):
             if digests is None:
                 yield from self._look_again()
                 return False
+            yield from self._date_trailer()
             self._trailer = self._make_trailer(digests)
         first = self.data_object + self.records
         objects = trailer_objects(self._trailer)
@@ -439,16 +442,29 @@ class PartWriter(CartridgeWriter):
         yield from pause(self.desk, self.job, BACKOFF_BASE_S * tries)
         yield from self.load()
 
+    def _date_trailer(self) -> Step:
+        """Settle what the trailer says of now: after a restart it is made again, byte for byte.
+
+        How long the cartridge is kept is reckoned by its node as well, and kept there, before the trailer says it.
+        """
+        if "trailer_created" in self.plan:
+            return
+        told, retain_s = "", self.plan.get("retain_s", 0)
+        if retain_s:
+            reply: NodeReply = yield ask_retain(
+                self.desk.registry, self.tag, retain_s=retain_s, wall=self.desk.wall
+            )
+            told = kept_until(reply, self.tag)
+        pruned = pruned_runs(self.desk.backups, self.desk.registry)
+        created = self.desk.wall
+        self.plan.update(trailer_created=created, trailer_pruned=pruned, trailer_retain=told)
+        self.desk.save(self.job)
+
     def _make_trailer(self, digests: bytes) -> PartTrailer:
         if len(digests) != 4 * self.records:
             raise VolumeError(
                 f"cartridge {self.tag}: {len(digests) // 4} data records in the part, {self.records} expected"
             )
-        if "trailer_created" not in self.plan:
-            # Both stay: after a restart the trailer is made again, byte for byte.
-            pruned = pruned_runs(self.desk.backups, self.desk.registry)
-            self.plan.update(trailer_created=self.desk.wall, trailer_pruned=pruned)
-            self.desk.save(self.job)
         return part_trailer(
             self.desk,
             self.job,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from backplane.errors import NotFoundError, RefusedError, UsageError
 from backplane.ids import BackupId
+from backplane.tape_format.retention import RETAIN_FOREVER
 from backplane.units import parse_duration
 from controller.catalog.store import BackupRow, DropRow, PoolRow
 from controller.core.desk import Desk
@@ -22,10 +23,6 @@ from controller.core.effects import Call
 from controller.core.registry import Registry
 
 DEFAULT: Final = "default"
-FOREVER: Final = "9999-12-31T23:59:59Z"
-"""The moment that stands for "for ever"."""
-
-RETAIN_FOREVER: Final = -1
 RETAIN_FOREVER_WORD: Final = "forever"
 
 CONTINUE: Final = "continue"
@@ -102,19 +99,6 @@ def allocation_of(pool: PoolRow) -> tuple[str, int]:
 def seconds_between(start: str, end: str) -> float:
     """Return the seconds from one moment (RFC 3339) to another."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-
-
-def retain_until(retain_s: int, last_write: str) -> str:
-    """Return until when a cartridge is kept that was written last then; empty if it is not."""
-    if retain_s == 0:
-        return ""
-    if retain_s == RETAIN_FOREVER:
-        return FOREVER
-    try:
-        moment = datetime.fromisoformat(last_write) + timedelta(seconds=retain_s)
-    except OverflowError:
-        return FOREVER
-    return min(moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), FOREVER)
 
 
 # --- verbs ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Final
 from backplane.errors import RefusedError
 from backplane.ids import BackupId, CartridgeId, Designator, JobId, NodeName, VolumeId, VolumeTag
 from backplane.tape_format.content import LABEL_OBJECTS
+from backplane.tape_format.retention import RETAIN_FOREVER
 from controller.catalog.store import (
     BackupRow,
     CartridgeRow,
@@ -37,7 +38,7 @@ from controller.core.extent_runs import ExtentRuns, unite
 from controller.core.forgotten import MISSING, bring_back
 from controller.core.lineage import ORIGINAL, PARENT
 from controller.core.part_content import part_row
-from controller.core.pools import CONTINUE, DEFAULT, RETAIN_FOREVER
+from controller.core.pools import CONTINUE, DEFAULT
 from controller.core.prune import COMPLETED, FAILED, PRUNED
 from controller.core.rebuild_parts import FoundMap, FoundPart
 

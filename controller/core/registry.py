@@ -50,6 +50,8 @@ class Node:
     drives: dict[str, DriveState] = field(default_factory=dict)
     cartridges: dict[VolumeTag, CartridgeState] = field(default_factory=dict)
     nbd_addresses: tuple[str, ...] = ()
+    has_other_time: bool = False
+    """Whether its clock was far from ours when it told last."""
 
 
 @dataclass(slots=True)

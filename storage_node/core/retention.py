@@ -49,8 +49,11 @@ class EraseFacts:
     unknown: str = ""
 
 
-def kept_because(facts: EraseFacts, *, now: datetime) -> str:
-    """Say what keeps a cartridge for now, "" if nothing does; `now` is the clock of this node, which is named."""
+def kept_because(facts: EraseFacts, *, now: datetime, doubt: str = "") -> str:
+    """Say what keeps a cartridge for now, "" if nothing does; `now` is the clock of this node, which is named.
+
+    `doubt` says why the clock is not believed, if it is not.
+    """
     if facts.is_held:
         return f"cartridge {facts.tag} is held: nothing is erased while a hold lasts"
     until = latest(facts.retain_until)
@@ -59,13 +62,13 @@ def kept_because(facts: EraseFacts, *, now: datetime) -> str:
         return (
             f"cartridge {facts.tag} is retained until {until} "
             f"by the clock of its node, which is at {clock}"
-        )
+        ) + (f" ({doubt})" if doubt else "")
     return ""
 
 
-def erase_refusal(facts: EraseFacts, *, now: datetime, is_forced: bool) -> str:
+def erase_refusal(facts: EraseFacts, *, now: datetime, is_forced: bool, doubt: str = "") -> str:
     """Say why a cartridge must not be erased, "" if it may be."""
-    kept = kept_because(facts, now=now)
+    kept = kept_because(facts, now=now, doubt=doubt)
     if kept:
         return kept
     if facts.is_worm:

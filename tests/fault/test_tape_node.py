@@ -29,7 +29,10 @@ import json
 import random
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -389,6 +392,50 @@ def test_t14_nobody_erases_or_overwrites_what_is_retained(node: TapeProcess) -> 
     assert node.log().count("refused") >= 5
     node.start()
     assert node.load(TAG).cartridges[0].retain_until == later
+
+
+def test_no_clock_that_is_wrong_shortens_a_retention(node: TapeProcess) -> None:
+    """A controller in the past, then a machine whose clock has leapt by 40 days, until a person has looked at it."""
+
+    def moment(**ahead: float) -> str:
+        return f"{datetime.now(UTC) + timedelta(**ahead):%Y-%m-%dT%H:%M:%SZ}"
+
+    committed(node)
+    request = {"tag": VolumeTag(TAG), "is_held": False}
+    past = {"now": "2020-01-01T00:00:00Z", "retain_until": "2020-01-02T00:00:00Z"}
+    reply = node.ask(TapeRetain, retain_s=5, **past, **request)
+    [state] = reply.cartridges
+    assert moment(seconds=-30) < reply.clock <= moment()
+    assert reply.clock < state.retain_until <= moment(seconds=6)
+    node.kill()
+    # As if the node had believed the time of 40 days ago since the machine was started.
+    kept = node.state / "clock.json"
+    line = json.loads(kept.read_text())
+    then = (datetime.fromisoformat(line["wall"]) - timedelta(days=40)).isoformat()
+    kept.write_text(json.dumps(line | {"wall": then, "newest": then}))
+    node.start()
+    node.load(TAG)
+    erase = {"drive": DRIVE, "tag": VolumeTag(TAG)}
+    refused = node.refused(TapeErase, epoch=node.next_epoch(), now=moment(days=1), **erase)
+    assert (refused.error, "it has leapt" in refused.reason) == ("retained", True), refused.reason
+    command = [
+        sys.executable,
+        "-m",
+        "storage_node",
+        "accept-clock",
+        "--config",
+        str(node.folder / "node.toml"),
+    ]
+    assert subprocess.run(command, capture_output=True, timeout=WAIT_S).returncode == 5
+    done = subprocess.run([*command, "--yes"], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stdout.partition(":")[0]) == (0, "accepted"), done.stderr
+    # A controller that is still in the past has it kept, and one that is right does not.
+    early = node.refused(TapeErase, epoch=node.next_epoch(), now=past["now"], **erase)
+    assert "which is at 2020-01-01T00:00:00Z" in early.reason
+    while moment() <= state.retain_until:
+        time.sleep(0.1)
+    [state] = node.ask(TapeErase, epoch=node.next_epoch(), now=moment(), **erase).cartridges
+    assert (state.status, state.retain_until) == ("blank", "")
 
 
 @needs_strace

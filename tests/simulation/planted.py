@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from backplane.ids import Designator, Epoch, JobId, VolumeId, VolumeTag
+from backplane.tape_format.retention import FOREVER
 from backplane.wire.grants import Grant
 from backplane.wire.messages import VolumePublish, VolumeState
 from controller.catalog.store import CartridgeRow
 from controller.core.allocation import why_kept
 from controller.core.chain import Reading
-from controller.core.pools import FOREVER
 from controller.core.registry import Registry
 from controller.core.restore_lanes import deal_cartridges
 from storage_node.access import Access

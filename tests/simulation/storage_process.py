@@ -46,6 +46,7 @@ from storage_node.disk.live_volume import LiveVolume
 from storage_node.disk.memory import MemoryDevice
 from storage_node.disk.static_views import HeldView
 from storage_node.disk_control import DiskControl
+from storage_node.node_clock import NodeClock
 from storage_node.tape_control import TapeControl
 from tests.simulation.facts import Fact, Fenced, Origin
 from tests.simulation.media import (
@@ -275,7 +276,7 @@ class StorageLife:
             library,
             self.access,
             state_folder=DriveNames(self._host.drives),  # type: ignore[arg-type]
-            clock=self._process,
+            clock=NodeClock(self._process, boot="", folder=None),
             new_uuid=_no_new_uuid,
         )
         for name, drive in zip(sorted(self._host.drives), library.drives, strict=True):

@@ -24,6 +24,7 @@ from backplane.errors import (
 )
 from backplane.scsi.designator import designator_of
 from backplane.tape_format.payload import encode_payload
+from backplane.tape_format.retention import retain_until
 from backplane.wire.messages import (
     CartridgeState,
     DriveState,
@@ -222,7 +223,7 @@ class TapeNode:
                     position=0,
                 )
             case TapeLoad():
-                return self._load(message, reply)
+                return self._load(message, reply | {"clock": self.wall()})
             case TapeDigest():
                 return self._digest(message, reply)
             case TapeSample():
@@ -243,7 +244,9 @@ class TapeNode:
                 return self._erase(message, reply)
             case TapeRetain():
                 tape = self._tape(message.tag)
-                tape.retain_until = max(tape.retain_until, message.retain_until)
+                times = [self.wall(), message.now] if message.retain_s else []
+                reckoned = retain_until(message.retain_s, max(times, default=""))
+                tape.retain_until = max(tape.retain_until, message.retain_until, reckoned)
                 tape.is_held = message.is_held
                 return NodeReply(**reply, cartridges=(self.cartridge_state(tape.tag),))
             case _:

@@ -53,6 +53,7 @@ from storage_node.core.admission import Admission, Request
 from storage_node.disk.static_views import HeldView, SnapshotRules, SnapshotView, ViewMaker
 from storage_node.disk.volumes import VolumeStore
 from storage_node.disk_control import DiskControl
+from storage_node.node_clock import NodeClock
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape_control import TapeControl
 from storage_node.workers import KeyedWorkers
@@ -95,7 +96,7 @@ class Node:
             TapeLibrary(folder / "library"),
             self.access,
             state_folder=folder,
-            clock=self.clock,
+            clock=NodeClock(self.clock, boot="a" * 36, folder=None),
             new_uuid=lambda: "ab" * 16,
         )
         self.control = Control(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from backplane.scsi.attribute import AttributeId, decode_attributes
 from backplane.scsi.tape_alert import words_of
 from backplane.tape_format import VolumeHeader, encode_label
 from backplane.tape_format.payload import encode_payload
+from backplane.tape_format.retention import retain_until
 from backplane.testing.clock import ManualClock
 from backplane.testing.tape_content import (
     CARTRIDGE,
@@ -62,6 +63,8 @@ from backplane.wire.messages import (
 from storage_node import tape_control
 from storage_node.core.drive_model import SPECIFICATIONS
 from storage_node.core.tape_sense import READ_ERROR
+from storage_node.core.time_line import written
+from storage_node.node_clock import NodeClock
 from storage_node.state_file import DamagedStateError
 from storage_node.tape.drive_counters import LOADS_PER_CLEANING
 from storage_node.tape.library import TapeLibrary
@@ -73,6 +76,7 @@ FIRST, SECOND = VolumeTag("SDV001L8"), VolumeTag("SDV002L8")
 CLEANER = VolumeTag("CLN001CU")
 NOW = datetime(2026, 1, 11, 10, 43, 48, tzinfo=UTC)
 PAST, FUTURE = "2026-01-11T10:43:48Z", "2026-01-11T10:43:49Z"
+BOOT = "this start of the machine"
 OTHER_VOLUME = "ff" * 16
 WAIT_S = 20.0
 
@@ -90,7 +94,7 @@ class Node:
             self.library,
             bench.access,
             state_folder=folder,
-            clock=self.clock,
+            clock=NodeClock(self.clock, boot=BOOT, folder=folder),
             new_uuid=lambda: f"{next(numbers):032x}",
         )
 
@@ -117,7 +121,7 @@ class Node:
 
     def retain(self, until: str = "", *, is_held: bool = False, tag: VolumeTag = FIRST) -> Any:
         message = TapeRetain(request=7, tag=tag, retain_until=until, is_held=is_held)
-        return self.tape.retain(message)
+        return self.tape.retain(message).cartridges[0]
 
     def write(self, objects: Sequence[Object], *, drive: int = 0) -> int:
         head = self.library.drives[drive]
@@ -272,7 +276,7 @@ def test_drives_keep_their_names_over_restarts(bench: Any, tmp_path: Path) -> No
             library,
             bench.access,
             state_folder=tmp_path,
-            clock=SystemClock(),
+            clock=NodeClock(SystemClock(), boot=BOOT, folder=None),
             new_uuid=lambda: "0" * 32,
         )
 
@@ -585,6 +589,21 @@ def test_retention_is_only_ever_extended(node: Node) -> None:
     with pytest.raises(NotFoundError):
         node.retain(FUTURE, tag=SECOND)
     assert node.state().retain_until == "2027-01-01T00:00:00Z"
+
+
+def test_a_retention_does_not_begin_before_the_last_trailer_on_the_cartridge(node: Node) -> None:
+    """The node's clock and the controller's have fallen back, and its record of the time is lost."""
+    node.add()
+    node.label(epoch=5)
+    objects, trailer = part_objects([b"x" * 512])
+    node.write(objects)
+    node.clock.jump(NOW - timedelta(days=4000))
+    node.tape._clock = NodeClock(node.clock, boot=BOOT, folder=None)
+    node.load(epoch=6)
+    message = TapeRetain(request=7, tag=FIRST, retain_until="", is_held=False, retain_s=3600)
+    reply = node.tape.retain(message)
+    assert reply.cartridges[0].retain_until == retain_until(3600, trailer.created)
+    assert reply.clock == written(node.clock.wall())
 
 
 def test_retention_survives_a_restart_also_of_a_loaded_cartridge(

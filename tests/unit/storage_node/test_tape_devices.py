@@ -39,6 +39,7 @@ from backplane.wire.messages import (
     TapeUnload,
 )
 from storage_node.core.tape_position import SpaceCode
+from storage_node.node_clock import NodeClock
 from storage_node.tape.device_drive import DeviceDrive
 from storage_node.tape.device_library import DeviceLibrary
 from storage_node.tape.smc_changer import SmcChanger
@@ -90,7 +91,7 @@ class Node:
             self.library,
             self.bench.access,
             state_folder=self.folder,
-            clock=self.clock,
+            clock=NodeClock(self.clock, boot="", folder=None),
             new_uuid=lambda: f"{next(numbers):032x}",
         )
         self.bench.units.update(self.tape.units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,9 @@ STATE = CartridgeState(
 )
 
 
+EMPTY = NodeReply(request=7, boot_id=b"")
+
+
 class Role:
     """Answers with what it was asked."""
 
@@ -49,7 +53,7 @@ class Role:
             return {
                 "add": STATE,
                 "move": STATE,
-                "retain": STATE,
+                "retain": replace(EMPTY, cartridges=(STATE,)),
                 "scan": None,
                 "digest": (b"d", 9),
                 "sample": b"s",

@@ -30,6 +30,7 @@ from backplane.wire.frames import ANY_POSITION, Entry, Opcode, Protection
 from backplane.wire.grants import Rights
 from backplane.wire.messages import TapeAdd, TapeErase, TapeLoad, TapeRetain, TapeUnload
 from storage_node.core.admission import Unit, UnitKind
+from storage_node.node_clock import NodeClock
 from storage_node.tape.library import TapeLibrary
 from storage_node.tape.volume_reader import find_last_trailer
 from storage_node.tape_control import TapeControl
@@ -252,7 +253,7 @@ def role(bench: Any, tmp_path: Path) -> Iterator[TapeControl]:
         library,
         bench.access,
         state_folder=tmp_path,
-        clock=ManualClock(wall=datetime(2026, 1, 11, tzinfo=UTC)),
+        clock=NodeClock(ManualClock(wall=datetime(2026, 1, 11, tzinfo=UTC)), boot="", folder=None),
         new_uuid=lambda: "ab" * 16,
     )
     made.add(TapeAdd(request=1, tag=TAG, capacity_bytes=1 << 24))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from backplane.ids import BackupId, CartridgeId, JobId, NodeName, VolumeTag
+from backplane.tape_format.retention import FOREVER
 from backplane.wire.messages import CartridgeState
 from controller.catalog.store import BackupRow, CartridgeRow, NodeRow, PartRow, PoolRow
 from controller.core import allocation
-from controller.core.pools import FOREVER
 from controller.core.registry import Node, Registry
 
 WALL = "2026-02-01T00:00:00Z"

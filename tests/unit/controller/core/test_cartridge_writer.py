@@ -15,6 +15,7 @@ from backplane.wire.messages import TapeErase, TapeRetain
 from controller.core import allocation
 from controller.core import effects as core
 from controller.core.cartridge_writer import ERASING
+from controller.core.clocks import CLOCKS_DIFFER_S
 from controller.core.library_documents import request_documents
 from tests.site.site import DATA, ControllerDied, Site, backed_up, check_end, connected, restored
 from tests.site.tape import Tape
@@ -95,6 +96,51 @@ def test_nothing_counts_before_the_node_retains_it() -> None:
     site.run()
     assert site.machine.registry.parts
     assert site.tapes[TAG].retain_until == "9999-12-31T23:59:59Z"
+
+
+def test_a_controller_whose_clock_is_behind_shortens_no_retention() -> None:
+    site = connected()
+    behind(site, -40 * 86400)
+    pool(site, retain="1d")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    (trailer,) = metadata(site, RecordType.PART_TRAILER)
+    kept = cartridge(site).retain_until
+    assert kept == trailer.retain_until == site.tapes[TAG].retain_until
+    assert trailer.created < "2026-01-12", "the controller's own clock"
+    assert kept.startswith("2026-02-21T"), "40 days ahead of it, and a day"
+    # A person is told, once.
+    check_end(site, again(site, pool="weekly"))
+    [told] = site.alarms
+    assert told.startswith("the clock of storage node tape is at 2026-02-20T")
+
+
+def test_a_controller_whose_clock_is_ahead_keeps_a_cartridge_for_longer_and_no_less() -> None:
+    site = connected()
+    behind(site, 40 * 86400)
+    pool(site, retain="1d")
+    site.make_volume("vol", data=DATA)
+    check_end(site, again(site, pool="weekly"))
+    (trailer,) = metadata(site, RecordType.PART_TRAILER)
+    assert cartridge(site).retain_until == trailer.retain_until == site.tapes[TAG].retain_until
+    assert trailer.retain_until == trailer.created.replace("-11T", "-12T")
+
+
+def test_what_the_node_has_reckoned_is_on_the_tape_also_after_a_restart_of_the_controller() -> None:
+    site = connected()
+    behind(site, -40 * 86400)
+    pool(site, retain="1d")
+    site.make_volume("vol", data=DATA)
+    job = site.submit("backup", volume="vol", pool="weekly")
+    while "trailer_retain" not in site.machine.jobs[job].plan:  # type: ignore[index]
+        site.deliver(*site.wire.pop(0))
+    behind(site, 0)  # Somebody has put the clocks right meanwhile.
+    site.restart()
+    site.run(60)
+    check_end(site, job)
+    (trailer,) = metadata(site, RecordType.PART_TRAILER)
+    assert cartridge(site).retain_until == trailer.retain_until == site.tapes[TAG].retain_until
+    assert trailer.retain_until.startswith("2026-02-21T")
 
 
 def test_a_shorter_retention_of_the_pool_shortens_nothing(site: Site) -> None:
@@ -366,7 +412,7 @@ def test_a_node_whose_clock_is_behind_keeps_the_cartridge_which_is_erased_later(
     site.set_cartridge(TAG, status="full")
     site.set_cartridge(OTHER, status="retired")
     prune(site, 1)
-    behind(site, 600)
+    behind(site, CLOCKS_DIFFER_S)
     before = cartridge(site)
     site.now += 3610
     job = site.submit("backup", volume="vol", pool="weekly")
@@ -402,7 +448,7 @@ def test_who_waits_beside_a_cartridge_that_is_kept_takes_another_one() -> None:
     prune(site, 1, 2)
     site.set_cartridge(OTHER, status="full", retain_until="")
     site.tapes[OTHER].retain_until = ""
-    behind(site, 600)
+    behind(site, CLOCKS_DIFFER_S)
     site.now += 3610
     job = again(site, pool="weekly")
     check_end(site, job)
@@ -416,7 +462,7 @@ def test_a_label_that_its_node_keeps_away_leaves_the_cartridge_as_it_is() -> Non
     site.make_volume("vol", data=DATA)
     check_end(site, again(site, pool="weekly"))
     prune(site, 1)
-    behind(site, 600)
+    behind(site, CLOCKS_DIFFER_S)
     before = cartridge(site)
     site.now += 3610
     job = site.submit("label", tag=TAG)

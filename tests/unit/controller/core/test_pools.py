@@ -8,7 +8,7 @@ import pytest
 
 from backplane.errors import NotFoundError, RefusedError, UsageError
 from controller.core import pools
-from controller.core.pools import FOREVER, default_pool, retain_until
+from controller.core.pools import default_pool
 from tests.site.site import DATA, Site, backed_up, check_end
 
 NOON = "2026-01-11T12:00:00Z"
@@ -45,13 +45,6 @@ def test_what_is_shown_of_a_retention_reads_back_as_it_is(seconds: int) -> None:
 def test_what_is_no_allocation_policy_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         pools.parse_allocation(text)
-
-
-def test_a_cartridge_is_retained_from_its_last_write_on() -> None:
-    assert retain_until(86400, NOON) == "2026-01-12T12:00:00Z"
-    assert retain_until(0, NOON) == ""
-    assert retain_until(-1, NOON) == FOREVER
-    assert retain_until(10**12, NOON) == FOREVER, "later than any calendar goes"
 
 
 def test_the_default_pool_is_there_before_anybody_makes_one(site: Site) -> None:
