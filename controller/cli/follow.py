@@ -126,7 +126,10 @@ class _Waiting:
 
 
 def fetch_job(client: Caller, job: int) -> dict[str, Any]:
-    """Return a job with all its work items, however many calls that takes, and the cartridges of its backup."""
+    """Return a job with all its work items, however many calls that takes, and the cartridges of its backup.
+
+    A lane has written only those that it says itself.
+    """
     detail = client.call("job.show", job=job, items_from=0, items_max=ITEMS_PER_CALL)
     while detail["next_item"]:
         more = client.call(
@@ -134,7 +137,9 @@ def fetch_job(client: Caller, job: int) -> dict[str, Any]:
         )
         detail["items"] += more["items"]
         detail["next_item"] = more["next_item"]
-    if detail["backup"]:
+    if detail["kind"] == "lane":
+        detail["tags"] = list(dict.fromkeys(detail["result"].get("tags", ())))
+    elif detail["backup"]:
         with contextlib.suppress(NotFoundError):  # a backup that failed has no parts to show
             detail["tags"] = client.call("backup.show", backup=str(detail["backup"]))["tags"]
     return detail

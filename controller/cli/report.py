@@ -218,6 +218,8 @@ def _cartridges(detail: Document) -> list[str]:
     if detail["kind"] in ("restore", "restore-lane") and needed:
         # Those of its backup alone lack what that stands on, and may not be what was read: there are copies.
         return [str(tag) for tag in needed]
+    if detail["kind"] == "lane":
+        return [str(tag) for tag in detail["tags"]]  # None before its first part is committed.
     for tags in (detail.get("tags"), detail["result"].get("tags"), _read_back(detail["result"])):
         if tags:
             return [str(tag) for tag in tags]

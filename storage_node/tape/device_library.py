@@ -46,6 +46,7 @@ from storage_node.tape.cartridge_info import is_cleaning_tag, is_volume_tag
 from storage_node.tape.changer import CARTRIDGES_MAX, Changer
 from storage_node.tape.device_drive import DeviceCartridge, DeviceDrive
 from storage_node.tape.drive import Outcome
+from storage_node.tape.drive_bank import DriveBank
 from storage_node.tape.drive_counters import (
     COUNTERS_NAME,
     LOADS_PER_CLEANING,
@@ -74,7 +75,7 @@ LOOK_PAUSE_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class DeviceLibrary:
+class DeviceLibrary(DriveBank[DeviceDrive]):
     """The drives and the changer of a node.  `wait` sleeps for so many seconds."""
 
     def __init__(
@@ -86,12 +87,11 @@ class DeviceLibrary:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         """Take in what is in the drives; raises `MediumError` if a device cannot be opened."""
-        self.drives = tuple(drives)
+        super().__init__(drives, CounterFile(state_folder / FOLDER_NAME / COUNTERS_NAME))
         self.lock = threading.RLock()
         self._hand = HandChanger(len(drives)) if changer is None else None
         self._changer: Changer = changer if changer is not None else self._some_hand()
         self._records = MediumRecords(state_folder / FOLDER_NAME)
-        self._counters = CounterFile(state_folder / FOLDER_NAME / COUNTERS_NAME)
         self._wait = wait if wait is not None else threading.Event().wait
         for number, drive in enumerate(self.drives):
             drive.check()
@@ -533,22 +533,9 @@ class DeviceLibrary:
     def counters(self, drive: int) -> DriveCounters:
         """Return what was counted here; whether it needs cleaning is said by the drive itself."""
         asks = self._drive(drive).wants_cleaning
-        counted = self._counters.of(f"drive-{drive}")
-        return replace(counted, loads_since_cleaning=LOADS_PER_CLEANING if asks else 0)
-
-    def count_errors(self, drive: int, *, read_errors: int, write_errors: int) -> None:
-        """Add the errors of a load to what a drive has counted, if there were any."""
-        if read_errors or write_errors:
-            name = f"drive-{drive}"
-            counted = self._counters.of(name)
-            self._counters.set(
-                name, counted.unloaded(read_errors=read_errors, write_errors=write_errors)
-            )
-
-    def _drive(self, number: int) -> DeviceDrive:
-        if not 0 <= number < len(self.drives):
-            raise NotFoundError(f"there is no drive {number}")
-        return self.drives[number]
+        return replace(
+            super().counters(drive), loads_since_cleaning=LOADS_PER_CLEANING if asks else 0
+        )
 
 
 def _judge(

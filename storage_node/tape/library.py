@@ -56,7 +56,8 @@ from storage_node.tape.cartridge_info import (
 )
 from storage_node.tape.changer import CARTRIDGES_MAX, Changer, VirtualChanger
 from storage_node.tape.drive import DriveMode, Outcome
-from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile, DriveCounters
+from storage_node.tape.drive_bank import DriveBank
+from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile
 from storage_node.tape.head import HOST_RESERVE_BYTES
 from storage_node.tape.medium_facts import MediumFacts
 from storage_node.tape.recovery import RecoveryReport
@@ -110,7 +111,7 @@ class CartridgeFacts:
     write_errors: int = 0
 
 
-class TapeLibrary:
+class TapeLibrary(DriveBank[VirtualDrive]):
     """A folder of cartridges, a changer and some drives.  Raises `BusyError` if another process uses the folder."""
 
     def __init__(
@@ -137,12 +138,12 @@ class TapeLibrary:
             self._virtual = VirtualChanger(
                 folder, Geometry(slots=slots, io_slots=io_slots, drives=drives)
             )
-            self._counters = CounterFile(folder / COUNTERS_NAME)
+            counters = CounterFile(folder / COUNTERS_NAME)
         except BaseException:
             os.close(self._lock)
             raise
         self.changer: Changer = self._virtual
-        self.drives = tuple(make_drive() for _ in range(drives))
+        super().__init__((make_drive() for _ in range(drives)), counters)
         for made in self.drives:
             made.set_mode(DriveMode(is_compressing=is_compressing))
 
@@ -431,24 +432,6 @@ class TapeLibrary:
             self._counters.set(name, self._counters.of(name).cleaned())
         finally:
             self.changer.move(name, source)
-
-    def counters(self, drive: int) -> DriveCounters:
-        """Return what a drive has counted."""
-        return self._counters.of(f"drive-{drive}")
-
-    def count_errors(self, drive: int, *, read_errors: int, write_errors: int) -> None:
-        """Add the errors of a load to what a drive has counted, if there were any; raises `MediumError`."""
-        if read_errors or write_errors:
-            name = f"drive-{drive}"
-            counters = self._counters.of(name)
-            self._counters.set(
-                name, counters.unloaded(read_errors=read_errors, write_errors=write_errors)
-            )
-
-    def _drive(self, number: int) -> VirtualDrive:
-        if not 0 <= number < len(self.drives):
-            raise NotFoundError(f"there is no drive {number}")
-        return self.drives[number]
 
 
 def quarantined(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from controller.cli.follow import fetch_job
 from controller.cli.report import FILES_SHOWN_MAX, ITEMS_SHOWN_MAX, job_report, termination
 
 REPORT = """\
@@ -52,6 +53,25 @@ def _in_utc(state: Any) -> None:
 
 def test_the_whole_report(documents: Any) -> None:
     assert job_report(documents["detail"] | {"tags": ["LTO001L8"]}) == REPORT
+
+
+@pytest.mark.parametrize(("written", "told"), [(["B", "A", "B"], "B, A"), ([], "-")])
+def test_a_lane_names_the_cartridges_that_it_has_written_itself(
+    documents: Any, written: list[str], told: str
+) -> None:
+    """Its backup is on those of the other lanes as well."""
+    result = {"tags": written} if written else {}
+    shown = documents["detail"] | {"kind": "lane", "backup": 3, "result": result, "next_item": 0}
+
+    class Client:
+        def call(self, verb: str, **arguments: Any) -> Any:
+            assert verb == "job.show", "nobody asks for the whole backup"
+            return dict(shown)
+
+    detail = fetch_job(Client(), 4)
+    assert detail["tags"] == list(dict.fromkeys(written))
+    lines = job_report(detail).splitlines()
+    assert [line.split(": ")[1].strip() for line in lines if "Cartridge(s)" in line] == [told]
 
 
 def test_a_restore_names_the_cartridges_of_its_chain_and_not_of_its_backup(documents: Any) -> None:
