@@ -123,8 +123,9 @@ def restore_from(
     is written.
 
     \b
-    Exit codes: 0 all is there; 1 failed; 2 usage; 3 done, but what was damaged is missing (zeros) and listed;
-    4 no such backup or file; 5 refused; 7 a cartridge is missing, it is named; 8 damaged, or not a cartridge.
+    Exit codes: 0 all is there; 1 failed; 2 usage; 3 done, but what was damaged is missing (zeros), or a part came back
+    of which the trailer is damaged: that is listed; 4 no such backup or file; 5 refused; 7 a cartridge is missing, it
+    is named; 8 damaged, or not a cartridge.
     """
     if not is_list and (not backup or out is None):
         raise click.UsageError("--backup and --out are needed, or --list.")
@@ -157,7 +158,9 @@ def restore_from(
         sys.exit(int(error.exit_code) if isinstance(error, BackupError) else 1)
     for reason in made.losses.reasons:
         click.echo(f"missing: {reason}", err=True)
-    if made.losses.reasons:
+    for doubt in made.doubts:
+        click.echo(f"not certain: {doubt}", err=True)
+    if made.losses.reasons or made.doubts:
         sys.exit(int(ExitCode.PARTIAL))
 
 

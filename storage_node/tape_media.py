@@ -29,6 +29,7 @@ from backplane.tape_format import (
     PartTrailer,
     decode_record,
 )
+from backplane.tape_format.content import EXTENT_LISTS
 from backplane.units import KIB
 from backplane.wire.messages import CartridgeState
 from storage_node.core.retention import EraseFacts, latest
@@ -135,7 +136,7 @@ def _retention_on_tape(drive: Drive, tag: str) -> tuple[list[str], str]:
 
 
 def _header_at(drive: Drive, object_number: int) -> PartHeader:
-    header, _ = read_metadata(drive, object_number)
+    header, _ = read_metadata(drive, object_number, without=EXTENT_LISTS)
     if not isinstance(header, PartHeader):
         raise VolumeError("no part header")
     return header

@@ -15,12 +15,14 @@ belong to is not in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import ClassVar, Final
 
 from backplane.errors import VolumeError
-from backplane.tape_format.payload import Json
+from backplane.tape_format.schema import Json
+from backplane.units import KIB, MIB
 
 FORMAT_VERSION: Final = 1
 OWNER: Final = "SDV"
@@ -45,6 +47,16 @@ VOLUME_BYTES_END: Final = 1 << 63
 MAP_STATES: Final = ("none", "raw", "complete", "incomplete")
 """Nobody could make a map; nobody wanted one; there is one; there is one that lacks what its reasons say."""
 SELECTION_CHARACTERS_MAX: Final = 1 << 20
+NAME_CHARACTERS_MAX: Final = 255
+"""Of a volume."""
+EXTENTS_MAX: Final = 8 * MIB
+"""Of one part, and as many zero extents: more than fit into a header with numbers of usual length."""
+RECORDS_MAX: Final = 16 * MIB
+"""Data records of one part: more than there are checksums in a trailer."""
+DIRECTORY_MAX: Final = 100_000
+"""Parts of one cartridge."""
+RESULTS_TEXT_BYTES_MAX: Final = 64 * KIB
+"""JSON text of what a trailer carries without understanding it."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -52,8 +64,13 @@ _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,32}", re.ASCII)
 _SAMPLES: Final = re.compile(r"(?:[0-9a-f]{32}){0,64}", re.ASCII)
 """At most 64 samples of 16 bytes: address, bytes, CRC32C."""
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
-Extents = tuple[tuple[int, int], ...]
+Extents = Sequence[tuple[int, int]]
 """(LBA, blocks), in the order of the stream."""
+EXTENT_LISTS: Final = ("extents", "zero_extents")
+"""What is long about a header."""
+_EXTENTS: Final = {"items_max": EXTENTS_MAX}
+_SELECTION: Final = {"text_bytes_max": 12 * SELECTION_CHARACTERS_MAX + 2}
+"""JSON takes at most twelve characters for one."""
 Needs = tuple[tuple[str, str, str], ...]
 """(backup UUID, volume UUID, barcode) of cartridges."""
 Runs = tuple[tuple[int, int], ...]
@@ -162,6 +179,7 @@ class VolumeFacts:
 
     def __post_init__(self) -> None:
         _require(bool(_HEX.fullmatch(self.designator)), "the designator is not hexadecimal")
+        _require(len(self.name) <= NAME_CHARACTERS_MAX, "the name of a volume is too long")
         _require(self.blocks >= 0 and self.block_bytes > 0, "a volume without blocks")
         _require(self.blocks * self.block_bytes < VOLUME_BYTES_END, "a volume that is too large")
 
@@ -192,17 +210,17 @@ class PartHeader:
     object: int
     previous_trailer: int
     stream_start: int
-    extents: tuple[tuple[int, int], ...]
+    extents: Extents = field(metadata=_EXTENTS)
     created: str
     level: str = field(default="full", metadata=SINCE_2)
     parent_uuid: str = field(default="", metadata=SINCE_2)
-    zero_extents: Extents = field(default=(), metadata=SINCE_2)
+    zero_extents: Extents = field(default=(), metadata=SINCE_2 | _EXTENTS)
     tracking: str = field(default="", metadata=SINCE_2)
     generation: int = field(default=0, metadata=SINCE_2)
     map_state: str = field(default="none", metadata=SINCE_3)
     map_records: int = field(default=0, metadata=SINCE_3)
     map_digest: str = field(default="", metadata=SINCE_3)
-    selection: str = field(default="", metadata=SINCE_3)
+    selection: str = field(default="", metadata=SINCE_3 | _SELECTION)
     pool: str = field(default="", metadata=SINCE_4)
     retain_until: str = field(default="", metadata=SINCE_4)
     copy_of_uuid: str = field(default="", metadata=SINCE_4)
@@ -272,6 +290,7 @@ class DirectoryEntry:
         _require(self.stream_start >= UNKNOWN_START, "a negative number")
         _require_moment(self.created)
         _require_objects(self.header_object, self.data_object, self.records, self.trailer_object)
+        _require(len(self.volume_name) <= NAME_CHARACTERS_MAX, "the name of a volume is too long")
         _require(bool(_UUID.fullmatch(self.backup_uuid)), "a backup UUID is no UUID")
         _require(bool(_SHA256.fullmatch(self.root)), "a root is no SHA-256")
 
@@ -312,21 +331,21 @@ class PartTrailer:
     records: int
     stream_bytes: int
     stream_start: int
-    extents: tuple[tuple[int, int], ...]
-    record_crc32c: tuple[int, ...]
+    extents: Extents = field(metadata=_EXTENTS)
+    record_crc32c: Sequence[int] = field(metadata={"items_max": RECORDS_MAX})
     root: str
     is_last: bool
     continued_on: str
-    results: tuple[Json, ...]
-    directory: tuple[DirectoryEntry, ...]
+    results: tuple[Json, ...] = field(metadata={"text_bytes_max": RESULTS_TEXT_BYTES_MAX})
+    directory: tuple[DirectoryEntry, ...] = field(metadata={"items_max": DIRECTORY_MAX})
     created: str
     level: str = field(default="full", metadata=SINCE_2)
     parent_uuid: str = field(default="", metadata=SINCE_2)
-    zero_extents: Extents = field(default=(), metadata=SINCE_2)
+    zero_extents: Extents = field(default=(), metadata=SINCE_2 | _EXTENTS)
     tracking: str = field(default="", metadata=SINCE_2)
     generation: int = field(default=0, metadata=SINCE_2)
     map_state: str = field(default="none", metadata=SINCE_3)
-    selection: str = field(default="", metadata=SINCE_3)
+    selection: str = field(default="", metadata=SINCE_3 | _SELECTION)
     pool: str = field(default="", metadata=SINCE_4)
     retain_until: str = field(default="", metadata=SINCE_4)
     copy_of_uuid: str = field(default="", metadata=SINCE_4)

@@ -29,6 +29,7 @@ from backplane.errors import (
 from backplane.ids import BackupId, CartridgeId, NodeName, VolumeTag
 from backplane.tape_format import VolumeHeader
 from backplane.tape_format.payload import decode_payload
+from backplane.tape_format.scan import Findings
 from backplane.wire.messages import NodeReply
 from controller.catalog.store import (
     BackupRow,
@@ -71,7 +72,7 @@ from controller.core.rebuild_rows import (
     new_pools,
     take_backup,
 )
-from controller.core.rebuild_scan import CartridgeScan, DriveLostError, Findings
+from controller.core.rebuild_scan import CartridgeScan, DriveLostError
 from controller.core.rebuild_volumes import adopt_volumes
 
 LISTED_MAX: Final = 1000
@@ -306,7 +307,9 @@ def _take_in(desk: Desk, job: Job, tag: VolumeTag) -> Step:
         end=reply.end,
         progress=progress,
     )
-    found: Findings = yield from scan.run(entry=reply.trailer, sequence=reply.trailer_sequence)
+    found: Findings[FoundPart] = yield from scan.run(
+        entry=reply.trailer, sequence=reply.trailer_sequence
+    )
     if not found.is_clean and not facts.why_read_only:
         facts = replace(facts, why_read_only="its last trailers cannot all be read")
     last = found.last
@@ -484,7 +487,7 @@ def _commit(
     job: Job,
     facts: CartridgeFacts,
     intake: _Intake,
-    found: Findings,
+    found: Findings[FoundPart],
     changes: list[Change],
 ) -> None:
     """Record everything of a cartridge at once."""
@@ -525,7 +528,9 @@ def _commit(
     _tell(desk, job, facts, shelf, new_parts)
 
 
-def _count(job: Job, facts: CartridgeFacts, found: Findings, intake: _Intake, parts: int) -> None:
+def _count(
+    job: Job, facts: CartridgeFacts, found: Findings[FoundPart], intake: _Intake, parts: int
+) -> None:
     result = job.result
     result["backups"] += len(intake.taken)
     result["parts"] += parts

@@ -12,13 +12,14 @@ from backplane.errors import VolumeError
 from backplane.file_map.damage import MapDamagedError
 from backplane.file_map.header import MapHeader, unpack_header
 from backplane.tape_format import ItemFeed
+from backplane.tape_format.scan import Unreadable
 from controller.catalog.store import BackupRow, DropMap, MapHeaderRow, MapPageRow
 from controller.core.desk import Desk
 from controller.core.job import Job
 from controller.core.map_pages import MapPages
 from controller.core.procedure import MapPiece, Step
 from controller.core.rebuild_parts import FoundMap
-from controller.core.rebuild_scan import CartridgeScan, Unreadable
+from controller.core.rebuild_scan import CartridgeScan
 
 MAP_BACKUP = "map_backup"
 """In the job's plan: the backup whose map is on its way."""

@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Final, TypeAlias
+from typing import Final
 
 from backplane.errors import UsageError, VolumeError
 from backplane.file_map.selection import Selection
 from backplane.tape_format import DirectoryEntry, PartHeader, PartTrailer, VolumeFacts
+from backplane.tape_format.content import NAME_CHARACTERS_MAX, Extents
+from backplane.tape_format.scan import COUNTER_END, require_entry, require_same
 from controller.core.extent_runs import EXTENTS_MAX, LBA_END_MAX, ExtentRuns, unite
 
 NUMBER_END: Final = 1 << 63
 """The catalog keeps numbers of 64 bits with a sign; a tape may say anything."""
-COUNTER_END: Final = 1 << 62
-"""No backup and no job has a number beyond this: the next ones have to fit, too."""
-NAME_CHARACTERS_MAX: Final = 255
 UUID_CHARACTERS: Final = 32
 BLOCK_BYTES: Final = (512, 4096)
 
 UNKNOWN: Final = "unknown"
 """Of a view whose header cannot be read any more."""
-
-Extents: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +148,7 @@ def found_part(
         raise VolumeError("its trailer says something else than the directory")
     _require(trailer.sequence == sequence, f"it says that it is part {trailer.sequence} here")
     if header is not None:
-        _require_same(header, trailer)
+        require_same(header, trailer)
     runs = _runs(trailer.extents, trailer.zero_extents, trailer.level, trailer.part)
     written = runs.total_blocks * trailer.volume.block_bytes
     _require(written == trailer.stream_bytes, "its extents are not what it holds")
@@ -166,14 +163,8 @@ def _from_entry(
     header: PartHeader, entry: DirectoryEntry, header_records: int, *, end: int
 ) -> FoundPart:
     """The trailer is lost: the header says what was planned, the entry how much of it was written."""
-    same = (header.backup, header.backup_uuid, header.part, header.level, header.parent_uuid)
-    told = (entry.backup, entry.backup_uuid, entry.part, entry.level, entry.parent_uuid)
-    _require(same == told, "its header says something else than the directory")
-    behind = header.object + header_records + header.map_records + 1
-    _require(entry.data_object == behind, "its data are not behind its header")
+    require_entry(header, header_records, entry)
     runs = _runs(header.extents, header.zero_extents, header.level, header.part)
-    planned = runs.total_blocks * header.volume.block_bytes
-    _require(entry.stream_bytes <= planned, "it holds more than was planned")
     return _put_together(header, entry, header, header_records, runs=runs, end=end)
 
 
@@ -238,16 +229,6 @@ def _of_header(header: PartHeader, header_records: int) -> dict[str, object]:
         "previous_cartridge": header.previous_cartridge,
         "map": found,
     }
-
-
-def _require_same(header: PartHeader, trailer: PartTrailer) -> None:
-    for name in (
-        *("cartridge", "sequence", "backup", "backup_uuid", "part", "volume", "record_bytes"),
-        *("stream_start", "level", "parent_uuid", "copy_of_uuid", "lane", "lanes"),
-    ):
-        if getattr(header, name) != getattr(trailer, name):
-            raise VolumeError(f"its header and its trailer disagree about {name}")
-    _require(header.object == trailer.header_object, "its header is not where its trailer says")
 
 
 def _runs(extents: Extents, zeros: Extents, level: str, part: int) -> ExtentRuns:

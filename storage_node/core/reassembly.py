@@ -8,12 +8,14 @@ not be read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from backplane.errors import VolumeError
 from backplane.file_map.model import ByteRun
 from backplane.file_map.runs import intersected
-from backplane.tape_format import DirectoryEntry, PartTrailer
+from backplane.tape_format import DirectoryEntry, PartHeader, PartTrailer, VolumeFacts
+from backplane.tape_format.content import Extents
 
 
 class Slice(NamedTuple):
@@ -24,35 +26,92 @@ class Slice(NamedTuple):
     byte_count: int
 
 
-def volume_runs(trailer: PartTrailer) -> list[tuple[int, int, int]]:
-    """Return the extents of a part as (byte of the part's data, byte on the volume, bytes); raises `VolumeError`."""
-    size = trailer.volume.block_bytes
-    volume_bytes = trailer.volume.blocks * size
-    at, runs = 0, []
-    for lba, blocks in trailer.extents:
-        begin, count = lba * size, blocks * size
-        if begin + count > volume_bytes:
-            raise VolumeError(f"part {trailer.part}: an extent behind the end of the volume")
-        runs.append((at, begin, count))
-        at += count
-    if at != trailer.stream_bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartContent:
+    """What a part holds: as its trailer says, or if that is lost as its header planned it.
+
+    `doubt` says in words what nobody vouches for, empty if the trailer does.
+    """
+
+    backup: int
+    part: int
+    lanes: int
+    volume: VolumeFacts
+    selection: str
+    record_bytes: int
+    records: int
+    stream_bytes: int
+    extents: Extents
+    zero_extents: Extents
+    is_planned: bool = False
+    doubt: str = ""
+
+
+def content_of_trailer(trailer: PartTrailer) -> PartContent:
+    """Return what a trailer says."""
+    return PartContent(
+        backup=trailer.backup,
+        part=trailer.part,
+        lanes=trailer.lanes,
+        volume=trailer.volume,
+        selection=trailer.selection,
+        record_bytes=trailer.record_bytes,
+        records=trailer.records,
+        stream_bytes=trailer.stream_bytes,
+        extents=trailer.extents,
+        zero_extents=trailer.zero_extents,
+    )
+
+
+def content_of_header(header: PartHeader, entry: DirectoryEntry, *, doubt: str) -> PartContent:
+    """Return what was planned, as far as it was written."""
+    return PartContent(
+        backup=header.backup,
+        part=header.part,
+        lanes=header.lanes,
+        volume=header.volume,
+        selection=header.selection,
+        record_bytes=header.record_bytes,
+        records=entry.records,
+        stream_bytes=entry.stream_bytes,
+        extents=header.extents,
+        zero_extents=header.zero_extents,
+        is_planned=True,
+        doubt=doubt,
+    )
+
+
+def volume_runs(content: PartContent) -> Iterator[tuple[int, int, int]]:
+    """Yield the extents of a part as (byte of the part's data, byte on the volume, bytes); raises `VolumeError`."""
+    size = content.volume.block_bytes
+    volume_bytes = content.volume.blocks * size
+    total = sum(blocks for _, blocks in content.extents) * size
+    if total < content.stream_bytes or (total > content.stream_bytes and not content.is_planned):
         raise VolumeError(
-            f"part {trailer.part}: extents of {at} bytes, and {trailer.stream_bytes} in the records"
+            f"part {content.part}: extents of {total} bytes, and {content.stream_bytes} in the records"
         )
-    return runs
+    at = 0
+    for lba, blocks in content.extents:
+        begin, count = lba * size, min(blocks * size, content.stream_bytes - at)
+        if begin + blocks * size > volume_bytes:
+            raise VolumeError(f"part {content.part}: an extent behind the end of the volume")
+        if count == 0:
+            return
+        yield at, begin, count
+        at += count
 
 
 def slices(
-    trailer: PartTrailer, *, wanted: Sequence[ByteRun] | None = None
+    content: PartContent, *, wanted: Sequence[ByteRun] | None = None
 ) -> Iterator[tuple[int, list[Slice]]]:
     """Yield the records of a part that are needed, in their order, with what to take of each; raises `VolumeError`.
 
     `wanted` are ascending runs of bytes of the volume; None means everything.
     """
-    size = trailer.record_bytes
+    size = content.record_bytes
     record = 0
     here: list[Slice] = []
-    for at, begin, count in volume_runs(trailer):
+    for at, begin, count in volume_runs(content):
         for first, end in _only(begin, begin + count, wanted):
             position = at + first - begin
             while first < end:
@@ -72,14 +131,23 @@ def _only(begin: int, end: int, wanted: Sequence[ByteRun] | None) -> Iterable[By
     return [(begin, end)] if wanted is None else intersected([(begin, end)], wanted)
 
 
-def zero_runs(trailer: PartTrailer, *, wanted: Sequence[ByteRun] | None = None) -> list[ByteRun]:
-    """Return what a part declares zero, as ascending runs of bytes of the volume."""
-    size = trailer.volume.block_bytes
-    end = trailer.volume.blocks * size
-    runs = sorted((lba * size, (lba + blocks) * size) for lba, blocks in trailer.zero_extents)
-    if any(last > end for _, last in runs):
-        raise VolumeError(f"part {trailer.part}: zeros behind the end of the volume")
-    return runs if wanted is None else list(intersected(runs, wanted))
+def zero_runs(
+    content: PartContent, *, wanted: Sequence[ByteRun] | None = None
+) -> Iterator[ByteRun]:
+    """Yield what a part declares zero, as ascending runs of bytes of the volume; raises `VolumeError`."""
+    runs = _zeros(content)
+    return runs if wanted is None else intersected(runs, wanted)
+
+
+def _zeros(content: PartContent) -> Iterator[ByteRun]:
+    size, end = content.volume.block_bytes, 0
+    for lba, blocks in content.zero_extents:
+        if lba < end:
+            raise VolumeError(f"part {content.part}: its zeros are out of order")
+        end = lba + blocks
+        if end > content.volume.blocks:
+            raise VolumeError(f"part {content.part}: zeros behind the end of the volume")
+        yield lba * size, end * size
 
 
 class Found(NamedTuple):
@@ -87,6 +155,8 @@ class Found(NamedTuple):
 
     shelf: int
     entry: DirectoryEntry
+    damage: str = ""
+    """What cannot be read of it although no trailer of the cartridge tells it, empty if nothing."""
 
 
 def chain_of(uuid: str, found: Mapping[str, Sequence[Found]]) -> tuple[list[str], str]:

@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +34,9 @@ from backplane.file_map.model import ByteRun, FileRow, Kind
 from backplane.file_map.packed import join_rows
 from backplane.file_map.runs import merged
 from backplane.file_map.selection import Selection
-from backplane.tape_format import PartTrailer
 from storage_node.core.reassembly import (
     Found,
+    PartContent,
     chain_of,
     missing_parts,
     slices,
@@ -101,15 +101,16 @@ def list_backups(shelf: Sequence[Shelved]) -> list[str]:
             f"backup {first.backup} ({uuid}) of {first.volume_name}, {first.created}, {level}, "
             f"{size} bytes on {tags}"
         )
+        lines += [f"    {each.damage}" for each in parts if each.damage]
         lines += [f"    {words}" for words in _what_is_missing(shelf, parts)]
     return lines
 
 
 def _what_is_missing(shelf: Sequence[Shelved], parts: Sequence[Found]) -> Iterator[str]:
     last, lanes = parts[-1], 1
-    # Whoever needs this trailer will say that it is damaged.
+    # Whoever needs this part will say that it is damaged.
     with suppress(MediumError, VolumeError):
-        lanes = shelf[last.shelf].trailer(last).lanes
+        lanes = shelf[last.shelf].content(last).lanes
     for number in missing_parts(parts, lanes):
         if number:
             where = _where(shelf, parts, parts[0].entry.backup_uuid)
@@ -137,14 +138,18 @@ def _where(shelf: Sequence[Shelved], parts: Sequence[Found], uuid: str) -> str:
 
 
 def _whole(shelf: Sequence[Shelved], uuid: str, found: dict[str, list[Found]]) -> str:
-    """Return a backup, or if something of it is missing one of the same family of which nothing is, if there is one."""
+    """Return a backup, or if something of it is missing or damaged one of the same family of which nothing is.
+
+    If there is none, one that is only damaged is better than one of which something is missing.
+    """
 
     def origin(each: str) -> str:
         return found[each][0].entry.copy_of_uuid or each
 
     family = [uuid, *(each for each in found if each != uuid and origin(each) == origin(uuid))]
-    whole = (each for each in family if not any(_what_is_missing(shelf, found[each])))
-    return next(whole, uuid)
+    whole = [each for each in family if not any(_what_is_missing(shelf, found[each]))]
+    sound = (each for each in whole if not any(part.damage for part in found[each]))
+    return next(sound, next(iter(whole), uuid))
 
 
 class Reassembly:
@@ -156,9 +161,10 @@ class Reassembly:
         """Find everything before anything is written; raises `MediaNeededError` if something is not there."""
         self._shelf, self._keeps_going, self._tell = shelf, keeps_going, tell
         self.losses = Losses()
+        self.doubts: list[str] = []
         found = parts_by_backup(shelf)
         self.uuid = find_backup(backup, found)
-        self.members: list[list[tuple[Found, PartTrailer]]] = []
+        self.members: list[list[Found]] = []
         chain, lost = chain_of(self.uuid, found)
         if lost:
             child = found[chain[0]][0].entry.backup
@@ -170,8 +176,27 @@ class Reassembly:
             number = found[uuid][0].entry.backup
             for words in _what_is_missing(shelf, found[uuid]):
                 self._lack(f"backup {number} is not complete: {words}")
-            self.members.append([(each, shelf[each.shelf].trailer(each)) for each in found[uuid]])
+            self.members.append([each for each in found[uuid] if self._can_be_read(each)])
+        if not self.members[-1]:
+            raise MediumError(f"nothing of backup {backup} can be read")
         self.first = self.members[-1][0]
+        self._facts = replace(self._content(self.first), extents=(), zero_extents=())
+
+    def _content(self, found: Found) -> PartContent:
+        return self._shelf[found.shelf].content(found)
+
+    def _can_be_read(self, found: Found) -> bool:
+        """Say whether it is known what a part holds; notes what nobody vouches for."""
+        try:
+            doubt = self._content(found).doubt
+        except (MediumError, VolumeError) as error:
+            if not self._keeps_going:
+                raise
+            self.losses.add([], f"{error.message}: what it held is as without it")
+            return False
+        if doubt:
+            self.doubts.append(doubt)
+        return True
 
     def _lack(self, words: str) -> None:
         """A cartridge is not here: that ends it, or its blocks are zeros, or as in an older backup."""
@@ -182,34 +207,35 @@ class Reassembly:
     @property
     def volume_bytes(self) -> int:
         """The size of the volume."""
-        volume = self.first[1].volume
+        volume = self._facts.volume
         return volume.blocks * volume.block_bytes
 
     @property
     def selection(self) -> str:
         """Which files alone are in it, empty if all are."""
-        return self.first[1].selection
+        return self._facts.selection
 
     def write(self, descriptor: int, *, wanted: Sequence[ByteRun] | None = None) -> None:
         """Write the volume, or the runs that are wanted of it, to an empty file."""
         os.ftruncate(descriptor, self.volume_bytes)
         for member in self.members:
-            for found, trailer in member:
-                if trailer.volume.blocks * trailer.volume.block_bytes > self.volume_bytes:
-                    raise VolumeError(f"part {trailer.part}: of a larger volume than its backup")
-                for begin, end in zero_runs(trailer, wanted=wanted):
+            for found in member:
+                content = self._content(found)
+                if content.volume.blocks * content.volume.block_bytes > self.volume_bytes:
+                    raise VolumeError(f"part {content.part}: of a larger volume than its backup")
+                for begin, end in zero_runs(content, wanted=wanted):
                     _write_zeros(descriptor, begin, end)
-                self._write_part(descriptor, found, trailer, wanted)
+                self._write_part(descriptor, found, content, wanted)
 
     def _write_part(
-        self, descriptor: int, found: Found, trailer: PartTrailer, wanted: Sequence[ByteRun] | None
+        self, descriptor: int, found: Found, content: PartContent, wanted: Sequence[ByteRun] | None
     ) -> None:
         cartridge = self._shelf[found.shelf]
         buffer = memoryview(
-            bytearray(trailer.record_bytes)
+            bytearray(content.record_bytes)
         )  # A record that is longer or shorter is damage.
         read = 0
-        for number, taken in slices(trailer, wanted=wanted):
+        for number, taken in slices(content, wanted=wanted):
             try:
                 data = cartridge.data_record(found, number, buffer)
             except MediumError as error:
@@ -223,8 +249,8 @@ class Reassembly:
             for offset, at, count in taken:
                 _write_sparse(descriptor, data[offset : offset + count], at)
         self._tell(
-            f"cartridge {cartridge.header.tag}: part {trailer.part} of backup {trailer.backup}, "
-            f"{read} of {trailer.records} records read"
+            f"cartridge {cartridge.header.tag}: part {content.part} of backup {content.backup}, "
+            f"{read} of {content.records} records read"
         )
 
     def _lost(self, descriptor: int, runs: list[ByteRun], error: MediumError) -> None:
@@ -241,12 +267,12 @@ class Reassembly:
 
     def find_file(self, path: str) -> FileRow:
         """Find a file in the map on the cartridge; raises `NotFoundError` or `RefusedError`."""
-        found, trailer = self.first
+        found, facts = self.first, self._facts
         items = self._shelf[found.shelf].map_items(found)
         packed = next(items, None)
-        if packed is None or trailer.part != 1:
+        if packed is None or facts.part != 1:
             raise NotFoundError(
-                f"backup {trailer.backup} has no map of its files here",
+                f"backup {facts.backup} has no map of its files here",
                 hint="restore the volume, without --path, and mount it",
             )
         pages = unpack_header(packed).row_pages
@@ -254,7 +280,7 @@ class Reassembly:
         rows = join_rows(page for _, page in zip(range(pages), items, strict=False))
         row = next((row for row in rows if row.path == key), None)
         if row is None:
-            raise NotFoundError(f"no file {path} is in backup {trailer.backup}")
+            raise NotFoundError(f"no file {path} is in backup {facts.backup}")
         if row.kind != Kind.FILE:
             raise RefusedError(f"{path} is a {Kind(row.kind).name.lower()}, and no regular file")
         self._require_chosen(row, path)
@@ -288,7 +314,7 @@ class Reassembly:
         """A backup of chosen files lacks the content of all others."""
         if self.selection and not Selection.from_json(json.loads(self.selection)).picks(row):
             raise RefusedError(
-                f"{path} is not among the files that were chosen for backup {self.first[1].backup}"
+                f"{path} is not among the files that were chosen for backup {self._facts.backup}"
             )
 
 

@@ -1,10 +1,14 @@
 """Cartridges that are only read: from a copy, a snapshot, or a medium that cannot be written.
 
 Opening a cartridge may mend its index.  Here that happens in a copy of the index; the cartridge itself stays as it is.
+
+The directory of the last trailer that can be read names the parts; what stands behind it is looked through from header
+to header, as `ctl catalog rebuild` does (`backplane.tape_format.scan`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import MediumError, VolumeError
+from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
 from backplane.scsi.sense import SenseKey
 from backplane.tape_format import (
     METADATA_RECORD_BYTES_MAX,
+    DirectoryEntry,
     PartHeader,
     PartTrailer,
     VolumeHeader,
@@ -23,7 +28,13 @@ from backplane.tape_format import (
 )
 from backplane.tape_format.map_stream import items_from
 from backplane.tape_format.record import RecordType
-from storage_node.core.reassembly import Found
+from backplane.tape_format.scan import Sighting, TapeScan, require_entry, require_same
+from storage_node.core.reassembly import (
+    Found,
+    PartContent,
+    content_of_header,
+    content_of_trailer,
+)
 from storage_node.tape.cartridge import DATA_NAME, INDEX_NAME
 from storage_node.tape.medium import FileMedium, Medium
 from storage_node.tape.read_only_medium import ReadOnlyMedium
@@ -34,6 +45,7 @@ from storage_node.tape.volume_reader import (
     find_last_trailer,
     read_label,
     read_metadata,
+    scanned,
 )
 
 CARTRIDGES_MAX: Final = 256
@@ -42,43 +54,73 @@ CARTRIDGES_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Shelved:
-    """A cartridge in a drive of its own."""
+    """A cartridge in a drive of its own.
+
+    `directory` are the parts that the last trailer which can be read lists, `further` those that were found behind it
+    from header to header.  `notes` say what is damaged and what is left out.
+    """
 
     folder: Path
     header: VolumeHeader
     drive: VirtualDrive
-    end: TapeEnd
-
-    @property
-    def last(self) -> PartTrailer | None:
-        """The last trailer that can be read."""
-        return self.end.trailer
+    directory: tuple[DirectoryEntry, ...] = ()
+    further: tuple[Found, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def left_out(self) -> Iterator[str]:
-        """Say in words what is on the cartridge behind the last commit that can be read."""
-        for number in self.end.unreadable:
-            yield f"cartridge {self.header.tag}: object {number}, which may be a trailer, cannot be read"
-        if self.end.orphan_object is not None:
-            objects = f"objects {self.end.orphan_object} to {self.end.end_of_data - 1}"
-            yield (
-                f"cartridge {self.header.tag}: {objects} are left out: a part that was interrupted, "
-                "or one whose trailer is damaged, or of a newer version of this program"
-            )
+        """Say in words what is damaged, how that was made up for, and what is left out."""
+        for note in self.notes:
+            yield f"cartridge {self.header.tag}: {note}"
 
     def parts(self, shelf: int) -> list[Found]:
-        """Return the committed parts."""
-        return [Found(shelf, entry) for entry in (self.last.directory if self.last else ())]
+        """Return the committed parts; the cartridge is number `shelf`."""
+        listed = [Found(shelf, entry) for entry in self.directory]
+        return [*listed, *(each._replace(shelf=shelf) for each in self.further)]
 
-    def trailer(self, found: Found) -> PartTrailer:
-        """Read the trailer of a part; raises `MediumError` or `VolumeError`."""
-        if self.last is not None and self.last.trailer_object == found.entry.trailer_object:
-            return self.last
+    def content(self, found: Found) -> PartContent:
+        """Return what a part holds; raises `MediumError` or `VolumeError`.
+
+        It is not kept: it may be large.
+        """
+        try:
+            return content_of_trailer(self._trailer(found))
+        except (MediumError, VolumeError) as error:
+            return self._planned(found, error)
+
+    def _trailer(self, found: Found) -> PartTrailer:
         content, _ = read_metadata(self.drive, found.entry.trailer_object)
         if not isinstance(content, PartTrailer) or content.backup_uuid != found.entry.backup_uuid:
             raise VolumeError(
                 f"{self.folder}: object {found.entry.trailer_object} is another trailer"
             )
         return content
+
+    def _planned(self, found: Found, error: BackupError) -> PartContent:
+        """The trailer is lost: its header says what was planned, the directory or the drive how much was written."""
+        name = (
+            f"cartridge {self.header.tag}: part {found.entry.part} of backup {found.entry.backup}"
+        )
+        try:
+            header, behind = self.part_header(found)
+            require_entry(header, behind - header.object, found.entry)
+        except (MediumError, VolumeError) as other:
+            raise MediumError(
+                f"{name}: neither its trailer can be read ({error.message}) nor its header ({other.message})"
+            ) from other
+        doubt = ""
+        if found.damage:
+            doubt = f"{name}: {found.damage}, and nothing but the drive vouches for its records"
+        elif not self._is_as_listed(found.entry):
+            doubt = f"{name}: its trailer is damaged, and its records are not those that the directory lists"
+        return content_of_header(header, found.entry, doubt=doubt)
+
+    def _is_as_listed(self, entry: DirectoryEntry) -> bool:
+        """Say whether the checksums that the drive has are those of which the directory has the digest."""
+        try:
+            digests, _ = self.drive.digests(entry.data_object, entry.data_object + entry.records)
+        except (MediumError, NotFoundError):
+            return False
+        return hashlib.sha256(digests).hexdigest() == entry.root
 
     def part_header(self, found: Found) -> tuple[PartHeader, int]:
         """Read the header of a part; returns it and the object behind it."""
@@ -166,7 +208,42 @@ def _shelved(drive: VirtualDrive, folder: Path, index: Path) -> Shelved:
     if label.state is not LabelState.OURS or label.header is None:
         drive.unload()
         raise VolumeError(f"{folder} has no label of ours: {label.reason or label.state.value}")
-    return Shelved(folder, label.header, drive, find_last_trailer(drive, label.header))
+    end = find_last_trailer(drive, label.header)
+    directory = end.trailer.directory if end.trailer is not None else ()
+    further: tuple[Found, ...] = ()
+    notes: tuple[str, ...] = ()
+    if end.orphan_object is not None:
+        further, notes = _walked(drive, label.header, end)
+    return Shelved(folder, label.header, drive, directory, further, notes)
+
+
+def _walked(
+    drive: VirtualDrive, header: VolumeHeader, end: TapeEnd
+) -> tuple[tuple[Found, ...], tuple[str, ...]]:
+    """Look from header to header through what stands behind the last trailer that can be read."""
+    scan: TapeScan[Found] = TapeScan(
+        cartridge=header.cartridge,
+        end=end.end_of_data,
+        put_together=_found,
+        progress=lambda _: None,
+    )
+    scanned(scan.walk(end.committed_end), drive, digests=drive.digests)
+    objects = f"objects {end.committed_end} to {end.end_of_data - 1}"
+    told = f"{objects} are behind the last trailer that can be read as the end of the cartridge"
+    counted = f"{len(scan.found.parts)} parts were found there from header to header"
+    return tuple(scan.found.parts), (f"{told}; {counted}", *scan.found.notes)
+
+
+def _found(seen: Sighting) -> Found:
+    """Make a part of what was seen of it; `shelved` knows its number on the shelf."""
+    if seen.trailer is not None:
+        if seen.header is not None:
+            require_same(seen.header, seen.trailer)
+        return Found(0, seen.trailer.directory_entry())
+    if seen.header is None or seen.entry is None:
+        raise VolumeError("neither its header nor its trailer can be read")
+    require_entry(seen.header, seen.header_records, seen.entry)
+    return Found(0, seen.entry, seen.damage)
 
 
 class _opener:  # noqa: N801 - a function with two values

@@ -10,9 +10,10 @@ end of the tape is torn, it walks back file by file.  Whatever follows the last 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from backplane.errors import BackupError, MediumError, VolumeError
 from backplane.scsi.sense import SenseKey
@@ -20,19 +21,20 @@ from backplane.tape_format import (
     FIRST_PART_OBJECT,
     LABEL_FILEMARK_OBJECT,
     METADATA_RECORD_BYTES_MAX,
-    PAYLOAD_BYTES_MAX,
     VOLUME_HEADER_OBJECTS,
-    MetadataRecord,
+    MetadataFeed,
     PartHeader,
     PartTrailer,
     UnknownVersionError,
     Vol1,
     VolumeHeader,
-    decode_metadata,
     decode_record,
     decode_vol1,
 )
+from backplane.tape_format.content import EXTENT_LISTS
 from backplane.tape_format.foreign import describe_foreign
+from backplane.tape_format.scan import ReadDigests, Scan
+from backplane.tape_format.volume import Content
 from storage_node.core.tape_position import SpaceCode
 from storage_node.tape.drive import Drive, Outcome
 
@@ -143,23 +145,28 @@ class _Reader:
         outcome = self._drive.space(SpaceCode.FILEMARKS, -1)
         return outcome.position if outcome.is_good else None
 
-    def metadata(self, object_number: int) -> tuple[list[MetadataRecord], int]:
-        """Read the set of metadata records that begins at an object; return it and the object behind it."""
+    def records(self, object_number: int) -> list[bytes]:
+        """Read one record of at most the length of metadata; nothing if there is none.  Raises `MediumError`."""
         self.locate(object_number)
-        records: list[MetadataRecord] = []
-        total = 0
-        while not records or len(records) < records[0].count:
+        try:
+            data = self.next_object()
+        except VolumeError:
+            return []
+        return [] if data is None else [bytes(data)]
+
+    def metadata(self, object_number: int, *, without: Collection[str] = ()) -> tuple[Content, int]:
+        """Read and decode the set of metadata records that begins at an object; return it and the object behind it."""
+        self.locate(object_number)
+        feed = MetadataFeed(without=without)
+        while not feed.is_complete:
             data = self.next_object()
             if data is None:
                 raise VolumeError("metadata end early")
             record = decode_record(data)
-            if record.object_number != object_number + len(records):
+            if record.object_number != object_number + feed.count:
                 raise VolumeError("a metadata record that is not where it says it is")
-            total += len(record.payload)
-            if total > PAYLOAD_BYTES_MAX:
-                raise VolumeError("metadata without end")
-            records.append(record)
-        return records, object_number + len(records)
+            feed.feed(record)
+        return feed.finish(), object_number + feed.count
 
 
 def _words(outcome: Outcome) -> str:
@@ -167,14 +174,34 @@ def _words(outcome: Outcome) -> str:
 
 
 def read_metadata(
-    drive: Drive, object_number: int
-) -> tuple[VolumeHeader | PartHeader | PartTrailer, int]:
+    drive: Drive, object_number: int, *, without: Collection[str] = ()
+) -> tuple[Content, int]:
     """Read and decode the header or trailer at an object; return it and the object behind it.
 
-    Raises `MediumError` or `VolumeError`.
+    Lists `without` which the caller can do stay empty.  Raises `MediumError` or `VolumeError`.
     """
-    records, behind = _Reader(drive).metadata(object_number)
-    return decode_metadata(records), behind
+    return _Reader(drive).metadata(object_number, without=without)
+
+
+def scanned(scan: Scan, drive: Drive, *, digests: Callable[[int, int], tuple[bytes, int]]) -> Any:
+    """Answer what a scan asks from a drive; returns what the scan returns.  `digests` is that of a `LibraryDrive`."""
+    reader = _Reader(drive)
+    answer: object = None
+    error: MediumError | None = None
+    while True:
+        try:
+            look = scan.send(answer) if error is None else scan.throw(error)
+        except StopIteration as done:
+            return done.value
+        answer, error = None, None
+        try:
+            answer = (
+                digests(look.start, look.end)
+                if isinstance(look, ReadDigests)
+                else reader.records(look.start)
+            )
+        except MediumError as damage:
+            error = damage
 
 
 def read_label(drive: Drive) -> Label:
@@ -224,7 +251,7 @@ def _volume_header(reader: _Reader, end: int, damage: list[str]) -> VolumeHeader
         if number >= end:
             break
         try:
-            content = decode_metadata(reader.metadata(number)[0])
+            content, _ = reader.metadata(number)
         except BackupError as error:
             damage.append(f"volume header at object {number}: {error}")
             continue
@@ -276,10 +303,9 @@ def _committed_trailer(
     if first == mark:
         return None
     try:
-        records, behind = reader.metadata(first)
-        if behind != mark or records[0].volume_uuid != cartridge:
+        trailer, behind = reader.metadata(first)
+        if behind != mark or trailer.cartridge != cartridge:
             return None
-        trailer = decode_metadata(records)
         if not isinstance(trailer, PartTrailer) or not _agrees(reader, trailer):
             return None
     except (MediumError, UnknownVersionError):
@@ -302,8 +328,7 @@ def _agrees(reader: _Reader, trailer: PartTrailer) -> bool:
     if reader.filemark_before(data_end) != trailer.data_object - 1:
         return False
     try:
-        records, behind = reader.metadata(trailer.header_object)
-        header = decode_metadata(records)
+        header, behind = reader.metadata(trailer.header_object, without=EXTENT_LISTS)
     except MediumError:
         # A header that has gone bad does not take back the commit; its damage is found by who needs it.
         return True

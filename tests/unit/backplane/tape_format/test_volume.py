@@ -11,6 +11,7 @@ import pytest
 from backplane.errors import VolumeError
 from backplane.tape_format import (
     DirectoryEntry,
+    MetadataFeed,
     MetadataRecord,
     PartHeader,
     PartTrailer,
@@ -321,3 +322,44 @@ def test_metadata_of_another_cartridge_are_refused() -> None:
     foreign = encode_records(RecordType.PART_HEADER, text, volume_uuid=BACKUP, first_object=4)
     with pytest.raises(VolumeError, match="another cartridge"):
         decode_metadata(decoded(foreign))
+
+
+# --- as the records come -------------------------------------------------------------------------
+
+
+def test_a_set_is_decoded_record_by_record() -> None:
+    feed = MetadataFeed()
+    records = decoded(encode_part_trailer(TRAILER, record_bytes_max=200))
+    for count, record in enumerate(records):
+        assert (feed.count, feed.is_complete) == (count, False)
+        feed.feed(record)
+    assert feed.is_complete
+    assert feed.finish() == TRAILER
+
+
+def test_a_record_that_does_not_belong_to_the_ones_before_it_is_refused() -> None:
+    one, two, three, *_ = decoded(encode_part_trailer(TRAILER, record_bytes_max=200))
+    for wrong in (
+        one,
+        three,
+        replace(two, object_number=9),
+        replace(two, count=99),
+        replace(two, type=RecordType.PART_HEADER),
+        replace(two, volume_uuid="0" * 32),
+        replace(two, version=3),
+    ):
+        feed = MetadataFeed()
+        feed.feed(one)
+        with pytest.raises(VolumeError, match="record 2 does not belong to the ones before it"):
+            feed.feed(wrong)
+    with pytest.raises(VolumeError, match="1 metadata records of"):
+        decode_metadata([one])
+    with pytest.raises(VolumeError, match="no metadata records"):
+        decode_metadata([])
+
+
+def test_long_lists_that_nobody_wants_are_not_kept() -> None:
+    feed = MetadataFeed(without=("extents", "record_crc32c", "zero_extents"))
+    for record in decoded(encode_part_header(PART)):
+        feed.feed(record)
+    assert feed.finish() == replace(PART, extents=())

@@ -14,6 +14,7 @@ import pytest
 from backplane.errors import BackupError, NotFoundError, RemoteProtocolError
 from backplane.ids import NodeName
 from backplane.tape_format import decode_record, encode_part_trailer
+from backplane.tape_format.scan import Findings, Unreadable
 from backplane.testing.tape_content import (
     CARTRIDGE,
     RECORD_BYTES,
@@ -24,7 +25,8 @@ from backplane.testing.tape_content import (
 )
 from backplane.wire.messages import NodeReply
 from controller.core.procedure import Ask
-from controller.core.rebuild_scan import CartridgeScan, DriveLostError, Findings, Unreadable
+from controller.core.rebuild_parts import FoundPart
+from controller.core.rebuild_scan import CartridgeScan, DriveLostError
 from tests.site.tape import TapeNode
 
 TAG = "TAPE01L8"
@@ -65,7 +67,7 @@ class Bench:
         if cut is None:
             self.trailers.append(trailer)
 
-    def scan(self, *, change: Callable[[Any], Any] = lambda reply: reply) -> Findings:
+    def scan(self, *, change: Callable[[Any], Any] = lambda reply: reply) -> Findings[FoundPart]:
         reply = self.node._look(self.drive, self.tape, {"request": 1, "boot_id": b"t" * 16})
         scan = CartridgeScan(
             node=NodeName("tape"),
@@ -95,7 +97,7 @@ class Bench:
                 error = failure
 
 
-def seen(found: Findings) -> list[tuple[int, int, int, bool]]:
+def seen(found: Findings[FoundPart]) -> list[tuple[int, int, int, bool]]:
     return [(each.backup, each.records, each.end, bool(each.damage)) for each in found.parts]
 
 
@@ -162,7 +164,7 @@ def test_without_any_trailer_parts_are_found_by_their_headers(map_bytes: int) ->
     assert all(each.map is not None for each in found.parts) == bool(map_bytes)
 
 
-def walk(bench: Bench) -> Findings:
+def walk(bench: Bench) -> Findings[FoundPart]:
     """Scan as if the load had found no trailer at all."""
     scan = CartridgeScan(
         node=NodeName("tape"),

@@ -10,11 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import VolumeError
-from backplane.tape_format import PartTrailer, VolumeFacts
+from backplane.tape_format import (
+    PartHeader,
+    PartTrailer,
+    VolumeFacts,
+    decode_metadata,
+    decode_record,
+)
 from backplane.testing.tape_content import part_objects
 from storage_node.core.reassembly import (
     Found,
+    PartContent,
     chain_of,
+    content_of_header,
+    content_of_trailer,
     missing_parts,
     slices,
     volume_runs,
@@ -64,7 +73,7 @@ def test_slices_say_of_each_wanted_byte_where_it_is(extents: Any, wanted: Any) -
     }
     found: dict[int, int] = {}
     numbers = []
-    for number, taken in slices(made, wanted=wanted):
+    for number, taken in slices(content_of_trailer(made), wanted=wanted):
         numbers.append(number)
         assert taken
         for offset, byte, count in taken:
@@ -78,21 +87,39 @@ def test_slices_say_of_each_wanted_byte_where_it_is(extents: Any, wanted: Any) -
 
 def test_extents_that_contradict_the_trailer_are_refused() -> None:
     with pytest.raises(VolumeError, match="behind the end of the volume"):
-        volume_runs(trailer([(BLOCKS - 1, 2)]))
+        list(volume_runs(content_of_trailer(trailer([(BLOCKS - 1, 2)]))))
     with pytest.raises(VolumeError, match="512 bytes, and 1024 in the records"):
-        volume_runs(trailer([(0, 1)], stream_bytes=1024))
+        list(volume_runs(content_of_trailer(trailer([(0, 1)], stream_bytes=1024))))
     with pytest.raises(VolumeError, match="zeros behind the end"):
-        zero_runs(child(zero_extents=((BLOCKS, 1),)))
+        list(zero_runs(child(zero_extents=((BLOCKS, 1),))))
+    with pytest.raises(VolumeError, match="zeros are out of order"):
+        list(zero_runs(child(zero_extents=((4, 2), (1, 1)))))
 
 
-def child(**changes: Any) -> PartTrailer:
-    return trailer([(0, 1)], level="incremental", parent_uuid="a" * 32, **changes)
+def child(**changes: Any) -> PartContent:
+    facts = {"level": "incremental", "parent_uuid": "a" * 32}
+    return content_of_trailer(trailer([(0, 1)], **facts, **changes))
+
+
+def test_what_was_planned_counts_as_far_as_it_was_written() -> None:
+    """Early warning came, and the trailer that says so is lost: only the directory knows how much was written."""
+    objects, made = part_objects([b"\0" * 512] * 8)
+    assert isinstance(objects[0], bytes)
+    header = decode_metadata([decode_record(objects[0])])
+    assert isinstance(header, PartHeader)
+    header = replace(header, extents=((3, 4), (20, 4), (30, 1)))
+    entry = replace(made.directory_entry(), stream_bytes=5 * 512)
+    content = content_of_header(header, entry, doubt="the trailer is lost")
+    assert list(volume_runs(content)) == [(0, 3 * 512, 4 * 512), (4 * 512, 20 * 512, 512)]
+    assert (content.doubt, content.part, content.lanes) == ("the trailer is lost", 1, 1)
+    with pytest.raises(VolumeError, match="extents of 4608 bytes, and 5120 in the records"):
+        list(volume_runs(replace(content, stream_bytes=10 * 512)))
 
 
 def test_zeros_are_given_in_bytes_and_only_as_far_as_they_are_wanted() -> None:
-    made = child(zero_extents=((4, 2), (1, 1)))
-    assert zero_runs(made) == [(512, 1024), (2048, 3072)]
-    assert zero_runs(made, wanted=[(0, 600), (2500, 2501)]) == [(512, 600), (2500, 2501)]
+    made = child(zero_extents=((1, 1), (4, 2)))
+    assert list(zero_runs(made)) == [(512, 1024), (2048, 3072)]
+    assert list(zero_runs(made, wanted=[(0, 600), (2500, 2501)])) == [(512, 600), (2500, 2501)]
 
 
 def part(uuid: str, parent: str = "", *, number: int = 1, is_last: bool = True) -> Found:

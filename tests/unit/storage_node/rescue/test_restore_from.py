@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from backplane.errors import (
 )
 from backplane.file_map.header import pack_header
 from backplane.file_map.model import FileExtent, Kind
+from backplane.tape_format import RecordType
 from backplane.testing.file_rows import make_file, make_row
 from backplane.testing.packed_map import PackedMap
 from backplane.testing.tape_content import VOLUME
@@ -208,22 +210,118 @@ def test_a_backup_in_lanes_needs_the_cartridges_of_all_of_them(
             restored([folder], FULL, tmp_path)
 
 
-def test_what_is_behind_the_last_readable_commit_is_told(
-    written: Set, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["restore-from", str(written.folders[1]), "--list"], standalone_mode=False) is None
-    assert capfd.readouterr().err == ""
-    data = written.folders[1] / "data"
+# --- damaged trailers and headers ------------------------------------------------------------------
+
+
+def spoil(folder: Path, kind: RecordType, *, number: int = -1) -> None:
+    """Flip a bit in the JSON of a part header or trailer: of the last one, or of another."""
+    data = folder / "data"
     raw = bytearray(data.read_bytes())
-    raw[raw.rfind(b"SDVMETA") + 70] ^= 1  # In the JSON of the last trailer.
+    places = [
+        each.start()
+        for each in re.finditer(rb"SDVMETA\0\0" + bytes([kind]), raw)
+        if raw[each.start() + 44 : each.start() + 46] == b"\0\1"  # The first record of each.
+    ]
+    raw[places[number] + 70] ^= 1
     data.write_bytes(raw)
-    main(["restore-from", str(written.folders[1]), "--list"], standalone_mode=False)
-    out, err = capfd.readouterr()
-    assert out == "no backup is on these cartridges\n"
-    assert "cartridge TAPE02L8: object " in err
-    assert "which may be a trailer, cannot be read" in err
-    assert "cartridge TAPE02L8: objects 4 to " in err
-    assert "are left out: a part that was interrupted" in err
+
+
+def command(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, ["restore-from", *map(str, arguments)])
+
+
+def test_a_part_whose_trailer_is_damaged_comes_back_by_its_header(
+    written: Set, tmp_path: Path
+) -> None:
+    """Nothing else on the cartridge tells of it: it is restored, and what nobody vouches for is said."""
+    spoil(written.folders[1], RecordType.PART_TRAILER)
+    listed = command(written.folders[1], "--list")
+    assert listed.exit_code == 0
+    assert "cartridge TAPE02L8: objects 4 to " in listed.stderr
+    assert "1 parts were found there from header to header" in listed.stderr
+    assert "the trailer of part 2 of backup 7 is damaged: its data are taken" in listed.stderr
+    assert f"backup 7 ({FULL}) of home" in listed.stdout
+    assert "    the trailer of part 2 is damaged\n" in listed.stdout
+    done = command(*written.folders, "--backup", "8", "--out", tmp_path / "image")
+    assert done.exit_code == ExitCode.PARTIAL
+    assert "not certain: cartridge TAPE02L8: part 2 of backup 7: the trailer" in done.stderr
+    assert "nothing but the drive vouches for its records" in done.stderr
+    assert "missing:" not in done.stderr
+    assert (tmp_path / "image").read_bytes() == written.later
+
+
+def test_a_damaged_trailer_is_made_up_for_by_the_directory_of_a_later_one(
+    written: Set, tmp_path: Path
+) -> None:
+    """The header, the directory and the drive's checksums agree: nothing is uncertain."""
+    spoil(written.folders[0], RecordType.PART_TRAILER, number=0)
+    done = command(written.folders[0], "--backup", OTHER, "--out", tmp_path / "image")
+    assert (done.exit_code, "not certain" in done.stderr) == (0, False)
+    assert (tmp_path / "image").read_bytes() == image_with(((0, 20),), seed=2)
+
+
+def test_a_part_without_header_and_trailer_is_lost_and_the_rest_is_not(
+    written: Set, tmp_path: Path
+) -> None:
+    one, two, three = written.folders
+    spoil(two, RecordType.PART_TRAILER)
+    spoil(two, RecordType.PART_HEADER)
+    listed = command(two, "--list")
+    assert listed.stdout == "no backup is on these cartridges\n"
+    assert "0 parts were found there from header to header" in listed.stderr
+    # Of a part that a directory lists it is known what is lost.
+    spoil(one, RecordType.PART_TRAILER, number=0)
+    spoil(one, RecordType.PART_HEADER, number=0)
+    out = tmp_path / "image"
+    done = command(one, three, "--backup", OTHER, "--out", out)
+    assert done.exit_code == ExitCode.DAMAGED
+    assert "part 1 of backup 1: neither its trailer can be read" in done.stderr
+    assert not out.exists()
+    assert command(one, "--backup", "7", "--out", out, "--keep-going").exit_code == 3
+
+
+def test_a_part_of_a_chain_that_cannot_be_read_is_left_out_only_with_keep_going(
+    library: TapeLibrary, tmp_path: Path
+) -> None:
+    image = image_with(FIRST, seed=1)
+    later = image_with(CHANGED, seed=4, before=image)
+    one = Writer(library, "TAPE01L8", "1" * 32)
+    one.part(FULL, image, FIRST, backup=7)
+    facts = {"level": "incremental", "parent_uuid": FULL, "backup": 8}
+    one.part(CHILD, later, CHANGED, **facts)
+    one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),), backup=9)
+    spoil(one.folder, RecordType.PART_TRAILER, number=0)
+    spoil(one.folder, RecordType.PART_HEADER, number=0)
+    out = tmp_path / "image"
+    done = command(one.folder, "--backup", "8", "--out", out)
+    assert (done.exit_code, out.exists()) == (ExitCode.DAMAGED, False)
+    done = command(one.folder, "--backup", "8", "--out", out, "--keep-going")
+    assert done.exit_code == ExitCode.PARTIAL
+    assert "missing: cartridge TAPE01L8: part 1 of backup 7: neither" in done.stderr
+    assert out.read_bytes() == image_with(CHANGED, seed=4)
+
+
+def test_an_undamaged_copy_is_taken_rather_than_an_original_with_a_damaged_trailer(
+    written: Set, library: TapeLibrary, tmp_path: Path
+) -> None:
+    copies = Writer(library, "COPY01L8", "a" * 32)
+    copies.part("e" * 32, written.image, (*FIRST, *SECOND), backup=9, copy_of_uuid=FULL)
+    spoil(written.folders[1], RecordType.PART_TRAILER)
+    folders = [*written.folders, copies.folder]
+    done = command(*folders, "--backup", "8", "--out", tmp_path / "image")
+    assert (done.exit_code, "not certain" in done.stderr) == (0, False)
+    assert (tmp_path / "image").read_bytes() == written.later
+
+
+def test_what_was_never_committed_is_told_and_left_out(library: TapeLibrary) -> None:
+    one = Writer(library, "TAPE01L8", "1" * 32)
+    one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),))
+    assert command(one.folder, "--list").stderr == ""
+    one.part(FULL, image_with(FIRST, seed=3), FIRST, is_cut=True, backup=7)
+    listed = command(one.folder, "--list")
+    assert "0 parts were found there" in listed.stderr
+    assert "part 1 of backup 7 (volume home) was never committed and is left" in listed.stderr
+    assert FULL not in listed.stdout
 
 
 def test_backups_are_named_by_number_or_uuid(written: Set, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_is_committed_is_found_and_nothing_is_changed(written: Writer, tmp_
     with shelved([written.folder], scratch=tmp_path) as (cartridge,):
         (found,) = cartridge.parts(0)
         assert found.entry.backup_uuid == "a" * 32
-        assert cartridge.trailer(found).extents == EXTENTS
+        assert cartridge.content(found).extents == EXTENTS
         header, behind = cartridge.part_header(found)
         assert (header.backup_uuid, behind) == ("a" * 32, found.entry.data_object - 1)
         buffer = memoryview(bytearray(RECORD))

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from backplane.errors import VolumeError
+from backplane.crc import crc32c
+from backplane.errors import MediumError, VolumeError
 from backplane.tape_format import (
     PartHeader,
     PartTrailer,
     RecordType,
+    decode_record,
     encode_part_trailer,
     encode_vol1,
 )
 from backplane.tape_format import record as record_module
 from backplane.tape_format.record import RECORD_VERSIONS
+from backplane.tape_format.scan import ReadDigests, ReadRecords, Scan
 from backplane.testing.tape_content import (
     CARTRIDGE,
     RECORD_BYTES,
@@ -38,6 +41,7 @@ from storage_node.tape.volume_reader import (
     find_last_trailer,
     read_label,
     read_metadata,
+    scanned,
 )
 
 HEADER = volume_header()
@@ -339,3 +343,31 @@ def test_an_unfinished_label_can_be_overwritten_with_permission(drive: VirtualDr
     assert drive.mode == DriveMode()
     assert read_label(drive).state is LabelState.OURS
     assert drive.space(SpaceCode.END_OF_DATA).position == 4
+
+
+def test_a_scan_is_answered_by_a_drive(drive: VirtualDrive) -> None:
+    part, trailer = part_objects(DATA)
+    write_objects(drive, [*LABEL, *part])
+
+    def looks() -> Scan:
+        (header,) = yield ReadRecords(4)
+        assert decode_record(header).type is RecordType.PART_HEADER
+        assert (yield ReadRecords(5)) == []  # A filemark.
+        digests, behind = yield ReadDigests(6, 10)
+        assert digests == b"".join(crc32c(each).to_bytes(4, "big") for each in DATA)
+        assert behind == 10
+        with pytest.raises(MediumError):
+            yield ReadRecords(1 << 40)
+        return "done"
+
+    assert scanned(looks(), drive, digests=drive.digests) == "done"
+    assert trailer.data_object == 6
+
+
+def test_a_record_longer_than_metadata_is_nothing_that_a_scan_wants(drive: VirtualDrive) -> None:
+    write_objects(drive, [*LABEL, bytes(300_000)])
+
+    def looks() -> Scan:
+        return (yield ReadRecords(4))
+
+    assert scanned(looks(), drive, digests=drive.digests) == []
