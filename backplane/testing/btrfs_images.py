@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from backplane.crc import crc32c
 from backplane.file_map.model import Kind
+from backplane.testing.loop_mounts import mount_image
 
 STALE: Final = b"What somebody has deleted, and nobody may see again. " * 20
 SUPERBLOCK_PLACE: Final = 65536
@@ -121,7 +122,8 @@ def make_volume(image: Path, size_bytes: int, *options: str | Path) -> Path:
 def mounted(image: Path, folder: Path, options: str = "noatime") -> Iterator[Path]:
     """Mount an image by a loop device, and take it away again."""
     folder.mkdir(exist_ok=True)
-    run("mount", "-t", "btrfs", "-o", f"loop,{options}", image, folder)
+    done = mount_image(image, folder, options, kind="btrfs")
+    assert not done.returncode, f"{image}: {done.stderr}"
     try:
         yield folder
     finally:

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from backplane.file_map.model import FileRow, Kind
 from backplane.testing.file_truth import Read, content_digest
+from backplane.testing.loop_mounts import mount_image
 
 STALE: Final = b"What somebody has deleted, and nobody may see again. " * 20_000
 TOOLS: Final = ("mke2fs", "debugfs", "e2fsck")
@@ -130,7 +131,8 @@ def debugfs(image: Path, *requests: str) -> str:
 def mounted(image: Path, folder: Path, options: str = "noatime") -> Iterator[Path]:
     """Mount a volume while the block runs."""
     folder.mkdir(exist_ok=True)
-    run("mount", "-t", "ext4", "-o", f"loop,{options}", str(image), str(folder))
+    done = mount_image(image, folder, options, kind="ext4")
+    assert not done.returncode, f"{image}: {done.stderr}"
     try:
         yield folder
     finally:

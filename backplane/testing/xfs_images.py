@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
 from backplane.testing.file_truth import content_digest
+from backplane.testing.loop_mounts import mount_image
 from backplane.units import MIB
 
 IMAGE_BYTES: Final = 64 * MIB
@@ -98,7 +99,8 @@ def make_image(path: Path, *options: str | Path, size_bytes: int = IMAGE_BYTES) 
 def mounted(image: Path, point: Path, *options: str) -> Iterator[Path]:
     """Mount an image; the same UUID may be mounted elsewhere."""
     point.mkdir(exist_ok=True)
-    run("mount", "-o", ",".join(("loop", "noatime", "nouuid", *options)), image, point)
+    done = mount_image(image, point, ",".join(("noatime", "nouuid", *options)))
+    assert not done.returncode, f"{image}: {done.stderr}"
     try:
         yield point
     finally:

@@ -30,12 +30,16 @@ IMAGE = "serverless-backup-test"
 PROJECT = "serverless-backup-test"
 VOLUME_BYTES = 24 * 1024 * 1024
 START_S = 30.0
-WAIT_FOR_MOVERS = """
+WAIT_FOR_NODES = """
+stands() {
+    [ "$(ctl mover list | grep --count --word-regexp idle)" = 3 ] &&
+        [ "$(ctl node list | grep --count --word-regexp online)" = 2 ]
+}
 for second in $(seq 60); do
-    [ "$(ctl mover list | grep --count --word-regexp idle)" = 3 ] && break
+    stands && break
     sleep 1
 done
-[ "$(ctl mover list | grep --count --word-regexp idle)" = 3 ]
+stands
 """
 
 pytestmark = [
@@ -257,7 +261,7 @@ def test_a_cluster_in_containers_backs_up_restores_and_remembers_after_a_restart
     image.chmod(0o644)  # for the user of the containers, whatever our mask is
 
     cluster.shell(
-        WAIT_FOR_MOVERS,
+        WAIT_FOR_NODES,
         "ctl tape add LTO001L8 --capacity 1GiB",
         "ctl volume create office --from /mnt/input.img",
         "ctl submit backup office --wait",
@@ -274,7 +278,7 @@ def test_a_cluster_in_containers_backs_up_restores_and_remembers_after_a_restart
 
     cluster.composed("restart", "--timeout", "20")
     cluster.composed("up", "--detach", "--no-build", "--scale", "mover=3")
-    cluster.shell(WAIT_FOR_MOVERS, "ctl submit verify office/latest --wait")
+    cluster.shell(WAIT_FOR_NODES, "ctl submit verify office/latest --wait")
     # And once as a person would: the command that the service has.
     listed = cluster.composed("run", "--rm", "-T", "ctl", "--output", "json", "backup", "list")
     assert len(json.loads(listed.stdout)["backups"]) == 1

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,7 @@ class Workstation:
     def __init__(self, cluster: LocalCluster, folder: Path, kind: str, *options: str) -> None:
         self.cluster = cluster
         self.kind = kind
-        self.name = f"v-{folder.name[-24:]}".replace("_", "-")
+        self.name = f"v-{uuid.uuid4().hex[:12]}"
         self.shown = folder / "fuse/nbd"
         self.root = folder / "mounted"
         self.device = ""

@@ -16,6 +16,7 @@ import pytest
 
 from backplane.runtime.clock import SystemClock
 from backplane.runtime.supervise import Identity
+from backplane.testing.loop_mounts import mount_image
 from storage_node import hooks
 from storage_node.core.hook_rules import HOOK_OUTPUT_BYTES_MAX, Hook, HookPair, HookResult
 from storage_node.hooks import HookError, HookRound, around_view, run_hook, run_leftover
@@ -381,15 +382,13 @@ def file_system(tmp_path: Path) -> Iterator[Path]:
     image, folder = tmp_path / "image", tmp_path / "mounted"
     folder.mkdir()
     image.write_bytes(bytes(8 * 1024 * 1024))
-    for command in (
-        ["mkfs.ext4", "-q", str(image)],
-        ["mount", "-o", "loop", str(image), str(folder)],
-    ):
-        if shutil.which(command[0]) is None or shutil.which("fsfreeze") is None:
-            pytest.skip(f"file system: {command[0]} or fsfreeze is not installed")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"file system: {done.stderr.strip()}")
+    for tool in ("mkfs.ext4", "mount", "fsfreeze"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"file system: {tool} is not installed")
+    subprocess.run(["mkfs.ext4", "-q", str(image)], capture_output=True, check=True)
+    done = mount_image(image, folder)
+    if done.returncode:
+        pytest.skip(f"file system: {done.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from backplane.errors import BackupError, RefusedError
+from backplane.testing.loop_mounts import mount_image
 from storage_node.disk.device import DeviceError
 from storage_node.disk.reflink import can_reflink, clone
 
@@ -27,9 +28,9 @@ def xfs(tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(XFS_BYTES)
     subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True, capture_output=True)
-    mounted = subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True)
+    mounted = mount_image(image, folder)
     if mounted.returncode:
-        pytest.skip(f"this machine mounts no XFS: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"this machine mounts no XFS: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True, capture_output=True)
 
