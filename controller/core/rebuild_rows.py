@@ -75,9 +75,9 @@ class Known:
         return self.parts.get(BackupId(backup), ())
 
     def is_there(self, part: PartRow) -> bool:
-        """Say whether a part is still on its cartridge, which may have been erased and labelled anew."""
+        """Say whether a part is still on its cartridge, which may have been labelled anew, or forgotten."""
         row = self.cartridges.get(part.tag)
-        return row is None or row.cartridge == part.cartridge
+        return row is not None and row.cartridge == part.cartridge
 
     def name_of(self, cartridge: str) -> str:
         """Return the barcode of a cartridge, or its UUID if nobody knows that."""

@@ -11,6 +11,7 @@ import pytest
 from backplane.ids import BackupId, CartridgeId, VolumeTag
 from backplane.tape_format import PartTrailer, decode_metadata, decode_record
 from backplane.tape_format.content import PRUNED_RUNS_MAX
+from controller.catalog.store import DropRow
 from controller.core import forgotten
 from controller.core.forgotten import Told, names, pruned_runs
 from tests.site.rebuilding import lose_catalog, rebuild
@@ -276,14 +277,20 @@ def test_a_pruned_backup_of_which_a_cartridge_is_missing_is_not_asked_for(site: 
     assert restored(site, 1) == DATA
 
 
-def test_what_comes_back_without_a_cartridge_that_was_used_again_is_not_called_complete(
-    site: Site,
+@pytest.mark.parametrize("why", ["used again", "forgotten"])
+def test_what_comes_back_without_all_of_its_cartridges_is_not_called_complete(
+    site: Site, why: str
 ) -> None:
     site.tapes[ONE].capacity = 9
     prune(site, backed_up(site))
-    label = site.submit("label", tag=ONE)
-    site.run()
-    check_end(site, label)
+    if why == "used again":
+        label = site.submit("label", tag=ONE)
+        site.run()
+        check_end(site, label)
+    else:
+        del site.tapes[ONE]
+        site.connect("tape")
+        site.machine.record(DropRow(row=site.machine.registry.cartridges[ONE]))
     job = rebuild(site, TWO, with_pruned=True)
     row = site.machine.backups[BackupId(1)]
     assert (row.state, row.is_protected) == ("failed", True)
