@@ -63,6 +63,11 @@ def label_of(cluster: LocalCluster) -> str:
     return str(cluster.ctl("tape", "show", TAG)["cartridge"])
 
 
+def begun(cluster: LocalCluster) -> int:
+    """Begin the backup that needs the cartridge again; without it, it ends and does not wait for another one."""
+    return cluster.submit("backup", "vol", "--no-wait-media")
+
+
 def has_died(cluster: LocalCluster, process: str, pid: int) -> None:
     cluster.wait_until(lambda: not is_running(pid), what=f"{process} to die")
 
@@ -95,7 +100,7 @@ def test_a_controller_killed_when_the_cartridge_is_erased_and_nobody_has_told_it
 ) -> None:
     armed(cluster, "tape", f"storage.tape.erase=sleep:{SLEEP_S}")
     before = label_of(cluster)
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     cluster.wait_until(lambda: data_bytes(cluster) == 0, what="the erase")
     cluster.kill("controller")
     assert data_bytes(cluster) == 0, "killed too late"
@@ -109,7 +114,7 @@ def test_a_controller_killed_before_the_label_of_an_erased_cartridge_leaves(
     armed(cluster, "controller", "controller.work=exit")
     before = label_of(cluster)
     pid = cluster.pid("controller")
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     has_died(cluster, "the controller", pid)
     assert data_bytes(cluster) == 0
     cluster.up()
@@ -121,7 +126,7 @@ def test_a_controller_killed_when_the_label_is_written_and_nobody_has_told_it(
 ) -> None:
     armed(cluster, "mover-1", f"mover.ended:1=sleep:{SLEEP_S}")
     before = label_of(cluster)
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     full = data_bytes(cluster)
     cluster.wait_until(lambda: 0 < data_bytes(cluster) < full, what="the label")
     cluster.kill("controller")
@@ -134,7 +139,7 @@ def test_a_tape_node_killed_when_it_has_erased_and_has_not_told(cluster: LocalCl
     armed(cluster, "tape", "storage.tape.erase=exit")
     before = label_of(cluster)
     pid = cluster.pid("tape")
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     has_died(cluster, "the tape node", pid)
     assert data_bytes(cluster) == 0
     cluster.up()
@@ -146,7 +151,7 @@ def test_a_tape_node_killed_while_a_mover_is_about_to_write_the_label(
 ) -> None:
     armed(cluster, "mover-1", f"mover.open:1=sleep:{SLEEP_S}")
     before = label_of(cluster)
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     cluster.wait_until(
         lambda: any(item["purpose"] == "label" for item in cluster.job(job)["items"]),
         what="the label to be on its way",
@@ -161,7 +166,7 @@ def test_both_killed_between_the_erase_and_the_label(cluster: LocalCluster) -> N
     armed(cluster, "tape", "storage.tape.erase=exit")
     before = label_of(cluster)
     pid = cluster.pid("tape")
-    job = cluster.submit("backup", "vol")
+    job = begun(cluster)
     has_died(cluster, "the tape node", pid)
     cluster.kill("controller")
     assert data_bytes(cluster) == 0
