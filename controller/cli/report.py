@@ -356,7 +356,8 @@ def _holes(result: Document) -> list[tuple[str, str]]:
     ranges = [f"{lba}-{lba + blocks - 1}" for lba, blocks in holes["extents"][:HOLES_SHOWN_MAX]]
     rest = holes["count"] - len(ranges)
     more = f" and {rest} more" if rest > 0 else ""
-    return [*facts, ("Holes", f"{size} are zeros: LBA {', '.join(ranges)}{more}")]
+    coarse = " (the nearest as one: ctl job log has each)" if holes.get("is_coarse") else ""
+    return [*facts, ("Holes", f"{size} are zeros: LBA {', '.join(ranges)}{more}{coarse}")]
 
 
 def _damage(damage: list[Document], count: int) -> str:

@@ -43,7 +43,7 @@ def with_damage(
 
     `changed` are parts as of `changed_of`; None leaves what is known of them.
     """
-    kept = [list(each) for each in _few(bad)]
+    kept = [list(each) for each in few_records(bad)]
     parts = sorted(set(changed_of(row) if changed is None else changed))
     detail = json.loads(row.detail) | {"damage": words, "bad": kept, "changed": parts}
     return replace(row, detail=json.dumps({k: v for k, v in detail.items() if v}, sort_keys=True))
@@ -76,8 +76,8 @@ def without_records(ranges: Records, holes: Records) -> Records:
     return found
 
 
-def _few(ranges: Records) -> Records:
-    """Close the smallest gaps until there are few enough."""
+def few_records(ranges: Records) -> Records:
+    """Return ranges with the smallest gaps between them closed, until there are `BAD_RANGES_MAX` at most."""
     if len(ranges) <= BAD_RANGES_MAX:
         return ranges
     gaps = sorted(range(1, len(ranges)), key=lambda at: ranges[at][0] - ranges[at - 1][1])

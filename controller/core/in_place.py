@@ -132,7 +132,7 @@ def begin_anew(job: Job, proof: str) -> None:
     repeated = job.plan.get("repeated_bytes", 0) + job.row.done_bytes
     job.plan.update(proof=proof, part=1, record=0, lost=[], repeated_bytes=repeated)
     job.update(done_bytes=0)
-    for name in ("bad", "unchecked", "again"):
+    for name in ("bad", "bad_seen", "unchecked", "again"):
         job.plan.pop(name, None)
 
 

@@ -79,6 +79,7 @@ from controller.core.restore_lanes import (
     hand_out,
     has_gaps,
     has_lanes_left,
+    joined_gap_blocks,
     read_in_lanes,
 )
 from controller.core.restoring import copy_readings, doubt
@@ -398,12 +399,13 @@ def _tell_holes(desk: Desk, job: Job, row: BackupRow, readings: list[Reading]) -
         readings = yield from _lay_out(desk, job, row)
     lost = _joined(gaps_of(desk, job, readings))
     found = yield from find_files(row, [lost])
+    exact = joined_gap_blocks(job.plan)
     job.result["holes"] = {
         "count": len(lost),
-        "blocks": sum(blocks for _, blocks in lost),
+        "blocks": sum(blocks for _, blocks in lost) if exact is None else exact,
         "block_bytes": row.block_bytes,
         "extents": [list(extent) for extent in lost[:HOLES_LISTED_MAX]],
-    }
+    } | ({"is_coarse": True} if exact is not None else {})
     job.result["hit"] = [hit_document(row, found)]
     desk.log(job, "error", _holes_in_words(job.result))
     forget_gaps(job.plan)
@@ -427,12 +429,16 @@ def _holes_in_words(result: dict[str, Any]) -> str:
     more = holes["count"] - len(named)
     where = ", ".join(named) + (f" and {more} more" if more > 0 else "")
     text = f"{holes['blocks']} blocks could not be read and are zeros: LBA {where}"
+    within = "in files"
+    if holes.get("is_coarse"):
+        text += " (so many that what came back between the nearest is named with them; the job's log has each record)"
+        within = "some of it in files"
     if not hit["count"]:
         no_map = hit["map_state"] not in ("complete", "incomplete")
         return text + ("; the backup has no map of files" if no_map else "; no file has them")
     files = ", ".join(hit["listed"][:HOLES_TOLD_MAX])
     more = hit["count"] - len(hit["listed"][:HOLES_TOLD_MAX])
-    return f"{text}; in files {files}" + (f" and {more} more" if more > 0 else "")
+    return f"{text}; {within} {files}" + (f" and {more} more" if more > 0 else "")
 
 
 def check_target_size(row: BackupRow, *, blocks: int, block_bytes: int, name: str) -> None:

@@ -156,6 +156,15 @@ def gaps_of(desk: Desk, job: Job, readings: Sequence[Reading]) -> Iterator[tuple
         yield from gap_extents(desk, end, own)
 
 
+def joined_gap_blocks(plan: Mapping[str, Any]) -> int | None:
+    """Return how many blocks are lost, if the gaps of a restore or of a lane were so many that some are told as one."""
+    ends = (plan, *plan.get("lane_ends", {}).values())
+    if not any(each.get("gaps_joined") for each in ends):
+        return None
+    blocks: int = sum(each.get("gap_blocks", 0) for each in ends)
+    return blocks
+
+
 def forget_gaps(plan: dict[str, Any]) -> None:
     """Note that what is lost was told."""
     plan["gaps"] = []
@@ -176,12 +185,14 @@ def read_lane(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     ended = yield from adopt_item(desk, job, item)
     yield from copy_readings(desk, job, readings, ended)
     gone = job.plan.get("lost", ())
-    lost = sum(blocks for _, blocks in (*gone, *gap_extents(desk, job.plan, readings)))
+    lost = sum(blocks for _, blocks in gone) + job.plan.get("gap_blocks", 0)
     leader = leader_of(desk, job)
     note_lost(leader, gone)
     leader.plan.setdefault("lane_ends", {})[str(job.plan["lane"])] = {
         "bytes": job.row.done_bytes,
         "gaps": job.plan.get("gaps", []),
+        "gap_blocks": job.plan.get("gap_blocks", 0),
+        "gaps_joined": job.plan.get("gaps_joined", False),
         "again": job.plan.get("again", []),
     }
     _tell_damage(job, leader)

@@ -14,7 +14,8 @@ In the plan, where a restart finds it, `part` counts the readings from 1, those 
     shunned    barcodes of cartridges that this job does not read any more
     spoiled    backup -> [first, end] of records of its stream that could not be read
     doubted    backups of which records were changed on their cartridge, and are taken because nothing else has them
-    gaps       [reading, first, end]   what is lost of a whole volume
+    gaps       [reading, first, end]   what is lost of a whole volume (`gap_list`)
+    bad        records of the part that cannot be read, from the next list on; `bad_seen` counts those before, too
     lost       [LBA, blocks]           what is lost of chosen files
 """
 
@@ -35,6 +36,7 @@ from controller.core.damage import (
     bad_of,
     changed_of,
     damage_of,
+    few_records,
     merged_records,
     with_damage,
     without_records,
@@ -42,6 +44,7 @@ from controller.core.damage import (
 from controller.core.desk import Desk
 from controller.core.file_check import check_list
 from controller.core.file_choice import without
+from controller.core.gap_list import note_gaps
 from controller.core.items import (
     disk_use,
     forwarded_of,
@@ -270,6 +273,7 @@ class _Course:
     def _next_part(self) -> None:
         behind = self.readings[self.plan["part"] :]
         self.plan.pop("bad", None)
+        self.plan.pop("bad_seen", None)
         self._reader.next_part(behind[0].part if behind else None)
 
     def take(self, ended: ItemRow) -> None:
@@ -287,14 +291,21 @@ class _Course:
         first = self._stream_record(damaged)
         self._spoil(reading.row, first, f"object {entry['object']} of {reading.part.tag}")
         lost = self._read_elsewhere([(first, first + 1)], entry)
-        plan.setdefault("bad", []).append(damaged)
+        self._note_bad(damaged)
         if lost:
             self._lose(lost, self._why(reading.part, entry))
         progress(self.job)  # One damaged record less to meet.
         self.desk.save(self.job)
-        if len(plan["bad"]) >= DAMAGED_TO_LEAVE and self._has_others(reading):
+        if plan["bad_seen"] >= DAMAGED_TO_LEAVE and self._has_others(reading):
             told = f"cartridge {reading.part.tag} has {DAMAGED_TO_LEAVE} damaged records in a part"
             raise CartridgeLostError(told)
+
+    def _note_bad(self, record: int) -> None:
+        """Go around a record of the part; those behind which everything is done need not be known any more."""
+        plan = self.plan
+        done, _ = plan.get("unchecked", (plan["record"], 0))
+        bad = [number for number in plan.get("bad", ()) if number >= min(done, plan["record"])]
+        plan.update(bad=[*bad, record], bad_seen=plan.get("bad_seen", len(bad)) + 1)
 
     def _stop_without_room(self, ended: ItemRow) -> None:
         """Raise if the target's disk is full: no other mover and no later attempt would find more room."""
@@ -413,7 +424,7 @@ class _Course:
         """Remember that a record cannot be read, in this job and with the backup."""
         spoiled = self.plan.setdefault("spoiled", {})
         mine = [(first, end) for first, end in spoiled.get(str(row.backup), ())]
-        spoiled[str(row.backup)] = merged_records([*mine, (record, record + 1)])
+        spoiled[str(row.backup)] = few_records(merged_records([*mine, (record, record + 1)]))
         row = self.desk.backups[row.backup]
         row = with_damage(
             row,
@@ -477,7 +488,8 @@ class _Course:
             for each in lost:
                 note_lost(self.job, [(lba, n) for _, lba, n in _slice(self.reading, *each)])
         elif self._keeps_going:
-            gaps = self.plan.setdefault("gaps", [])
-            gaps += [[self.plan["part"] - 1, first, end] for first, end in lost]
+            at = self.plan["part"] - 1
+            gaps = [(at, first, end) for first, end in lost]
+            note_gaps(self.plan, gaps, blocks=self._blocks(lost))
         else:
             raise error

@@ -163,7 +163,9 @@ def test_holes_and_the_files_in_them_are_named(documents: Any) -> None:
     }
     text = job_report(detail)
     assert "Holes:               20,480 (20KiB) are zeros: LBA 8-9, 8-9" in text
-    assert "8-9 and 2 more" in text
+    assert "8-9 and 2 more\n" in text
+    holes["is_coarse"] = True
+    assert "8-9 and 2 more (the nearest as one: ctl job log has each)" in job_report(detail)
     detail["result"] = {
         "sample": {"asked": "5%", "seed": "ab", "records": 1234, "of": 20000},
         "skipped": [{"tag": "A", "reason": "cartridge A is not in the library of tape"}],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backplane.ids import BackupId
-from controller.core import restoring
+from controller.core import gap_list, planner, restoring
 from controller.core.damage import bad_of, changed_of
 from tests.site.disk import Volume
 from tests.site.site import (
@@ -271,6 +271,65 @@ def test_the_first_files_and_holes_are_named_and_the_others_counted(
     assert site.job(2).reason.endswith(
         "LBA 0 to 0, 2 to 2 and 6 more; in files 00, 02, 04, 06 and 4 more"
     )
+
+
+def test_of_mass_damage_the_plan_stays_small_and_all_that_can_be_read_comes_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gap_list, "GAPS_MAX", 1)
+    monkeypatch.setattr("controller.core.damage.BAD_RANGES_MAX", 1)
+    lbas = range(0, 64, 2)
+    volume = site.make_volume("vol", data=content(*lbas))
+    volume.files.table = {f"{n:02}": (n,) for n in lbas}
+    site.submit("backup", volume="vol")
+    site.run()
+    first = first_record(site, 1)
+    site.tapes[TAG].bad = {first, first + 2, first + 4, first + 6}
+    job = site.submit("restore", backup=1, new="copy", keep_going=True)
+    gaps, spoiled = [], []
+    while job in site.machine.jobs:
+        plan = site.machine.jobs[job].plan  # type: ignore[index]
+        gaps.append(len(plan.get("gaps", ())))
+        spoiled.append(len(plan.get("spoiled", {}).get("1", ())))
+        if site.wire:
+            site.deliver(*site.wire.pop(0))
+        else:
+            site.run(1)
+    check_end(site, job, "partial")
+    assert (max(gaps), max(spoiled)) == (2, 1)
+    lost = {lba for at in (0, 2, 4, 6) for lba in range(8 * at, 8 * at + 8, 2)}
+    assert site.disk.by_name("copy").data == content(*(set(lbas) - lost))
+    holes = json.loads(site.job(job).result)["holes"]
+    assert (holes["blocks"], holes["is_coarse"]) == (len(lost), True)
+    told = {lba for start, count in holes["extents"] for lba in range(start, start + count)}
+    assert lost < told, "more is named than is lost, never less"
+    assert "some of it in files 00" in site.job(job).reason
+    damaged = [line for line in site.log(job) if "is damaged: LBA" in line]
+    assert len(damaged) == 4, "each is in the log"
+
+
+def test_bad_records_behind_the_list_that_is_next_are_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lbas = range(0, 64, 2)
+    site.make_volume("vol", data=content(*lbas))
+    site.submit("backup", volume="vol")
+    site.run()
+    first = first_record(site, 1)
+    site.tapes[TAG].bad = {first + at for at in (0, 2, 4, 6)}
+    monkeypatch.setattr(planner, "LIST_BYTES_MAX", 4096)
+    seen = []
+    note = restoring._Course._note_bad
+
+    def watch(course: Any, record: int) -> None:
+        note(course, record)
+        seen.append((course.plan["bad"], course.plan["bad_seen"]))
+
+    monkeypatch.setattr(restoring._Course, "_note_bad", watch)
+    restore(site, "partial", keep_going=True)
+    assert [count for _, count in seen] == [1, 2, 3, 4]
+    assert seen[-1][0][-1] == 6
+    assert len(seen[-1][0]) < 4, seen
 
 
 def test_more_than_a_restore_may_lose_ends_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
