@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,10 @@ WHOLE_FILES = tuple(f"tests/{folder}/" for folder in ("property", "scenarios", "
 """Where a worker gets whole files: there are thousands of tests, and a message for each is work for nothing."""
 
 
+# While tests are collected nothing becomes garbage that is worth a search among so much that does not.
+gc.disable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Have each worker begin to collect at another file.
 
@@ -147,8 +153,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-def _order(item: pytest.Item) -> tuple[int, str]:
-    path = item.path.relative_to(TESTS).as_posix()
+@cache
+def _order(place: Path) -> tuple[int, str]:
+    path = place.relative_to(TESTS).as_posix()
     places = [
         place for place, name in enumerate(FIRST) if path == name or path.startswith(f"{name}/")
     ]
@@ -162,7 +169,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Where the fixture has parameters, those of one parameter belong together.  Other groups are named by their tests.
     The order is the same in each worker, wherever it began to collect.
     """
-    items.sort(key=_order)
+    items.sort(key=lambda item: _order(item.path))
     for item in items:
         if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function):
             continue
@@ -178,6 +185,38 @@ def pytest_collection_finish() -> None:
     """Leave what has been collected out of every later search for garbage: it stays to the end, and it is millions."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Iterator[Any]:
+    """Remove the folders of a module's fixture with the fixture, unless a test has failed meanwhile.
+
+    What lies in them are images of disks: at the end of the run it would be gigabytes.
+    """
+    if fixturedef.scope != "module" or "tmp_path_factory" not in fixturedef.argnames:
+        return (yield)
+    factory = request.getfixturevalue("tmp_path_factory")
+    made: list[Path] = []
+    failed = request.session.testsfailed
+
+    def make(*arguments: Any, **options: Any) -> Path:
+        made.append(type(factory).mktemp(factory, *arguments, **options))
+        return made[-1]
+
+    def remove() -> None:
+        if request.session.testsfailed == failed:
+            for folder in made:
+                shutil.rmtree(folder)
+
+    fixturedef.addfinalizer(remove)  # before the fixture's own, so it comes after them
+    factory.mktemp = make
+    try:
+        return (yield)
+    finally:
+        del factory.mktemp
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from backplane.crc import crc32c
 from backplane.file_map.model import Kind
+from backplane.testing import rubbish
 from backplane.testing.loop_mounts import mount_image
 
 STALE: Final = b"What somebody has deleted, and nobody may see again. " * 20
@@ -111,9 +112,7 @@ def run(*command: str | Path) -> str:
 def make_volume(image: Path, size_bytes: int, *options: str | Path) -> Path:
     """Make a volume over stale data."""
     with image.open("wb") as file:
-        for start in range(0, size_bytes, MIB):
-            count = min(MIB, size_bytes - start)
-            file.write((STALE * (count // len(STALE) + 1))[:count])
+        rubbish.fill(file, size_bytes, STALE)
     run("mkfs.btrfs", "-q", "-f", "-K", *options, image)
     return image
 

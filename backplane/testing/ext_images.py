@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import FileRow, Kind
+from backplane.testing import rubbish
 from backplane.testing.file_truth import Read, content_digest
 from backplane.testing.loop_mounts import mount_image
 
@@ -100,8 +101,7 @@ def missing(*, needs_mount: bool = False) -> str:
 def make_volume(image: Path, size_bytes: int, *options: str, tree: Path | None = None) -> Path:
     """Make a volume on top of what somebody has deleted, with the files of a tree."""
     with image.open("wb") as target:
-        for at in range(0, size_bytes, len(STALE)):
-            target.write(STALE[: size_bytes - at])
+        rubbish.fill(target, size_bytes, STALE)
     source = ("-d", str(tree)) if tree else ()
     run("mke2fs", "-q", "-F", "-E", "nodiscard", *options, *source, str(image))
     return image

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from backplane.file_map.model import Kind
+from backplane.testing import rubbish
 
 STALE: Final = b"What somebody has deleted, and nobody may see again. " * 20
 MOUNT_S: Final = 30
@@ -76,9 +77,7 @@ def missing() -> str:
 def make_volume(image: Path, size_bytes: int, *options: str) -> Path:
     """Make a volume over stale data."""
     with image.open("wb") as file:
-        for start in range(0, size_bytes, 1 << 20):
-            count = min(1 << 20, size_bytes - start)
-            file.write((STALE * (count // len(STALE) + 1))[:count])
+        rubbish.fill(file, size_bytes, STALE)
     run("mkntfs", "-q", "-F", "-f", *options, str(image))
     return image
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
+from backplane.testing import rubbish
 from backplane.testing.file_truth import content_digest
 from backplane.testing.loop_mounts import mount_image
 from backplane.units import MIB
@@ -80,8 +81,7 @@ def missing_for_mounts() -> str:
 def make_image(path: Path, *options: str | Path, size_bytes: int = IMAGE_BYTES) -> Path:
     """Make a file system in a new file."""
     with path.open("wb") as file:
-        for at in range(0, size_bytes, len(STALE)):
-            file.write(STALE[: size_bytes - at])
+        rubbish.fill(file, size_bytes, STALE)
     environment = {**os.environ, "TEST_DIR": "/", "TEST_DEV": "/", "QA_CHECK_FS": "1"}
     done = subprocess.run(
         ["mkfs.xfs", "-q", "-f", "-K", *map(str, options), str(path)],
@@ -306,13 +306,11 @@ def inode_byte(image: Path, number: int) -> int:
 
 
 def copy_runs(image: Path, target: Path, runs: Iterable[ByteRun]) -> int:
-    """Copy some bytes of an image into a file full of EEh; return how many."""
+    """Copy some bytes of an image into a file of EEh and nothing; return how many."""
     total = 0
     with image.open("rb") as source, target.open("wb") as file:
         size = os.fstat(source.fileno()).st_size
-        filler = b"\xee" * MIB
-        for at in range(0, size, MIB):
-            file.write(filler[: size - at])
+        rubbish.fill(file, size, b"\xee")
         for first, end in runs:
             assert total <= first < end <= size
             file.seek(first)

@@ -16,7 +16,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backplane.testing import btrfs_images, disk_images, ext_images, ntfs_images, xfs_images
+from backplane.testing import (
+    btrfs_images,
+    disk_images,
+    ext_images,
+    ntfs_images,
+    rubbish,
+    xfs_images,
+)
 from backplane.testing.disk_images import run
 from backplane.units import KIB
 from tests.site.planted_tree import (
@@ -333,8 +340,8 @@ def _write_in_turn(root: Path, content: bytes) -> None:
 
 def _fill(image: Path, size_bytes: int) -> None:
     """Fill a file with what somebody has deleted."""
-    count = size_bytes // len(ntfs_images.STALE) + 1
-    image.write_bytes((ntfs_images.STALE * count)[:size_bytes])
+    with image.open("wb") as file:
+        rubbish.fill(file, size_bytes, ntfs_images.STALE)
 
 
 def _complaint(*command: str | Path) -> str:

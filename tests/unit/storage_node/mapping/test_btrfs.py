@@ -17,6 +17,7 @@ import pytest
 from backplane.file_map.decompress import decompress
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
 from backplane.testing import btrfs_images as images
+from backplane.testing import rubbish
 from backplane.testing.btrfs_forge import Forge, used_item
 from backplane.testing.btrfs_images import MIB, Truth
 from backplane.testing.file_truth import content_digest, content_pieces
@@ -298,7 +299,7 @@ def has_flag(row: FileRow, flag: ExtentFlag) -> bool:
 
 @needs_mount
 def test_what_is_in_use_is_all_that_a_restore_needs(volume: Volume, tmp_path: Path) -> None:
-    """Nothing but the allocated runs is copied; the rest of the image is EEh."""
+    """Nothing but the allocated runs is copied; the rest of the image is EEh, or nothing."""
     copy = restored(volume.image, tmp_path / "copy")
     images.run("btrfs", "check", "--check-data-csum", copy)
     with images.mounted(copy, tmp_path / "mount", "ro") as top:
@@ -309,12 +310,11 @@ def test_what_is_in_use_is_all_that_a_restore_needs(volume: Volume, tmp_path: Pa
 
 
 def restored(image: Path, copy: Path) -> Path:
-    """Copy what is in use into an image full of EEh."""
+    """Copy what is in use into an image of EEh and nothing."""
     reader = BtrfsReader(FileSource(image))
     size = image.stat().st_size
     with image.open("rb") as source, copy.open("wb") as target:
-        for _ in range(0, size, MIB):
-            target.write(b"\xee" * MIB)
+        rubbish.fill(target, size, b"\xee")
         last = 0
         for start, end in reader.allocated():
             assert last <= start < end <= size

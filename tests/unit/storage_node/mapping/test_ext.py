@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from backplane.file_map.model import ByteRun, ExtentFlag, FileRow, Kind
-from backplane.testing import ext_images
+from backplane.testing import ext_images, rubbish
 from backplane.testing.ext_images import (
     VOLUMES,
     debugfs,
@@ -99,8 +99,10 @@ def meet(first: list[ByteRun], second: list[ByteRun]) -> list[ByteRun]:
 
 
 def restored(content: bytes | memoryview, runs: list[ByteRun]) -> bytearray:
-    """An image that has only what the runs say, and rubbish elsewhere."""
-    target = bytearray([NOWHERE]) * len(content)
+    """An image that has only what the runs say, and rubbish or nothing elsewhere."""
+    target = bytearray(len(content))
+    for begin, end in rubbish.stripes(len(content)):
+        target[begin:end] = bytes([NOWHERE]) * (end - begin)
     for begin, end in runs:
         target[begin:end] = content[begin:end]
     return target
@@ -120,8 +122,7 @@ def check_map(image: Path, truth: dict[bytes, ext_images.Truth]) -> None:
         assert all(a[1] < b[0] for a, b in pairwise(runs))
         copy = restored(data, runs)
         source = reader = None  # type: ignore[assignment]  # their views of the mapping
-    copy_place = image.with_suffix(".restored")
-    copy_place.write_bytes(copy)
+    copy_place = rubbish.write_sparse(image.with_suffix(".restored"), copy)
     run("e2fsck", "-fn", str(copy_place))
     again = BytesSource(copy)
     assert differences(ExtReader(again).rows(), truth, again.read) == []

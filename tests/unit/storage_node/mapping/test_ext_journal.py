@@ -114,7 +114,7 @@ def compare_with_kernel(copy: Path, folder: Path, *, state: str) -> list[FileRow
 def test_a_dirty_copy_is_read_as_the_kernel_recovers_it(name: str, tmp_path: Path) -> None:
     options, mount_options = DIRTY[name]
     generator = random.Random(name)
-    image = make_volume(tmp_path / "image", 96 * MIB, *options, "-J", "size=8")
+    image = make_volume(tmp_path / "image", 48 * MIB, *options, "-J", "size=8")
     folder = tmp_path / "mounted"
     with mounted(image, folder, "noatime" + mount_options) as root:
         work(root, generator, 150)

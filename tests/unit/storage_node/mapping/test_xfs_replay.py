@@ -46,7 +46,9 @@ def recovered(copy: Path, tmp_path: Path) -> dict[bytes, images.Truth]:
     with mounted(second, tmp_path / "mount"):
         pass
     with mounted(second, tmp_path / "mount", "ro") as top:
-        return kernel_truth(top)
+        truth = kernel_truth(top)
+    second.unlink()
+    return truth
 
 
 @needs_mounts
@@ -93,6 +95,9 @@ def test_copies_of_a_mounted_volume_are_what_the_kernel_recovers(
             images.copy_runs(copy, target, XfsReader(source).allocated())
         truth = recovered(target, tmp_path)
         assert differences(rows, truth, target, is_recovered=True) == [], name
+        copy.unlink()
+        target.unlink()
+    image.unlink()
     expected = {"power cut": "replayed", "synced": "replayed", "changed": "replayed"}
     assert states == {**expected, "frozen": "clean"}
 
@@ -130,6 +135,7 @@ def test_snapshots_under_load_are_what_the_kernel_recovers(tmp_path: Path) -> No
             assert differences(rows, truth, copy, is_recovered=True) == []
             assert reader.problems == []
         assert "replayed" in states
+    host.unlink()
 
 
 @needs_mounts
