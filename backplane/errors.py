@@ -103,6 +103,13 @@ class NotFoundError(BackupError):
     default_sense = SenseTriple(0x05, 0x25, 0x00)
 
 
+class SourceEmptyError(NotFoundError):
+    """A cartridge is not in the element where it should be: somebody has taken it out (SMC: source element empty)."""
+
+    kind = "source-empty"
+    default_sense = SenseTriple(0x05, 0x3B, 0x0E)
+
+
 class RefusedError(BackupError):
     """It would overwrite or lose something, or a rule forbids it."""
 

@@ -22,6 +22,7 @@ from backplane.errors import (
     BackupError,
     NotFoundError,
     RefusedError,
+    SourceEmptyError,
     StaleError,
 )
 from backplane.ids import Designator, Epoch, VolumeTag
@@ -59,6 +60,7 @@ from storage_node.tape_media import (
     attributes_of,
     cartridge_state,
     committed_end,
+    drive_state,
     erase_everything,
     erase_facts,
     erased_info,
@@ -227,13 +229,14 @@ class TapeControl:
         """Move a cartridge that is in no drive."""
         with self._lock:
             before = self._library.places()
-            self._library.move(message.tag, message.to)
+            try:
+                self._library.move(message.tag, message.to)
+            except SourceEmptyError:
+                self._follow_elements()
+                raise
             if before.keys() != self._library.places().keys():
                 log.info("somebody was at the import/export elements")
-                self._facts = {
-                    tag: self._facts.get(tag) or self._library.facts(tag)
-                    for tag in self._library.tags()
-                }
+                self._follow_elements()
             if message.tag not in self._facts:
                 self._facts[message.tag] = self._library.facts(message.tag)
             return self._state(message.tag)
@@ -389,6 +392,21 @@ class TapeControl:
 
     def _put_in(self, number: int, unit: TapeUnit, drive: LibraryDrive, tag: VolumeTag) -> None:
         """Load, unloading what is there.  One that is there already stays, unless a write to it has failed."""
+        try:
+            self._exchange(number, unit, drive, tag)
+        except SourceEmptyError:
+            self._follow_elements()
+            raise
+
+    def _follow_elements(self) -> None:
+        """Forget what is in the library no more, and look at what has come: somebody was at the elements."""
+        with self._lock:
+            self._facts = {
+                tag: self._facts.get(tag) or self._library.facts(tag)
+                for tag in self._library.tags()
+            }
+
+    def _exchange(self, number: int, unit: TapeUnit, drive: LibraryDrive, tag: VolumeTag) -> None:
         there = drive.cartridge
         if there is not None and there.info.tag == tag and there.failure is None:
             return
@@ -423,9 +441,13 @@ class TapeControl:
         if not outcome.is_good:
             log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
         with self._lock:
-            if (
-                self._library.places().get(tag) not in self._drives
-            ):  # Another one may have it by now.
+            place = self._library.places().get(tag)
+            if place is None:
+                log.warning(
+                    "cartridge was taken away while it was in the drive", extra={"cartridge": tag}
+                )
+                self._follow_elements()
+            elif place not in self._drives:  # Another one may have it by now.
                 self._facts[tag] = self._library.facts(tag)
 
     def _note_load(self, number: int, unit: TapeUnit, cartridge: LoadedCartridge) -> None:
@@ -533,9 +555,9 @@ class TapeControl:
         return frozenset(tag for tag, each in self._facts.items() if is_out_of_space(each, free))
 
     def _about(self, reply: NodeReply, unit: TapeUnit, tag: str) -> NodeReply:
-        """Add the state of a drive and of a cartridge ("" for none) to an answer."""
+        """Add the state of a drive and of a cartridge, if it is there, to an answer."""
         with self._lock:
-            cartridges = (self._state(tag),) if tag else ()
+            cartridges = (self._state(tag),) if tag in self._facts else ()
             drives = (self._drive_state(unit.name),)
         clock = written(self._clock.wall())
         return replace(reply, drives=drives, cartridges=cartridges, clock=clock)
@@ -544,23 +566,14 @@ class TapeControl:
         number, unit, drive = self._drives[name]
         with self._access.locked() as rules:
             epoch = rules.floor(unit.designator).epoch
-        there, health = drive.cartridge, unit.health
-        state = "empty" if there is None else "loaded" if there.failure is None else "error"
-        counters = self._library.counters(number)
-        return DriveState(
-            drive=name,
+        return drive_state(
+            name,
+            drive,
             designator=unit.designator,
-            state=state,
-            loaded=there.info.tag if there is not None else "",
             epoch=epoch,
-            product=drive.product,
             serial=self._serials[name],
-            alerts=counters.alerts | health.alerts,
-            loads=counters.loads,
-            needs_cleaning=counters.needs_cleaning,
-            read_errors=counters.read_errors + health.read_errors,
-            write_errors=counters.write_errors + health.write_errors,
-            usage=(drive.usage,) if isinstance(drive, ModelledDrive) else (),
+            counters=self._library.counters(number),
+            health=unit.health,
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from backplane.errors import BackupError, MediumError, NotFoundError, VolumeError
-from backplane.ids import CartridgeId, VolumeTag
+from backplane.ids import CartridgeId, Designator, Epoch, VolumeTag
 from backplane.scsi.attribute import (
     MEBIBYTE,
     Attribute,
@@ -31,13 +31,15 @@ from backplane.tape_format import (
 )
 from backplane.tape_format.content import EXTENT_LISTS
 from backplane.units import KIB
-from backplane.wire.messages import CartridgeState
+from backplane.wire.messages import CartridgeState, DriveState
 from storage_node.core.retention import EraseFacts, latest
 from storage_node.core.tape_alert import Health, medium_alerts
 from storage_node.tape.drive import Drive
+from storage_node.tape.drive_counters import DriveCounters
 from storage_node.tape.equipment import LibraryDrive, LoadedCartridge
 from storage_node.tape.library import CartridgeFacts
 from storage_node.tape.medium_facts import POOL_CHARACTERS_MAX, MediumFacts
+from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape.volume_reader import (
     LabelState,
     TapeEnd,
@@ -259,6 +261,36 @@ def cartridge_state(
         read_errors=facts.read_errors,
         write_errors=facts.write_errors,
         is_out_of_space=is_out_of_space(facts, free_bytes),
+    )
+
+
+def drive_state(
+    name: str,
+    drive: LibraryDrive,
+    *,
+    designator: Designator,
+    epoch: Epoch,
+    serial: str,
+    counters: DriveCounters,
+    health: Health,
+) -> DriveState:
+    """Describe a drive; `counters` are those of its life, `health` is what this load has counted."""
+    there = drive.cartridge
+    state = "empty" if there is None else "loaded" if there.failure is None else "error"
+    return DriveState(
+        drive=name,
+        designator=designator,
+        state=state,
+        loaded=there.info.tag if there is not None else "",
+        epoch=epoch,
+        product=drive.product,
+        serial=serial,
+        alerts=counters.alerts | health.alerts,
+        loads=counters.loads,
+        needs_cleaning=counters.needs_cleaning,
+        read_errors=counters.read_errors + health.read_errors,
+        write_errors=counters.write_errors + health.write_errors,
+        usage=(drive.usage,) if isinstance(drive, ModelledDrive) else (),
     )
 
 

@@ -148,7 +148,7 @@ def cartridge_document(registry: Registry, row: CartridgeRow) -> dict[str, Any]:
         "cartridge": row.cartridge,
         "node": row.node,
         "status": row.status,
-        "detail": row.detail,
+        "detail": row.detail or registry.missing.get(row.tag, ""),
         "location": place_of(row, state),
         "vault": row.vault,
         "pool": row.pool,

@@ -16,6 +16,7 @@ from backplane.errors import (
     NotFoundError,
     NotReadyError,
     RefusedError,
+    SourceEmptyError,
     VolumeError,
 )
 from backplane.ids import Designator, NodeName, VolumeTag
@@ -51,6 +52,10 @@ SOURCE: Final = "source"
 """The seat of the drive that a job reads from, if it writes to another."""
 
 
+class CartridgeMissingError(VolumeError):
+    """A cartridge was not where its node had it.  Nothing is known against it, nor against the drive."""
+
+
 def take(desk: Desk, job: Job, mounted: Mounted, *, seat: str = "") -> None:
     """Claim a drive and a cartridge for a job: nobody else gets either from here on."""
     desk.registry.claim_drive(job.row.job, mounted.node, mounted.drive.name, seat=seat)
@@ -75,7 +80,8 @@ def give_back(desk: Desk, job: Job, *, seat: str = "") -> None:
 def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
     """Fence the job's drive, put its cartridge in, and return what the drive found on it.
 
-    Raises `VolumeError` if the cartridge cannot be used.
+    Raises `VolumeError` if the cartridge cannot be used, and `CartridgeMissingError` if it is not there: it is in no
+    library from then on, until an inventory has it again.
     """
     place = place_of(job.plan, seat)
     node, tag = NodeName(place["tape_node"]), VolumeTag(place["tag"])
@@ -122,6 +128,9 @@ def load_cartridge(desk: Desk, job: Job, *, seat: str = "") -> Step:
             why = f"at the door: {door}" if error.hint == door else error.message
             yield from pause(desk, job, DOOR_PAUSE_S, why=f"cartridge {tag} ({why})")
             continue
+        except SourceEmptyError as error:
+            note_missing(desk, node, tag, error.message)
+            raise CartridgeMissingError(error.message) from error
         except MediumError as error:
             raise VolumeError(f"cartridge {tag} cannot be used: {error.message}") from error
         assert isinstance(reply, NodeReply)
@@ -152,6 +161,13 @@ def _put_down(desk: Desk, node: NodeName, drive: str, why: str) -> None:
     if row is None or not row.is_down:
         desk.record(DriveRow(node=node, drive=drive, is_down=True, reason=why, since=desk.wall))
         desk.alarm(f"drive {drive} of {node} is put down: {why}")
+
+
+def note_missing(desk: Desk, node: NodeName, tag: VolumeTag, why: str) -> None:
+    """Believe a node that has not found a cartridge, before its inventory says it as well; a person is told."""
+    desk.registry.nodes[node].cartridges.pop(tag, None)
+    desk.registry.missing[tag] = why.removeprefix(f"cartridge {tag} is ")
+    desk.alarm(f"{why} (node {node})")
 
 
 def _mounting(desk: Desk, node: NodeName, drive: str, tag: VolumeTag) -> str:

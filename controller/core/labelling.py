@@ -133,7 +133,7 @@ def label(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
             while not _is_labelled(writer):
                 yield from writer.write_label()
         except VolumeError as error:
-            is_kept = isinstance(error, (KeptError, DiskFullError))
+            is_kept = isinstance(error, (KeptError, DiskFullError, drives.CartridgeMissingError))
             if writer.cartridge.status in ("blank", *OURS) and not is_kept:
                 put_into_error(desk, writer.tag, error.message)
             raise

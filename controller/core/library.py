@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from backplane.errors import BusyError, NotFoundError, RefusedError, UsageError
+from backplane.errors import BusyError, NotFoundError, RefusedError, SourceEmptyError, UsageError
 from backplane.ids import NodeName, VolumeTag
 from backplane.wire.messages import DriveState, TapeLoad, TapeMove, TapeScan, TapeUnload
 from controller.catalog.store import CartridgeRow, DriveRow
 from controller.core import documents
 from controller.core.allocation import place_of, state_of
 from controller.core.desk import Desk
+from controller.core.drives import note_missing
 from controller.core.effects import Call
 from controller.core.library_documents import drive_document, drive_to_set, find_drive
 from controller.core.media import tag_claims
@@ -60,11 +61,17 @@ def _free_drive(desk: Desk, node: NodeName) -> str:
 def _load(desk: Desk, call: Call, row: CartridgeRow, drive: str) -> Procedure:
     epoch = desk.next_epoch()
     with desk.registry.by_hand(row.node, drive, f"load {row.tag}"):
-        yield Ask(
-            node=row.node,
-            make=lambda request: TapeLoad(request=request, drive=drive, tag=row.tag, epoch=epoch),
-            what=f"load cartridge {row.tag}",
-        )
+        try:
+            yield Ask(
+                node=row.node,
+                make=lambda request: TapeLoad(
+                    request=request, drive=drive, tag=row.tag, epoch=epoch
+                ),
+                what=f"load cartridge {row.tag}",
+            )
+        except SourceEmptyError as error:
+            note_missing(desk, row.node, row.tag, error.message)
+            raise
     _answer(desk, call, row.tag)
 
 

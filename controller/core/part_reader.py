@@ -111,9 +111,19 @@ class PartReader:
 
     def load(self, part: PartRow) -> Step:
         """Claim a drive for the part's cartridge, load it, check that it is the one; or raise `CartridgeLostError`."""
-        yield Claim(attempt=lambda: self.claim(part))
-        self.desk.enter(self.job, self.job.state)
-        yield from self.load_claimed(part)
+        while True:
+            yield Claim(attempt=lambda: self.claim(part))
+            self.desk.enter(self.job, self.job.state)
+            try:
+                yield from self.load_claimed(part)
+            except drives.CartridgeMissingError as error:
+                # The drive is for others while this one is looked for.
+                drives.give_back(self.desk, self.job, seat=self._seat)
+                self._mounted = None
+                self.desk.log(self.job, "warning", error.message)
+                self.desk.save(self.job)
+            else:
+                return
 
     def claim(self, part: PartRow) -> Mounted | NotYet:
         """Claim the part's cartridge and a drive for it."""
@@ -147,12 +157,17 @@ class PartReader:
         return found
 
     def load_claimed(self, part: PartRow) -> Step:
-        """Load the part's cartridge, which the job has claimed with a drive, and check that it is the one."""
+        """Load the part's cartridge, which the job has claimed with a drive, and check that it is the one.
+
+        Raises `CartridgeLostError`, or `CartridgeMissingError` if it was not there to be loaded.
+        """
         try:
             reply: NodeReply = yield from drives.load_cartridge(
                 self.desk, self.job, seat=self._seat
             )
             self._check(part, reply)
+        except drives.CartridgeMissingError:
+            raise
         except VolumeError as error:
             put_into_error(self.desk, part.tag, error.message)
             raise CartridgeLostError(error.message) from error

@@ -216,8 +216,9 @@ class PartWriter(CartridgeWriter):
                 self.plan.setdefault("too_small", []).append(self.tag)
             self.desk.record(replace(self.cartridge, status=self._full(), detail=error.message))
             self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
-        elif isinstance(error, (KeptError, DiskFullError)):
-            self.desk.log(self.job, "info", f"cartridge {self.tag}: {error.message}")
+        elif isinstance(error, (KeptError, DiskFullError, drives.CartridgeMissingError)):
+            told = error.message.removeprefix(f"cartridge {self.tag} ")
+            self.desk.log(self.job, "info", f"cartridge {self.tag}: {told}")
         else:
             put_into_error(self.desk, self.tag, error.message)
             told = f"cartridge {self.tag} is put into error: {self.cartridge.detail}"

@@ -119,6 +119,8 @@ class Registry:
         """What operators have said of drives."""
         self.kept: dict[VolumeTag, Keeping] = {}
         """Cartridges that their nodes have refused to erase, for a retention or a hold."""
+        self.missing: dict[VolumeTag, str] = {}
+        """Cartridges that were not where their nodes had them, and what the nodes said of that."""
         self.drives_by_hand: dict[tuple[NodeName, str], str] = {}
         """Drives with which an operator's call does something, and what."""
         self.drive_activity: dict[tuple[NodeName, str], str] = {}
@@ -162,6 +164,7 @@ class Registry:
             case DropRow(row=CartridgeRow(tag=tag)):
                 self.lineage += 1
                 self.cartridges.pop(tag, None)
+                self.missing.pop(tag, None)
             case PartRow():
                 self.lineage += 1
                 self.parts[change.backup, change.part] = change
@@ -244,6 +247,7 @@ class Registry:
         node.views = {state.view: state for state in inventory.views}
         node.drives = {state.drive: state for state in inventory.drives}
         node.cartridges = {state.tag: state for state in inventory.cartridges}
+        self.missing = {tag: why for tag, why in self.missing.items() if tag not in node.cartridges}
         node.nbd_addresses = inventory.nbd_addresses
 
     def free_drive(

@@ -85,6 +85,10 @@ class RecordLostError(SourceLostError):
     """Not the cartridge, but the first record that was wanted of it."""
 
 
+class SourceMissingError(SourceLostError):
+    """The cartridge was not there to be loaded: it is read when it is back, if no other copy has the same."""
+
+
 def submit_copy(desk: Desk, arguments: dict[str, Any]) -> Job:
     """Begin a second copy of a backup."""
     asked = desk.backups.get(BackupId(arguments["backup"] or 0))
@@ -286,7 +290,7 @@ class _Copying:
     def _lose(self, part: PartRow, error: SourceLostError) -> None:
         """Another copy has to do."""
         shunned = self.plan.setdefault("shunned", [])
-        if part.tag not in shunned and not isinstance(error, RecordLostError):
+        if part.tag not in shunned and not isinstance(error, (RecordLostError, SourceMissingError)):
             shunned.append(part.tag)
         self.plan["why"] = error.message
         self.desk.log(self.job, "warning", error.message)
@@ -428,6 +432,8 @@ class TapeSource:
             yield from self._reader.load_claimed(self.part)
             while not self._is_compared:
                 yield from self._compare()
+        except drives.CartridgeMissingError as error:
+            raise SourceMissingError(error.message) from error
         except CartridgeLostError as error:
             raise SourceLostError(error.message) from error
         self._is_ready = True

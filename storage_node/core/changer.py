@@ -24,7 +24,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from backplane.errors import BusyError, NotFoundError, RefusedError, SenseTriple
+from backplane.errors import (
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    SenseTriple,
+    SourceEmptyError,
+)
 
 SLOTS_MAX: Final = 2000
 IO_SLOTS_MAX: Final = 48
@@ -300,7 +306,7 @@ class ChangerModel:
             raise BusyError(f"the picker holds {self._tags[PICKER]}", sense=PICKER_FULL)
         tag = self._tags.get(source)
         if tag is None:
-            raise NotFoundError(f"{source} is empty", sense=SOURCE_EMPTY)
+            raise SourceEmptyError(f"{source} is empty", sense=SOURCE_EMPTY)
         if destination in self._tags:
             raise RefusedError(
                 f"{destination} holds {self._tags[destination]}", sense=DESTINATION_FULL

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from backplane.errors import NotFoundError, VolumeError
+from backplane.errors import NotFoundError, SourceEmptyError, VolumeError
 from backplane.units import MIB
 from storage_node.core.changer import (
     ChangerModel,
@@ -33,6 +33,7 @@ from storage_node.tape.medium import replace_file, synchronise_folder
 FORMAT_VERSION: Final = 1
 CHANGER_NAME: Final = "changer.json"
 IO_NAME: Final = "io"
+LOOK_AGAIN: Final = "bring it back, or say where it is (ctl tape vault); ctl tape scan looks again"
 CARTRIDGES_MAX: Final = 2048
 """As many as an inventory message carries; further folders are not looked at."""
 
@@ -76,6 +77,19 @@ class VirtualChanger:
             raise NotFoundError(f"there is no cartridge {tag}")
         return self._parent(found) / tag
 
+    def look_for(self, tag: str) -> None:
+        """See that a cartridge is in its element, and look into all of them anew if it is not.
+
+        Raises `SourceEmptyError` if it is in none.  Nobody tells us who takes a folder away.
+        """
+        before = places(self._model.elements()).get(tag, "")
+        if before and _is_cartridge(self._parent(before) / tag):
+            return
+        self.initialize()
+        if tag not in places(self._model.elements()):
+            where = f"in {before} any more: it was taken out" if before else "in the library"
+            raise SourceEmptyError(f"cartridge {tag} is not {where}", hint=LOOK_AGAIN)
+
     def _parent(self, element: str) -> Path:
         return self._io if kind_of(element) is ElementKind.IO else self.folder
 
@@ -116,6 +130,10 @@ class VirtualChanger:
         if ElementKind.IO in (kind_of(source), kind_of(destination)):
             self._open_door()
         tag = self._model.begin(source, destination)
+        if not _is_cartridge(self._parent(source) / tag):
+            self._model.undo()
+            self.look_for(tag)
+            raise SourceEmptyError(f"cartridge {tag} is not in {source} any more: it was moved")
         try:
             self._rename(self._parent(source) / tag, self._parent(destination) / tag)
         except OSError as error:
@@ -126,8 +144,6 @@ class VirtualChanger:
         return tag
 
     def _rename(self, old: Path, new: Path) -> None:
-        if not (old / INFO_NAME).exists():
-            raise FileNotFoundError(f"{old} is not there any more")
         if old == new:
             return
         # Onto a folder that is not empty, this fails; onto one that is empty, nothing is lost.
@@ -153,6 +169,17 @@ class VirtualChanger:
         except OSError as error:
             raise VolumeError(f"{CHANGER_NAME} cannot be written: {error}") from error
         self._remembered = now
+
+
+def _is_cartridge(folder: Path) -> bool:
+    """Tell whether a folder holds a cartridge; what cannot be looked at is not taken for gone."""
+    try:
+        (folder / INFO_NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_drive(element: str) -> bool:

@@ -30,6 +30,7 @@ from backplane.errors import (
     MediumError,
     NotFoundError,
     RefusedError,
+    SourceEmptyError,
     UsageError,
     VolumeError,
 )
@@ -409,7 +410,7 @@ class DeviceLibrary(DriveBank[DeviceDrive]):
         found = self.places().get(tag)
         if found is None:
             hint = BY_HAND if self._hand is not None else "ctl tape scan looks again"
-            raise NotFoundError(f"there is no cartridge {tag}", hint=hint)
+            raise SourceEmptyError(f"cartridge {tag} is not in the library", hint=hint)
         return found
 
     def loadable(self, tag: str) -> str:

@@ -20,6 +20,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -31,9 +32,9 @@ from backplane.errors import (
     BackupError,
     BusyError,
     MediumError,
-    NotFoundError,
     NotReadyError,
     RefusedError,
+    SourceEmptyError,
     UsageError,
     VolumeError,
 )
@@ -264,7 +265,10 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         """Return what a cartridge says of itself without its tape; raises `NotFoundError` or `VolumeError`."""
         drive = self.drive_with(tag)
         there = drive.cartridge if drive is not None else None
-        return there.info if there is not None else load_cartridge_info(self.find(tag))
+        if there is not None:
+            return there.info
+        self._place(tag)
+        return load_cartridge_info(self.find(tag))
 
     def save_info(self, info: MediumFacts) -> None:
         """Replace that, durably; the owner of a drive that it is in must hold its lock.  Raises `VolumeError`."""
@@ -300,9 +304,11 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         return to
 
     def _place(self, tag: str) -> str:
+        """Return where a cartridge is; raises `SourceEmptyError` if it is there no more, and has looked anew then."""
         found = self.places().get(tag)
-        if found is None:
-            raise NotFoundError(f"there is no cartridge {tag}")
+        if found is None or kind_of(found) is not ElementKind.DRIVE:
+            self._virtual.look_for(tag)
+            found = self.places()[tag]
         return found
 
     # --- drives ----------------------------------------------------------------------------------
@@ -367,7 +373,10 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         return source
 
     def unload(self, *, drive: int = 0) -> Outcome:
-        """Take the cartridge out of a drive and put it back into its slot; flushes it.  Raises `NotReadyError`."""
+        """Take the cartridge out of a drive and put it back into its slot; flushes it.  Raises `NotReadyError`.
+
+        One that somebody has taken away meanwhile is out, too.
+        """
         chosen, name = self._drive(drive), f"drive-{drive}"
         there = chosen.cartridge
         is_there = there is not None
@@ -381,7 +390,9 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         if is_there:
             with self.lock:
                 self.changer.prevent(name, is_prevented=False)
-                self.changer.move(name, home_of(self.changer.elements(), name))
+                # If it was taken away, the drive is empty all the same, and the elements are known anew.
+                with suppress(SourceEmptyError):
+                    self.changer.move(name, home_of(self.changer.elements(), name))
         return outcome
 
     def reload(self, *, drive: int) -> RecoveryReport:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-from backplane.errors import MediumError, NotFoundError, RefusedError
+from backplane.errors import MediumError, NotFoundError, RefusedError, SourceEmptyError
 from backplane.scsi.sense import Sense, SenseKey
 from storage_node.core.changer import (
     DESTINATION_FULL,
@@ -186,7 +186,7 @@ class SmcChanger:
         addresses = [self._address(name) for name in (source, destination)]
         tag = there[source].tag
         if not tag and not there[source].exception:
-            raise RefusedError(f"{source} is empty", sense=SOURCE_EMPTY)
+            raise SourceEmptyError(f"{source} is empty", sense=SOURCE_EMPTY)
         if there[destination].tag:
             raise RefusedError(
                 f"{destination} has cartridge {there[destination].tag}", sense=DESTINATION_FULL
@@ -203,6 +203,11 @@ class SmcChanger:
                 receive=0,
                 timeout_s=MOVE_TIMEOUT_S,
             )
+        except MediumError as error:
+            if error.sense != SOURCE_EMPTY:
+                raise
+            told = f"cartridge {tag} is not in {source} any more: it was taken out"
+            raise SourceEmptyError(told, sense=SOURCE_EMPTY) from error
         finally:
             self._read()  # Whatever became of it: the changer knows where the cartridge is.
         return tag

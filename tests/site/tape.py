@@ -19,6 +19,7 @@ from backplane.errors import (
     NotReadyError,
     RefusedError,
     RetainedError,
+    SourceEmptyError,
     StaleError,
     VolumeError,
 )
@@ -302,7 +303,8 @@ class TapeNode:
 
     def _load(self, message: TapeLoad, reply: dict[str, Any]) -> NodeReply:
         drive = self._fence(message.drive, message.epoch)
-        self._tape(message.tag)
+        if message.tag not in self.tapes:
+            raise SourceEmptyError(f"cartridge {message.tag} is not in slot-1 any more")
         if drive.stuck or self.tapes[message.tag].is_stuck:
             drive.stuck -= bool(drive.stuck)
             raise NotReadyError(f"{drive.name} does not get ready with cartridge {message.tag}")

@@ -26,6 +26,7 @@ from backplane.errors import (
     NotFoundError,
     RefusedError,
     RetainedError,
+    SourceEmptyError,
     StaleError,
     UsageError,
     VolumeError,
@@ -72,7 +73,7 @@ from storage_node.tape.modelled_drive import ModelledDrive
 from storage_node.tape_control import TapeControl
 from storage_node.tape_media import DETAIL_CHARACTERS_MAX
 
-FIRST, SECOND = VolumeTag("SDV001L8"), VolumeTag("SDV002L8")
+FIRST, SECOND, THIRD = (VolumeTag(f"SDV00{n}L8") for n in (1, 2, 3))
 CLEANER = VolumeTag("CLN001CU")
 NOW = datetime(2026, 1, 11, 10, 43, 48, tzinfo=UTC)
 PAST, FUTURE = "2026-01-11T10:43:48Z", "2026-01-11T10:43:49Z"
@@ -401,20 +402,46 @@ def test_a_scan_finds_what_an_operator_did(node: Node, tmp_path: Path) -> None:
     assert [c.tag for c in node.tape.describe()[1]] == [SECOND]
 
 
-def test_a_drive_whose_cartridge_was_taken_out_by_hand_is_free_after_a_scan(
-    node: Node, tmp_path: Path
-) -> None:
+def test_a_drive_whose_cartridge_was_taken_out_by_hand_is_free(node: Node, tmp_path: Path) -> None:
     for tag in (FIRST, SECOND):
         node.add(tag)
     node.load(epoch=5)
     shutil.rmtree(tmp_path / "library" / FIRST)
-    with pytest.raises(VolumeError, match="not there any more"):
-        node.unload(epoch=6)
-    with pytest.raises(RefusedError, match=f"drive-0 holds {FIRST}"):
-        node.load(SECOND, epoch=7)
+    assert node.load(SECOND, epoch=6).drives[0].loaded == SECOND
+    shutil.rmtree(tmp_path / "library" / SECOND)
+    reply = node.unload(epoch=7)
+    assert (reply.drives[0].loaded, reply.cartridges) == ("", ())
+    assert node.tape.describe()[1] == ()
+
+
+def test_a_cartridge_that_was_taken_out_of_its_slot_is_not_there_any_more(
+    node: Node, tmp_path: Path
+) -> None:
+    for tag in (FIRST, SECOND, THIRD):
+        node.add(tag)
+    shutil.move(tmp_path / "library" / FIRST, tmp_path / "vault")
+    with pytest.raises(SourceEmptyError, match=f"cartridge {FIRST} is not in slot-1 any more"):
+        node.load(epoch=5)
+    assert [c.tag for c in node.tape.describe()[1]] == [SECOND, THIRD]
+    with pytest.raises(SourceEmptyError, match=f"cartridge {FIRST} is not in the library"):
+        node.load(epoch=6)
+    assert node.load(SECOND, epoch=7).drives[0].loaded == SECOND
+    # At the door it is found, by whoever looks for it, and not loaded.
+    shutil.move(tmp_path / "library" / THIRD, tmp_path / "library" / "io" / THIRD)
+    with pytest.raises(RefusedError, match="where it may be taken out"):
+        node.load(THIRD, epoch=8)
+    # Whoever looks for one finds what has come back meanwhile.
     node.tape.scan()
-    assert node.load(SECOND, epoch=8).drives[0].loaded == SECOND
-    assert [c.tag for c in node.tape.describe()[1]] == [SECOND]
+    shutil.move(tmp_path / "vault", tmp_path / "library" / FIRST)
+    with pytest.raises(SourceEmptyError, match="SDV009L8 is not in the library"):
+        node.load(VolumeTag("SDV009L8"), epoch=8)
+    assert FIRST in [c.tag for c in node.tape.describe()[1]]
+    assert node.load(epoch=9).drives[0].loaded == FIRST
+    places = [(c.tag, c.element) for c in node.tape.describe()[1]]
+    assert places == [(FIRST, "drive-0"), (SECOND, "slot-2"), (THIRD, "io-1")]
+    shutil.rmtree(tmp_path / "library" / SECOND)
+    with pytest.raises(SourceEmptyError, match="is not in slot-2 any more"):
+        node.move(SECOND, "io")
 
 
 def test_a_copied_cartridge_is_quarantined_wherever_it_is_and_not_written_to(

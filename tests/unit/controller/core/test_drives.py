@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import BusyError, MediumError, NotFoundError, RefusedError, VolumeError
+from backplane.errors import (
+    BusyError,
+    MediumError,
+    NotFoundError,
+    RefusedError,
+    SourceEmptyError,
+    VolumeError,
+)
 from backplane.ids import NodeName, VolumeTag
 from backplane.wire.messages import NodeReply, TapeDigest, TapeLoad
-from controller.core import drives
+from controller.core import documents, drives
 from controller.core.allocation import is_request
 from controller.core.job import Job
 from controller.core.procedure import Ask, Signal
@@ -244,3 +251,101 @@ def test_a_job_for_one_drive_leaves_it_for_no_other() -> None:
     job = site.submit("backup", volume="vol", drive="drive-0")
     site.run(300)
     assert "look at drive drive-0" in site.job(job).reason
+
+
+# --- what is not where its node had it ------------------------------------------------------------
+
+ONE, TWO, THREE = "LTO001L8", "LTO002L8", "LTO003L8"
+GONE = "cartridge LTO001L8 is not in slot-1 any more"
+
+
+def is_untouched(site: Site, status: str) -> bool:
+    """Say whether nothing is held against cartridge and drives, and one person was told."""
+    row = site.machine.registry.cartridges[VolumeTag(ONE)]
+    is_told = site.alarms == [f"{GONE} (node tape)"]
+    return (row.status, row.detail) == (status, "") and is_told and not site.machine.registry.drives
+
+
+def test_a_backup_takes_another_cartridge_for_one_that_is_not_there(site: Site) -> None:
+    site.make_volume("vol", data=DATA)
+    lost = site.tape.take_out(ONE)
+    job = site.submit("backup", volume="vol")
+    site.run()
+    check_end(site, job)
+    assert [part.tag for part in site.machine.registry.parts.values()] == [TWO]
+    assert is_untouched(site, "blank")
+    document = documents.cartridge_document(
+        site.machine.registry, site.machine.registry.cartridges[VolumeTag(ONE)]
+    )
+    assert (document["location"], document["detail"]) == (
+        "offline",
+        "not in slot-1 any more",
+    )
+    site.tape.put(lost)
+    site.connect("tape")
+    document = documents.cartridge_document(
+        site.machine.registry, site.machine.registry.cartridges[VolumeTag(ONE)]
+    )
+    assert (document["location"], document["detail"]) == (lost.element, "")
+
+
+@pytest.mark.parametrize("kind", ["restore", "verify"])
+def test_who_reads_waits_for_one_that_is_not_there_by_its_barcode(site: Site, kind: str) -> None:
+    backed_up(site)
+    site.restart_node("tape")
+    lost = site.tape.take_out(ONE)
+    asked = {"new": "copy"} if kind == "restore" else {}
+    job = site.submit(kind, backup=1, **asked)
+    site.settle()
+    assert site.job(job).reason == "waiting: cartridge LTO001L8 (offline)"
+    assert is_request(site.job(job).reason)
+    assert is_untouched(site, "writable")
+    assert site.machine.registry.drive_claims == {}, "others may have the drive meanwhile"
+    site.restart()
+    site.settle()
+    assert site.job(job).reason == "waiting: cartridge LTO001L8 (offline)"
+    site.tape.put(lost)
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+    if kind == "restore":
+        assert site.disk.by_name("copy").data == DATA
+
+
+def test_a_copy_waits_for_its_source_that_is_not_there_or_reads_another() -> None:
+    site = connected(drives=2, tags=(ONE, TWO, THREE, "LTO004L8"))
+    backed_up(site)
+    site.restart_node("tape")
+    lost = site.tape.take_out(ONE)
+    job = site.submit("copy", backup=1)
+    site.settle()
+    assert site.job(job).reason.startswith("waiting: cartridge LTO001L8 (offline)")
+    assert is_untouched(site, "writable")
+    site.tape.put(lost)
+    site.connect("tape")
+    site.run()
+    check_end(site, job)
+    site.restart_node("tape")
+    site.tape.take_out(ONE)
+    job = site.submit("copy", backup=1)
+    site.run()
+    check_end(site, job)
+    assert {part.tag for part in site.machine.registry.parts.values()} == {ONE, TWO, THREE}
+
+
+def test_a_label_for_one_that_is_not_there_fails_and_holds_nothing_against_it(site: Site) -> None:
+    job = site.submit("label", tag=ONE)
+    site.tape.take_out(ONE)
+    site.run()
+    check_end(site, job, "failed")
+    assert GONE in site.job(job).reason
+    assert is_untouched(site, "blank")
+
+
+def test_an_operator_who_loads_one_that_is_not_there_is_told_and_it_is_known(site: Site) -> None:
+    site.tape.take_out(ONE)
+    with pytest.raises(SourceEmptyError, match=GONE):
+        site.call("tape.load", tag=ONE, drive="")
+    with pytest.raises(NotFoundError, match="is in no library: offline"):
+        site.call("tape.load", tag=ONE, drive="")
+    assert is_untouched(site, "blank")

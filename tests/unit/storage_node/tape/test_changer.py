@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from backplane.errors import BusyError, NotFoundError, RefusedError, VolumeError
+from backplane.errors import (
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    SourceEmptyError,
+    VolumeError,
+)
 from storage_node.core.changer import TWICE, ElementKind, Geometry, free_element, places
 from storage_node.tape import changer as changer_module
 from storage_node.tape.changer import VirtualChanger
@@ -74,11 +80,30 @@ def test_what_an_operator_does_at_the_door_is_seen(changer: VirtualChanger, tmp_
 
 def test_a_cartridge_that_was_taken_out_of_its_slot_is_not_moved(changer: VirtualChanger) -> None:
     shutil.rmtree(changer.folder / "A")
-    with pytest.raises(VolumeError, match="not there any more"):
+    changer.look_for("B")
+    with pytest.raises(SourceEmptyError, match="A is not in slot-1 any more: it was taken out"):
         changer.move("slot-1", "io-1")
-    assert where(changer) == {"A": "slot-1", "B": "slot-2"}
-    changer.initialize()
     assert where(changer) == {"B": "slot-2"}
+    with pytest.raises(SourceEmptyError, match="A is not in the library"):
+        changer.look_for("A")
+
+
+def test_a_cartridge_that_was_moved_by_hand_is_found_where_it_is(changer: VirtualChanger) -> None:
+    shutil.move(changer.folder / "A", changer.folder / "io" / "A")
+    with pytest.raises(SourceEmptyError, match="A is not in slot-1 any more: it was moved"):
+        changer.move("slot-1", "drive-0")
+    assert where(changer) == {"A": "io-1", "B": "slot-2"}
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_gone(
+    changer: VirtualChanger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", fail)
+    changer.look_for("A")
+    assert where(changer) == {"A": "slot-1", "B": "slot-2"}
 
 
 def test_a_folder_at_the_destination_is_never_overwritten(

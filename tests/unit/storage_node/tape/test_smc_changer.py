@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backplane.errors import MediumError, NotFoundError, RefusedError, SenseTriple
+from backplane.errors import MediumError, NotFoundError, RefusedError, SenseTriple, SourceEmptyError
 from storage_node.tape.smc_changer import SgDevice, SmcChanger
 from tests.site.smc_device import SmcDevice
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_moved_is_refused_without_a_command(device: SmcDevice) ->
     changer.prevent("drive-1", is_prevented=True)
     device.log.clear()
     refusals: list[tuple[str, str, type[Exception], str]] = [
-        ("slot-2", "drive-0", RefusedError, "slot-2 is empty"),
+        ("slot-2", "drive-0", SourceEmptyError, "slot-2 is empty"),
         ("slot-1", "drive-1", RefusedError, "drive-1 has cartridge LTO002L8"),
         ("drive-1", "slot-2", RefusedError, "holds on to LTO002L8"),
         ("slot-5", "slot-2", NotFoundError, "slot-5"),
@@ -79,6 +79,14 @@ def test_after_a_failed_move_the_changer_is_believed(device: SmcDevice) -> None:
     with pytest.raises(MediumError, match="mechanical"):
         changer.move("slot-1", "drive-0")
     assert tags(changer)["slot-1"] == "LTO001L8"
+    assert device.log[-1].startswith(READ_STATUS)
+
+
+def test_a_slot_that_the_robot_finds_empty_is_no_fault_of_the_cartridge(device: SmcDevice) -> None:
+    changer = SmcChanger(device)
+    device.fail = MediumError("changer: empty", sense=SenseTriple(0x05, 0x3B, 0x0E))
+    with pytest.raises(SourceEmptyError, match="LTO001L8 is not in slot-1 any more"):
+        changer.move("slot-1", "drive-0")
     assert device.log[-1].startswith(READ_STATUS)
 
 
