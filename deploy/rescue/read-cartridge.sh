@@ -10,15 +10,9 @@
 set -u
 export LC_ALL=C
 
-die() {
-    echo "read-cartridge: $*" >&2
-    exit 1
-}
-
-usage() {
-    echo "usage: read-cartridge.sh list CARTRIDGE... | restore UUID IMAGE CARTRIDGE..." >&2
-    exit 2
-}
+say() { echo "read-cartridge: $*" >&2; }
+die() { say "$*"; exit 1; }
+usage() { echo "usage: read-cartridge.sh list CARTRIDGE... | restore UUID IMAGE CARTRIDGE..." >&2; exit 2; }
 
 # bytes FILE SKIP COUNT: the values of some bytes, as words
 bytes() { echo $(dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | od -An -v -tu1); }
@@ -51,26 +45,20 @@ pairs() {
 }
 
 open_cartridge() {
-    object=-1 last=none
-    if [ -d "$1" ]; then
-        is_tape=no
-        [ -r "$1/data" ] || die "$1 has no file called data: is it the folder of a cartridge?"
-        exec 3<"$1/data"
-    else
-        is_tape=yes
-        [ -r "$1" ] || die "$1 cannot be read"
-        exec 3<"$1"
-    fi
+    object=-1 kind=none where=$1 is_tape=no file=$1/data
+    [ -d "$1" ] || is_tape=yes file=$1
+    [ -r "$file" ] || die "$1 cannot be read, or has no file called data: is it the folder of a cartridge?"
+    exec 3<"$file"
     next_object
     [ "$kind" = record ] && [ "$(bytes "$record" 0 4)" = "86 79 76 49" ] || die "$1 does not begin with VOL1"
 }
 
-# next_object [skip]: go over the next object; `kind` is record, mark or end, a record is in $record unless skipped
+# next_object [skip]: go over the next object; `kind` is record, damaged, mark or end; a record is in $record unless skipped
 next_object() {
-    last=${kind:-none} object=$((object + 1))
+    last=$kind object=$((object + 1))
     if [ $is_tape = yes ]; then
         # One read gives one record.  Nothing is a filemark, and nothing twice is the end of data.
-        dd bs=16777215 count=1 <&3 >"$record" 2>/dev/null || die "object $object cannot be read"
+        dd bs=16777215 count=1 <&3 >"$record" 2>/dev/null || die "$where: object $object cannot be read"
         if [ -s "$record" ]; then kind=record; elif [ "$last" = mark ]; then kind=end; else kind=mark; fi
         return
     fi
@@ -80,16 +68,18 @@ next_object() {
     case $#.${2:-} in
     33.1) kind=record ;;
     33.2) kind=mark && return ;;
-    *) kind=end && return ;;
+    1.) kind=end && return ;;
+    *) kind=end && say "$where: nothing is read from object $object on: its entry makes no sense" && return ;;
     esac
     length=$((($7 * 256 + $8) * 256 + $9)) stored=$((($4 * 256 + $5) * 256 + $6))
-    [ $length -gt 0 ] || die "object $object has no length"
+    [ $length -gt 0 ] || die "$where: object $object has no length"
     if [ "$1" = skip ]; then
         dd bs=$((stored > 0 ? stored : length)) skip=1 count=0 <&3 >/dev/null 2>&1
     elif [ $stored -eq 0 ]; then
         dd bs=$length count=1 <&3 >"$record" 2>/dev/null
     else
-        dd bs=$stored count=1 <&3 2>/dev/null | zstd -dcq >"$record" || die "object $object: zstd is needed, or it is damaged"
+        command -v zstd >/dev/null || die "$where: object $object is compressed: zstd is needed"
+        dd bs=$stored count=1 <&3 2>/dev/null | zstd -dcq >"$record" 2>/dev/null || kind=damaged
     fi
 }
 
@@ -154,36 +144,46 @@ restore_part() {
     left=0
     while [ $object -lt $((begin + records - 1)) ]; do
         next_object
-        [ "$kind" = record ] || die "object $object is no record: the cartridge is damaged"
-        at=0
+        at=0 from=$record
+        case $kind in
+        record) ;;
+        damaged) from=/dev/zero bad=$((bad + 1)) && say "$where: object $object is damaged: zeros in its place" ;;
+        *) die "$where: object $object is no record: the cartridge is damaged" ;;
+        esac
         while [ $at -lt $((record_bytes / block)) ]; do
             if [ "$left" = 0 ]; then read -r lba <&4 && read -r left <&4 || break; fi
             take=$((record_bytes / block - at))
             [ $take -lt "$left" ] || take=$left
-            copy "$record" $at "$lba" $take
+            copy "$from" $at "$lba" $take
             at=$((at + take)) lba=$((lba + take)) left=$((left - take))
         done
     done
 }
 
 restore() {
-    wanted=$1 image=$2 found=0 parts=0 ends=0 lanes=1
+    wanted=$1 image=$2 found=0 parts=0 ends=0 lanes=1 have=' ' missing= bad=0
     shift 2
     for cartridge; do
         open_cartridge "$cartridge"
         while next_trailer; do
             [ "$(field backup_uuid "$json")" = "$wanted" ] || continue
             [ $found -gt 0 ] || prepare_image
-            found=$((found + 1)) here=$object
+            found=$((found + 1)) here=$object part=$(field part "$rest") && have="$have$part "
             [ "$(field is_last "$rest")" = false ] || ends=$((ends + 1))
-            [ "$(field part "$rest")" -lt $parts ] || parts=$(field part "$rest")
+            [ "$part" -lt $parts ] || parts=$part
             case $rest in *'"lanes":'*) lanes=$(field lanes "$rest") ;; esac
             restore_part "$cartridge"
             while [ $object -lt "$here" ]; do next_object skip; done
         done
     done
-    [ $found -gt 0 ] || die "no backup $wanted on these cartridges"
-    [ $found.$ends = "$parts.$lanes" ] || die "$image is not complete: $found part(s) were there; are cartridges missing?"
+    [ $found -gt 0 ] || die "no backup $wanted on these cartridges: list shows the UUIDs of those that are there"
+    while [ "$parts" -gt 0 ]; do
+        case $have in *" $parts "*) ;; *) missing="part $parts, $missing" ;; esac
+        parts=$((parts - 1))
+    done
+    [ $ends -ge "$lanes" ] || missing="${missing}what follows, "
+    [ -z "$missing" ] || die "$image is not complete: $found part(s) were there; bring the cartridge with ${missing%, }"
+    [ $bad -eq 0 ] || die "$image is not complete: $bad record(s) are damaged, and zeros in it"
     echo "$image: backup $wanted, $found part(s)"
 }
 

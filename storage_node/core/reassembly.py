@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from backplane.errors import VolumeError
 from backplane.file_map.model import ByteRun
@@ -24,6 +25,10 @@ class Slice(NamedTuple):
     offset: int
     volume_byte: int
     byte_count: int
+
+
+MISSING_MAX: Final = 1000
+"""Missing parts that are named: a tape may say that it has part 9,000,000,000,000,000,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +187,11 @@ def chain_of(uuid: str, found: Mapping[str, Sequence[Found]]) -> tuple[list[str]
 
 
 def missing_parts(parts: Sequence[Found], lanes: int = 1) -> list[int]:
-    """Return the numbers of parts that are not there; 0 stands for whatever follows the last one.
+    """Return the numbers of parts that are not there, the first `MISSING_MAX`; 0 stands for what follows the last one.
 
     `lanes` is how many drives wrote the backup at once; each ended with a part that says so.
     """
     numbers = {each.entry.part for each in parts}
-    missing = sorted(set(range(1, max(numbers) + 1)) - numbers)
+    gaps = (number for number in range(1, max(numbers)) if number not in numbers)
+    missing = list(islice(gaps, MISSING_MAX))
     return missing if sum(each.entry.is_last for each in parts) >= lanes else [*missing, 0]

@@ -34,6 +34,7 @@ from backplane.file_map.model import ByteRun, FileRow, Kind
 from backplane.file_map.packed import join_rows
 from backplane.file_map.runs import merged
 from backplane.file_map.selection import Selection
+from backplane.tape_format.content import VOLUME_BYTES_END
 from storage_node.core.reassembly import (
     Found,
     PartContent,
@@ -285,6 +286,8 @@ class Reassembly:
             raise RefusedError(f"{path} is a {Kind(row.kind).name.lower()}, and no regular file")
         self._require_chosen(row, path)
         why_not = refuse(row)
+        if row.size >= VOLUME_BYTES_END:
+            why_not = f"its map says that it has {row.size} bytes"
         if why_not:
             raise RefusedError(f"{path} cannot come back as a file: {why_not}")
         return row

@@ -171,7 +171,13 @@ def test_data_that_look_like_a_trailer_are_none(run: Any, library: TapeLibrary) 
 
 @pytest.mark.parametrize(
     ("cartridges", "told"),
-    [(slice(0, 1), "is not complete: 1 part(s)"), (slice(1, 2), "is not complete: 1 part(s)")],
+    [
+        (
+            slice(0, 1),
+            "is not complete: 1 part(s) were there; bring the cartridge with what follow",
+        ),
+        (slice(1, 2), "is not complete: 1 part(s) were there; bring the cartridge with part 1\n"),
+    ],
 )
 def test_a_missing_cartridge_is_told(
     run: Any, written: Any, tmp_path: Path, cartridges: slice, told: str
@@ -199,6 +205,66 @@ def test_what_makes_no_sense_is_refused(run: Any, written: Any, tmp_path: Path) 
     done = run("restore", FULL, target, *cartridges)
     assert (done.returncode, target.read_bytes()) == (1, b"mine")
     assert "is there already" in done.stderr
+
+
+def entries_of(folder: Path) -> list[tuple[int, int, int]]:
+    """Where each object of a cartridge begins, the bytes it is stored in if it is compressed, and its length."""
+    data, at = (folder / "data").read_bytes(), 0
+    found = []
+    while at < len(data):
+        taken, length = number(data[at + 2 : at + 5]), number(data[at + 5 : at + 8])
+        found.append((at, taken, length))
+        at += 32 + (taken or length)
+    return found
+
+
+def spoil(folder: Path, at: int) -> None:
+    with (folder / "data").open("r+b") as file:
+        file.seek(at)
+        (old,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([old ^ 0xFF]))
+
+
+def compressed_record(folder: Path) -> int:
+    """Where the last record of data that is compressed begins."""
+    found = [at for at, taken, length in entries_of(folder) if taken and length == RECORD]
+    if not found:
+        pytest.skip("only where something is compressed")
+    return found[-1]
+
+
+def test_a_damaged_record_costs_no_more_than_itself(run: Any, written: Any, tmp_path: Path) -> None:
+    image, cartridges = written
+    spoil(cartridges[0], compressed_record(cartridges[0]) + 32 + 8)
+    assert len(run("list", *cartridges).stdout.splitlines()) == 5
+    target = tmp_path / "image"
+    done = run("restore", FULL, target, *cartridges)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is damaged: zeros in its place" in done.stderr
+    assert "is not complete: 1 record(s) are damaged" in done.stderr
+    wrong = [at for at, (a, b) in enumerate(zip(target.read_bytes(), image, strict=True)) if a != b]
+    assert 0 < len(wrong) <= RECORD
+    assert {target.read_bytes()[at] for at in wrong} == {0}
+
+
+def test_an_entry_that_makes_no_sense_is_told(run: Any, written: Any) -> None:
+    folder = written[1][0]
+    at, _, _ = entries_of(folder)[-2]
+    spoil(folder, at)
+    done = run("list", folder)
+    told = f"{folder}: nothing is read from object {len(entries_of(folder)) - 2} on"
+    assert told in done.stderr
+
+
+def test_without_zstd_it_says_that_it_is_needed(run: Any, written: Any, tmp_path: Path) -> None:
+    _, cartridges = written
+    compressed_record(cartridges[0])
+    (tmp_path / "bin" / "zstd").unlink()
+    done = run("restore", FULL, tmp_path / "image", *cartridges)
+    assert done.returncode == 1
+    assert f"{cartridges[0]}: object" in done.stderr
+    assert "is compressed: zstd is needed" in done.stderr
 
 
 # --- what the first record says --------------------------------------------------------------------

@@ -19,6 +19,7 @@ from backplane.tape_format import (
 )
 from backplane.testing.tape_content import part_objects
 from storage_node.core.reassembly import (
+    MISSING_MAX,
     Found,
     PartContent,
     chain_of,
@@ -156,3 +157,8 @@ def test_missing_parts_are_counted() -> None:
     assert missing_parts([part(A, is_last=False)]) == [0]
     assert missing_parts([part(A, number=3)]) == [1, 2]
     assert missing_parts([part(A, number=2, is_last=False)]) == [1, 0]
+
+
+def test_a_part_with_an_absurd_number_does_not_take_all_memory() -> None:
+    parts = [part(A, number=2), part(A, number=1 << 62)]
+    assert missing_parts(parts) == [1, *range(3, MISSING_MAX + 2)]

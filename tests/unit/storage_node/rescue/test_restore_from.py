@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,23 @@ def test_a_damaged_trailer_is_made_up_for_by_the_directory_of_a_later_one(
     assert (tmp_path / "image").read_bytes() == image_with(((0, 20),), seed=2)
 
 
+def test_records_that_are_not_those_of_the_directory_are_uncertain(
+    library: TapeLibrary, tmp_path: Path
+) -> None:
+    one = Writer(library, "TAPE01L8", "1" * 32)
+    image = image_with(FIRST, seed=1)
+    one.part(FULL, image, FIRST, backup=7)
+    assert one.trailer is not None
+    entry = replace(one.trailer.directory[0], root="0" * 64)
+    one.trailer = replace(one.trailer, directory=(entry,))
+    one.part(OTHER, image_with(((0, 20),), seed=2), ((0, 20),))
+    spoil(one.folder, RecordType.PART_TRAILER, number=0)
+    done = command(one.folder, "--backup", "7", "--out", tmp_path / "image")
+    assert done.exit_code == ExitCode.PARTIAL
+    assert "its records are not those that the directory lists" in done.stderr
+    assert (tmp_path / "image").read_bytes() == image
+
+
 def test_a_part_without_header_and_trailer_is_lost_and_the_rest_is_not(
     written: Set, tmp_path: Path
 ) -> None:
@@ -409,6 +427,7 @@ def mapped(library: TapeLibrary) -> tuple[Path, bytes]:
             10 * BLOCK - 100,
         ),
         make_file(b"packed", FileExtent(0, at, len(raw), 4, stored, len(raw), 0, "zlib")),
+        replace_size(make_file(b"vast", FileExtent(0, 0, BLOCK)), 1 << 63),
     ]
     runs = [(lba * BLOCK, (lba + count) * BLOCK) for lba, count in FILES]
     one = Writer(library, "TAPE01L8", "1" * 32)
@@ -455,6 +474,8 @@ def test_what_is_no_file_is_refused_by_name(
         one_file(mapped[0], "nowhere", tmp_path)
     with pytest.raises(RefusedError, match="dir is a directory"):
         one_file(mapped[0], "dir", tmp_path)
+    with pytest.raises(RefusedError, match=f"vast cannot come back as a file: .* has {1 << 63}"):
+        one_file(mapped[0], "vast", tmp_path)
     with pytest.raises(NotFoundError, match="no map of its files"):
         one_file(written_alone, "dir", tmp_path)
     assert not (tmp_path / "file").exists()
