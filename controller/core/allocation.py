@@ -26,7 +26,7 @@ from backplane.ids import BackupId, NodeName, VolumeTag
 from backplane.wire.messages import CartridgeState
 from controller.catalog.store import BackupRow, CartridgeRow, PoolRow
 from controller.core.lineage import parent_of
-from controller.core.pools import ALWAYS, allocation_of, seconds_between
+from controller.core.pools import ALWAYS, SET_BACK_S, allocation_of, seconds_between
 from controller.core.procedure import NotYet
 from controller.core.registry import Keeping, Needed, Registry
 
@@ -118,7 +118,9 @@ def _is_open(row: CartridgeRow, pool: PoolRow, *, wall: str) -> bool:
     kind, every_s = allocation_of(pool)
     if kind == ALWAYS:
         return False
-    return not every_s or seconds_between(row.first_written or row.created, wall) < every_s
+    # First written far in the future: the clock was ahead then, and nobody waits for that day.
+    passed = seconds_between(row.first_written or row.created, wall)
+    return not every_s or -SET_BACK_S <= passed < every_s
 
 
 # --- recycling -----------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ RETAIN_FOREVER_WORD: Final = "forever"
 CONTINUE: Final = "continue"
 ALWAYS: Final = "always"
 EVERY: Final = "every:"
+SET_BACK_S: Final = 3600.0
+"""A clock that is more than this before what it has once said was set back."""
+
 NAME_CHARACTERS_MAX: Final = 64
 POOLS_MAX: Final = 1000
 

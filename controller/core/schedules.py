@@ -30,6 +30,7 @@ from controller.core.desk import Desk
 from controller.core.documents import json_text
 from controller.core.effects import Call
 from controller.core.job import Job
+from controller.core.pools import SET_BACK_S
 from controller.core.registry import Registry
 
 SCHEDULES_MAX: Final = 1000
@@ -37,9 +38,6 @@ NAMES_MAX: Final = 10
 """Schedules that one line names."""
 LOOK_S: Final = 60.0
 """How long at most until the wall clock is looked at again."""
-
-SET_BACK_S: Final = 3600.0
-"""A clock that is more than this before the last run of a schedule was set back."""
 
 KINDS: Final = ("backup", "verify", "copy")
 """What the clock may submit: nothing that overwrites a volume or a cartridge."""

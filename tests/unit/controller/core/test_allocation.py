@@ -180,6 +180,17 @@ def test_every_goes_on_with_what_was_begun_not_longer_ago_than_that() -> None:
     assert order(made, replace(WEEKLY, allocation="every:604800"), backups=backups) == ["B", "S"]
 
 
+def test_every_does_not_wait_for_a_day_that_a_wrong_clock_wrote() -> None:
+    """A cartridge that was first written while the clock was ahead took all that was written until then."""
+    made = registry(
+        row("A", first_written="2027-01-11T00:00:00Z"),
+        row("B", first_written="2026-02-01T00:59:00Z"),
+        blank("S"),
+    )
+    backups = living(made, "A", "B")
+    assert order(made, replace(WEEKLY, allocation="every:604800"), backups=backups) == ["B", "S"]
+
+
 # --- what may be erased --------------------------------------------------------------------------
 
 
