@@ -125,6 +125,8 @@ class Process:
         self.is_up = False
         self.crash_at_points = 0.0
         """Probability of a crash at each `crash_point`."""
+        self.wall_offset_s = 0.0
+        """How far the time of day of its host is wrong; it may jump, the monotonic clock does not."""
         self.mailbox: Callable[[Received], None] | None = None
         self._boot = boot
         self._on_crash = on_crash
@@ -145,7 +147,7 @@ class Process:
 
     def wall(self) -> datetime:
         """Return the time of day."""
-        return EPOCH + timedelta(seconds=self.simulation.now)
+        return EPOCH + timedelta(seconds=self.simulation.now + self.wall_offset_s)
 
     def uptime(self) -> float:
         """Return the seconds since the machine was started, which a crash of the process is not."""

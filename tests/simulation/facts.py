@@ -55,6 +55,21 @@ class TapeCut:
 
 
 @dataclass(frozen=True, slots=True)
+class WormMade:
+    """There is a cartridge that can be written only once."""
+
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """A drive was cleaned with a cartridge that was good for so many cleanings before."""
+
+    tag: str
+    cleanings_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """A node has told somebody that it lets nothing below `epoch` into a unit any more, or into one lane of it."""
 
@@ -128,6 +143,14 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockSet:
+    """The time of day at a place, `controller` or `library`, is wrong by so much from now on."""
+
+    place: str
+    offset_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """A fault was injected that no retry mends: a job may fail for it.  `what` is a volume or a barcode."""
 
@@ -139,6 +162,8 @@ Fact = (
     BlocksWritten
     | TapeWritten
     | TapeCut
+    | WormMade
+    | Cleaned
     | Fenced
     | VolumeKept
     | VolumeDropped
@@ -148,5 +173,6 @@ Fact = (
     | ControllerStarted
     | Sent
     | Told
+    | ClockSet
     | Broken
 )

@@ -16,13 +16,16 @@ from backplane.testing.simulator import Simulation
 from tests.simulation.workload import OperatorHost
 
 LOOK_S: Final = 4.0
-"""Between looks at what jobs wait for."""
+"""Before a call that was refused is made again."""
 
 TRIES_MAX: Final = 30
 NEW_MAX: Final = 20
 """New cartridges of one seed; the library has room for them."""
 
 NEW_BYTES: Final = 1 << 26
+CLEANER: Final = "CLN001L1"
+"""The barcode of a cleaning cartridge."""
+
 COPIES: Final = "copies"
 """The pool of second copies."""
 
@@ -41,6 +44,8 @@ class Habits:
     """A cartridge is to be labelled, whatever is on it: what somebody may want has to be refused."""
     news: float = 1.0
     """Probability that a job that is seen waiting for a cartridge gets a new one; it always does in the end."""
+    worm: float = 0.0
+    """Share of the new ones that can be written only once, as long as it is not tidied up."""
     allocation: str = "continue"
     retain: str = "0"
 
@@ -70,7 +75,6 @@ class Librarian:
     def start(self) -> None:
         """Work, until `tidy_up`."""
         self.simulation.after(1.0, self._second)
-        self.simulation.after(LOOK_S, self._look)
 
     def tidy_up(self) -> None:
         """The last fault is over."""
@@ -134,7 +138,7 @@ class Librarian:
     def _handle(self) -> None:
         random = self.simulation.random
         tag, drive = random.choice(self.tags), random.choice(self.drives)
-        match random.randrange(8):
+        match random.randrange(10):
             case 0 | 1:
                 self._call("tape.unload", name=random.choice((tag, drive)))
             case 2:
@@ -152,16 +156,16 @@ class Librarian:
             case 6:
                 self._held.add(tag)
                 self._call("tape.protect", tag=tag, reason="the auditors come")
-            case _:
+            case 7:
                 self._call("tape.scan", node="")
+            case _:
+                # Refused where there is none.
+                self._call("tape.load", tag=CLEANER, drive=drive)
 
     # --- what jobs ask for -----------------------------------------------------------------------
 
-    def _look(self) -> None:
-        self.operator.call("job.list", self._answer_requests, limit=100, state="")
-        self.simulation.after(LOOK_S, self._look)
-
-    def _answer_requests(self, document: dict[str, Any] | None) -> None:
+    def look(self, document: dict[str, Any] | None) -> None:
+        """Look at what the other operator has been told of all jobs."""
         for job in [] if document is None else document["jobs"]:
             if job["exit_code"] is not None:
                 continue
@@ -179,4 +183,5 @@ class Librarian:
             self._new += 1
             tag = f"NEW{self._new:03}L8"
             self.tags.append(tag)
-            self._call("tape.add", tag=tag, capacity_bytes=NEW_BYTES, node="")
+            is_worm = not self._is_tidy and self.simulation.chance(self.habits.worm)
+            self._call("tape.add", tag=tag, capacity_bytes=NEW_BYTES, node="", worm=is_worm)

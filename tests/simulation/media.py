@@ -8,25 +8,13 @@ of a volume, the drive, the cartridge's log and its recovery - is the real code.
 from __future__ import annotations
 
 import errno
-import io
-import json
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from backplane.errors import MediumError
 from backplane.ids import ViewId, VolumeId
 from backplane.testing.simulator import Process
-from storage_node.core.changer import (
-    ChangerModel,
-    ElementKind,
-    Geometry,
-    free_element,
-    kind_of,
-    place,
-)
 from storage_node.core.floors import Floor, Floors, Place, RecordFloor
 from storage_node.core.tape_index import (
     INDEX_HEADER_BYTES,
@@ -48,14 +36,15 @@ from storage_node.core.volume_state import (
 from storage_node.disk.device import READ_ERROR, WRITE_ERROR, DeviceError
 from storage_node.disk.memory import MemoryDevice
 from storage_node.disk.volumes import Durable
-from storage_node.tape import library as library_module
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.cartridge_info import CartridgeInfo, counted_load, new_cartridge_info
-from storage_node.tape.drive_counters import DriveCounters
-from storage_node.tape.library import CartridgeFacts, TapeLibrary
+from storage_node.tape.cartridge_info import (
+    CartridgeInfo,
+    counted_load,
+)
 from storage_node.tape.medium import Buffer
-from storage_node.tape.recovery import RecoveryReport, recover
+from storage_node.tape.recovery import recover
 from storage_node.tape.virtual_drive import VirtualDrive
+from tests.simulation.changes import SimulatedTracker
 from tests.simulation.facts import (
     BlocksWritten,
     Broken,
@@ -68,9 +57,6 @@ from tests.simulation.facts import (
     VolumeDropped,
     VolumeKept,
 )
-
-SLOTS: Final = 40
-IO_SLOTS: Final = 2
 
 
 @dataclass(slots=True)
@@ -162,6 +148,16 @@ class SimulatedDisk(MemoryDevice):
             self._make_durable(index)
         self._site.emit(BlocksWritten(self._volume, self._unit, lba * self.block_bytes, data, None))
 
+    def punch_through(self, lba: int, blocks: int) -> None:
+        """Give blocks back, durably; they are zeros from now on."""
+        super().zero(lba * self.block_bytes, blocks * self.block_bytes, may_punch=True)
+        for index in range(lba, lba + blocks):
+            self._make_durable(index)
+        zeros = bytes(blocks * self.block_bytes)
+        self._site.emit(
+            BlocksWritten(self._volume, self._unit, lba * self.block_bytes, zeros, None)
+        )
+
     def flush(self) -> None:
         """Flush, or fail and lose what should have been flushed: the next flush has nothing to do and succeeds."""
         if self._written and self._site.fails(self._site.faults.disk_flush):
@@ -193,7 +189,7 @@ class DurableVolumes:
         self._records: dict[VolumeId, VolumeRecord] = {}
         self._views: dict[ViewId, ViewRecord] = {}
         self.devices: dict[VolumeId, SimulatedDisk] = {}
-        self.trackers: dict[VolumeId, None] = {}
+        self.trackers: dict[VolumeId, SimulatedTracker] = {}
         self.mirrors: dict[VolumeId, None] = {}
 
     def load(self) -> tuple[list[VolumeRecord], list[ViewRecord]]:
@@ -214,12 +210,18 @@ class DurableVolumes:
         match effect:
             case MakeVolume(record):
                 self.devices[record.volume] = SimulatedDisk(self._site, record)
+                self.trackers[record.volume] = SimulatedTracker(
+                    self._site.process.simulation,
+                    size_bytes=record.size_bytes,
+                    block_bytes=record.block_bytes,
+                )
                 self._keep(record)
             case RecordVolume(record):
                 self._keep(record)
             case DropVolume(record):
                 del self._records[record.volume]
                 del self.devices[record.volume]
+                del self.trackers[record.volume]
                 self._site.emit(VolumeDropped(record.volume))
             case RecordView(view):
                 self._views[view.view] = view
@@ -246,6 +248,8 @@ class DurableVolumes:
         """Lose what is volatile."""
         for device in self.devices.values():
             device.crash()
+        for tracker in self.trackers.values():
+            tracker.crash()
 
     def close(self) -> None:
         """Nothing to close."""
@@ -443,128 +447,3 @@ class SimulatedDrive(VirtualDrive):
         self._has_attention = announce
         self._permission = None
         return cartridge
-
-
-class SimulatedChanger:
-    """The rules of a changer without anything to move."""
-
-    def __init__(self, model: ChangerModel) -> None:
-        self._model = model
-        self.elements, self.move, self.prevent = model.elements, model.move, model.prevent
-
-    def initialize(self) -> None:
-        """Nobody opens this library."""
-
-
-class SimulatedLibrary(TapeLibrary):
-    """The real library; its folder is a dictionary, and `door` is what stands in its import/export elements."""
-
-    def __init__(
-        self,
-        shelves: dict[str, Shelf],
-        door: set[str],
-        site: Site,
-        *,
-        drives: int,
-        drive: type[SimulatedDrive],
-    ) -> None:
-        self._shelves, self._door, self._site = shelves, door, site
-        self.lock = threading.RLock()
-        self._drive_class = drive
-        self.drives = tuple(drive() for _ in range(drives))
-        self._model = ChangerModel(Geometry(slots=SLOTS, io_slots=IO_SLOTS, drives=drives))
-        inside = [tag for tag in shelves if tag not in door]
-        self._model.initialize(
-            place(library=inside, io=door, remembered={}, geometry=self._model.geometry)
-        )
-        self.changer = SimulatedChanger(self._model)
-
-    def close(self) -> None:
-        """Nothing to close: processes here crash."""
-
-    def free_bytes(self) -> int:
-        """There is no file system that could fill up."""
-        return 1 << 50
-
-    def info(self, tag: str) -> CartridgeInfo:
-        """Return the chip of a cartridge."""
-        return self._shelves[tag].info
-
-    def save_info(self, info: CartridgeInfo) -> None:
-        """Replace it."""
-        self._shelves[info.tag].info = info
-        drive = self.drive_with(info.tag)
-        if drive is not None and drive.cartridge is not None:
-            drive.cartridge.info = info
-
-    def counters(self, drive: int) -> DriveCounters:
-        """Drives here count nothing."""
-        return DriveCounters()
-
-    def count_errors(self, drive: int, *, read_errors: int, write_errors: int) -> None:
-        """Drives here count nothing."""
-
-    def facts(self, tag: str) -> CartridgeFacts:
-        """Look at one cartridge."""
-        drive: SimulatedDrive | None = self.drive_with(tag)  # type: ignore[assignment]
-        if drive is not None:
-            return library_module._facts_in(drive.side_view(), tag)
-        drive = self._drive_class()
-        drive.load_shelf(self._shelves[tag], announce=False)
-        try:
-            return library_module._facts_in(drive, tag)
-        finally:
-            drive.unload()
-
-    def add(self, tag: str, *, capacity_bytes: int, created: str, **_: object) -> CartridgeFacts:
-        """Put a blank cartridge into a free slot; one without peculiarities."""
-        serial = self._site.process.simulation.bytes(16).hex()
-        info = new_cartridge_info(
-            serial=serial, tag=tag, created=created, capacity_bytes=capacity_bytes
-        )
-        shelf = Shelf(self._site, info)
-        self._shelves[tag] = shelf
-        self._model._tags[free_element(self.changer.elements(), ElementKind.SLOT)] = tag
-        return self.facts(tag)
-
-    def move(self, tag: str, to: str) -> str:
-        """Move one that is in no drive; a restart of the node moves nothing."""
-        where = super().move(tag, to)
-        is_at_door = kind_of(where) is ElementKind.IO
-        (self._door.add if is_at_door else self._door.discard)(tag)
-        return where
-
-    def find(self, tag: str) -> Path:
-        """Say that a cartridge is there."""
-        assert tag in self._shelves
-        return Path(tag)
-
-    def load(self, tag: str, *, drive: int = 0) -> RecoveryReport:
-        """Put a cartridge into a drive."""
-        loaded: SimulatedDrive = self.drives[drive]  # type: ignore[assignment]
-        self.changer.move(self.loadable(tag), f"drive-{drive}")
-        report = loaded.load_shelf(self._shelves[tag]).recovered
-        self.changer.prevent(f"drive-{drive}", is_prevented=True)
-        if report.has_torn_tail:
-            loaded.cartridge.shelf.site.process.simulation.probe("tape: torn tail found")  # type: ignore[union-attr]
-        return report
-
-
-class DriveNames:
-    """Stands for the state folder that holds `drives.json`."""
-
-    def __init__(self, uuids: dict[str, str]) -> None:
-        self._text = json.dumps(uuids).encode()
-
-    def __truediv__(self, name: str) -> DriveNames:
-        assert name == "drives.json"
-        return self
-
-    def exists(self) -> bool:
-        """It does."""
-        return True
-
-    def open(self, mode: str) -> io.BytesIO:
-        """Open it."""
-        assert mode == "rb"
-        return io.BytesIO(self._text)

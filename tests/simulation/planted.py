@@ -7,26 +7,33 @@ run is about, so that the situation that the guard is for comes about in tens of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from backplane.ids import Designator, Epoch, JobId, VolumeId, VolumeTag
+from backplane.ids import BackupId, Designator, Epoch, JobId, VolumeId, VolumeTag
 from backplane.tape_format.retention import FOREVER
 from backplane.wire.grants import Grant
-from backplane.wire.messages import VolumePublish, VolumeState
-from controller.catalog.store import CartridgeRow
-from controller.core.allocation import why_kept
-from controller.core.chain import Reading
+from backplane.wire.messages import CartridgeState, VolumePublish, VolumeState
+from controller.catalog.store import BackupRow, CartridgeRow
+from controller.core.allocation import state_of, why_kept
+from controller.core.chain import NoParent, Reading, change_map, choose_parent
+from controller.core.extent_runs import ExtentRuns
 from controller.core.registry import Registry
 from controller.core.restore_lanes import deal_cartridges
 from storage_node.access import Access
 from storage_node.core.admission import Admission, Request, Session
 from storage_node.core.floors import WHOLE_UNIT, Floor
+from storage_node.core.retention import EraseFacts
 from storage_node.core.volume_state import VolumeBook
 from storage_node.disk_control import DiskControl
 from storage_node.tape.cartridge import Cartridge
-from storage_node.tape.drive import Outcome
+from storage_node.tape.cartridge_info import CartridgeInfo
+from storage_node.tape.drive import Drive, Outcome
+from storage_node.tape.library import CartridgeFacts, CartridgeStatus
+from storage_node.tape_media import erase_facts
 from tests.simulation.media import SimulatedDrive
 from tests.simulation.storage_process import Rules
 from tests.simulation.world import Bias
@@ -53,6 +60,29 @@ class BlindDrive(SimulatedDrive):
 
     def _ready(self, expected_position: int | None = None) -> Cartridge | Outcome:
         return super()._ready(None)
+
+
+class RewritingDrive(SimulatedDrive):
+    """Takes a cartridge that can be written once for one that can be written again."""
+
+    def allow_overwrite(self, object_number: int | None) -> Outcome:
+        """Permit overwriting."""
+        with self._as_rewritable():
+            return super().allow_overwrite(object_number)
+
+    def _ready_to_write(self, expected_position: int | None) -> Cartridge | Outcome:
+        with self._as_rewritable():
+            return super()._ready_to_write(expected_position)
+
+    @contextmanager
+    def _as_rewritable(self) -> Iterator[None]:
+        if self._cartridge is None:
+            yield
+            return
+        info = self._cartridge.info
+        self._cartridge.info = replace(info, is_worm=False)
+        yield
+        self._cartridge.info = info
 
 
 class NoBootCheck(Admission):
@@ -108,6 +138,71 @@ def keeps_no_retention(row: CartridgeRow, registry: Registry, **how: Any) -> str
     return why_kept(row, registry, **how | {"wall": FOREVER})
 
 
+def believes_everything(*_: object) -> datetime:
+    """Stand for `TimeLine.ceiling`: no time is too late."""
+    return datetime.max.replace(tzinfo=UTC)
+
+
+def stands_under_nothing(_backups: object) -> dict[BackupId, list[BackupRow]]:
+    """Stand for `children_of`: nothing stands on anything."""
+    return {}
+
+
+def nobody_reads(*_: object) -> dict[BackupId, str]:
+    """Stand for `users_of`: no job uses any backup."""
+    return {}
+
+
+def trusts_every_history(
+    level: str, *, tracking: str, generation: int, backups: dict[BackupId, BackupRow], **how: Any
+) -> BackupRow | NoParent:
+    """Stand for `choose_parent`: takes what it knows of an old history for the same of the one that there is."""
+    same = {
+        number: replace(row, tracking=tracking, generation=min(row.generation, generation - 1) or 1)
+        for number, row in backups.items()
+    }
+    return choose_parent(level, tracking=tracking, generation=generation, backups=same, **how)
+
+
+def compares_nothing(*_: object) -> list[object]:
+    """Stand for `untouched`: no sample is taken again."""
+    return []
+
+
+def forgets_what_was_given_back(*runs: ExtentRuns, **how: ExtentRuns) -> ExtentRuns:
+    """Stand for `change_map`: what was given back is as it was in the parent."""
+    found = change_map(*runs, **how)
+    found.zeros = ExtentRuns()
+    return found
+
+
+def sees_no_worm(registry: Registry, row: CartridgeRow) -> CartridgeState | None:
+    """Stand for `state_of`: every cartridge can be written again."""
+    state = state_of(registry, row)
+    return None if state is None else replace(state, is_worm=False)
+
+
+def reads_no_worm(cartridge: Cartridge, drive: Drive) -> EraseFacts:
+    """Stand for `erase_facts`, likewise."""
+    return replace(erase_facts(cartridge, drive), is_worm=False)
+
+
+def is_any_tag(_text: str) -> bool:
+    """Stand for `is_cleaning_tag`: a barcode says nothing."""
+    return False
+
+
+def takes_blank(tag: str, info: CartridgeInfo) -> CartridgeFacts:
+    """Stand for `_cleaning_facts`: there is a tape in it, and nothing on that."""
+    return CartridgeFacts(
+        tag=tag,
+        status=CartridgeStatus.BLANK,
+        serial=info.serial,
+        capacity_bytes=info.capacity_bytes,
+        load_count=info.load_count,
+    )
+
+
 def ends_at_once(*_: object) -> bool:
     """Stand for `all_ended`: a leader that does not wait for its lanes."""
     return True
@@ -139,6 +234,8 @@ class Planted:
     """Invariants that may be the first to break."""
     seeds_max: int
     """The simulator has to notice within so many seeds; about five times what it took."""
+    seed_first: int = 0
+    """From this one on: the one that noticed it first when that was measured last, to save the time of the others."""
 
 
 LATE: Final = Bias(
@@ -153,6 +250,7 @@ LATE: Final = Bias(
     point=(0.0,),
     read_error=(0.0,),
     flush_error=(0.0,),
+    jump=(0.0,),
     first_backup=1.0,
     restores=0.9,
     labels=(0.0,),
@@ -172,6 +270,12 @@ RECYCLING: Final = Bias(
     scarce=1.0,
 )
 """Cartridges that run out, and are used again."""
+
+JUMPING: Final = replace(RECYCLING, retains=("15s",), jump=(0.2,), jumps_s=(0.0, 20.0, -20.0, 3e7))
+"""The same, while the clocks jump."""
+
+CHAINS: Final = replace(RECYCLING, scarce=0.0, chains=(0.9,), lanes=(0.0, 0.2), labels=(0.0,))
+"""Backups that stand on each other, and are forgotten."""
 
 IN_LANES: Final = replace(LATE, late=(0.0, 0.1), lanes=(0.9,), reads=(0.5,))
 """Restores from several drives at once."""
@@ -242,12 +346,110 @@ PLANTED: Final = {
             what="neither the controller nor the node minds the retention of a cartridge",
             rules=Rules(
                 patches=(
-                    ("storage_node.tape_control.erase_refusal", _erases_all),
+                    ("storage_node.tape_keeping.erase_refusal", _erases_all),
                     ("controller.core.allocation.why_kept", keeps_no_retention),
                     ("controller.core.cartridge_writer.why_kept", keeps_no_retention),
                 )
             ),
             bias=replace(RECYCLING, retains=("15s",)),
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-node-clock",
+            what="the node does not mind retention, and the controller's clock jumps",
+            rules=Rules(patches=(("storage_node.tape_keeping.erase_refusal", _erases_all),)),
+            bias=JUMPING,
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-controller-clock",
+            what="the controller does not mind retention, and the node's clock jumps",
+            rules=Rules(
+                patches=tuple(
+                    (f"controller.core.{module}.why_kept", keeps_no_retention)
+                    for module in ("allocation", "cartridge_writer")
+                )
+            ),
+            bias=JUMPING,
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-leap-check",
+            what="the node believes a clock that has leapt, and the controller's leaps as well",
+            rules=Rules(
+                patches=(("storage_node.core.time_line.TimeLine.ceiling", believes_everything),)
+            ),
+            bias=replace(JUMPING, retains=("60s",), jump=(0.05,), jumps_s=(3e7,), jumpers=(1.0,)),
+            noticed_as=("I1",),
+            seeds_max=100,
+        ),
+        Planted(
+            name="no-worm-check",
+            what="neither controller nor node nor drive mind that a cartridge can be written only once",
+            rules=Rules(
+                drive=RewritingDrive,
+                patches=(
+                    ("controller.core.allocation.state_of", sees_no_worm),
+                    ("controller.core.part_writer.state_of", sees_no_worm),
+                    ("storage_node.tape_control.erase_facts", reads_no_worm),
+                ),
+            ),
+            bias=replace(RECYCLING, worm=(0.7,)),
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-cleaning-check",
+            what="a cleaning cartridge is taken for a blank one",
+            rules=Rules(
+                patches=(
+                    ("storage_node.tape.library._cleaning_facts", takes_blank),
+                    ("storage_node.tape_control.is_cleaning_tag", is_any_tag),
+                )
+            ),
+            bias=replace(RECYCLING, cleaning=1.0),
+            noticed_as=("I14",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-chain-check",
+            what="backups are forgotten although others stand on them",
+            rules=Rules(patches=(("controller.core.prune.children_of", stands_under_nothing),)),
+            bias=CHAINS,
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-reader-check",
+            what="backups are forgotten while jobs read them",
+            rules=Rules(patches=(("controller.core.prune.users_of", nobody_reads),)),
+            bias=replace(CHAINS, restores=0.7),
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-history-check",
+            what="backups stand on others of a history of changes that was lost since",
+            rules=Rules(
+                patches=(
+                    ("controller.core.mapping.choose_parent", trusts_every_history),
+                    ("controller.core.mapping.untouched", compares_nothing),
+                )
+            ),
+            bias=replace(CHAINS, crash=(0.05,), restores=0.1),
+            noticed_as=("I1",),
+            seeds_max=40,
+        ),
+        Planted(
+            name="no-zeros",
+            what="incremental backups do not say what was given back",
+            rules=Rules(
+                patches=(("controller.core.mapping.change_map", forgets_what_was_given_back),)
+            ),
+            bias=CHAINS,
             noticed_as=("I1",),
             seeds_max=40,
         ),

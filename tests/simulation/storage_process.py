@@ -10,7 +10,8 @@ sent: that is what the boot id in its header is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from backplane.wire.messages import (
 from storage_node.access import Access
 from storage_node.control import Control, NodeIdentity
 from storage_node.core.admission import Admission, Session
+from storage_node.core.time_line import TimeLine
 from storage_node.core.volume_state import State, VolumeBook
 from storage_node.data_server import Exchange
 from storage_node.disk.live_volume import LiveVolume
@@ -47,17 +49,17 @@ from storage_node.disk.memory import MemoryDevice
 from storage_node.disk.static_views import HeldView
 from storage_node.disk_control import DiskControl
 from storage_node.node_clock import NodeClock
+from storage_node.tape.drive_counters import DriveCounters
 from storage_node.tape_control import TapeControl
 from tests.simulation.facts import Fact, Fenced, Origin
+from tests.simulation.library import DriveNames, SimulatedLibrary
 from tests.simulation.media import (
-    DriveNames,
     DurableFloors,
     DurableVolumes,
     MediaFaults,
     Shelf,
     SimulatedDisk,
     SimulatedDrive,
-    SimulatedLibrary,
     Site,
 )
 
@@ -180,6 +182,9 @@ class StorageHost:
     shelves: dict[str, Shelf] = field(default_factory=dict)
     door: set[str] = field(default_factory=set)
     """Barcodes of the cartridges that stand in the import/export elements."""
+    counters: dict[str, DriveCounters] = field(default_factory=dict)
+    time_line: list[TimeLine] = field(default_factory=list)
+    """What the node has kept of its clock: one at most."""
     node: StorageLife = field(init=False)
 
     def attach(self, process: Process) -> None:
@@ -200,6 +205,23 @@ class StorageHost:
         for tag in sorted(self.shelves):
             self.shelves[tag].crash()
         self.network.on_crash(self.process)
+
+
+class KeptClock(NodeClock):
+    """The real one; what it keeps is a list instead of a file, and the machine is never started anew."""
+
+    def __init__(self, process: Process, kept: list[TimeLine]) -> None:
+        found = list(kept)
+        self._kept = kept
+        super().__init__(process, boot="", folder=None)
+        if found:
+            (self._line,) = kept[:] = found
+            self._saved = self._line.newest
+            self.look()
+
+    def _save(self) -> None:
+        self._kept[:] = [self._line]
+        self._saved = self._line.newest
 
 
 class StorageLife:
@@ -268,6 +290,7 @@ class StorageLife:
         library = SimulatedLibrary(
             self._host.shelves,
             self._host.door,
+            self._host.counters,
             self._host.site,
             drives=len(self._host.drives),
             drive=rules.drive,
@@ -276,7 +299,7 @@ class StorageLife:
             library,
             self.access,
             state_folder=DriveNames(self._host.drives),  # type: ignore[arg-type]
-            clock=NodeClock(self._process, boot="", folder=None),
+            clock=KeptClock(self._process, self._host.time_line),
             new_uuid=_no_new_uuid,
         )
         for name, drive in zip(sorted(self._host.drives), library.drives, strict=True):
@@ -385,14 +408,28 @@ class StorageLife:
 
     def workstation_writes(self, volume: str, lba: int, data: bytes) -> None:
         """Write and flush, if the volume is online and takes writes."""
+        with self._forced(volume) as live:
+            if live is not None:
+                live.write(lba * live.block_bytes, memoryview(data), writer="workstation")
+
+    def workstation_trims(self, volume: str, lba: int, blocks: int) -> None:
+        """Give blocks back, likewise."""
+        with self._forced(volume) as live:
+            if live is not None:
+                size = live.block_bytes
+                live.zero(lba * size, blocks * size, may_punch=True, writer="workstation")
+
+    @contextmanager
+    def _forced(self, volume: str) -> Iterator[LiveVolume | None]:
         assert self.disk is not None
         record = self.disk.book.volumes.get(volume)  # type: ignore[call-overload]
         if record is None or record.state is not State.ONLINE or self.disk.book.holders(volume):  # type: ignore[arg-type]
+            yield None
             return
         live = self.disk.live[record.volume]
         device, live.device = live.device, Forced(self._host.volumes.devices[record.volume])
         try:
-            live.write(lba * live.block_bytes, memoryview(data), writer="workstation")
+            yield live
         finally:
             live.device = device
 
@@ -407,6 +444,14 @@ class Forced(MemoryDevice):
     def write(self, byte_address: int, data: memoryview) -> None:
         """Write and make durable."""
         self._forced.write_through(byte_address // self.block_bytes, bytes(data))
+
+    def zero(
+        self, byte_address: int, count: int, *, may_punch: bool, is_fast_only: bool = False
+    ) -> None:
+        """Punch whole blocks, durably; the workstation asks for nothing else."""
+        assert may_punch
+        assert not is_fast_only
+        self._forced.punch_through(byte_address // self.block_bytes, count // self.block_bytes)
 
 
 class Holder:

@@ -20,6 +20,8 @@ from tests.simulation.checkers.volumes import VolumeChecker
 from tests.simulation.facts import (
     BlocksWritten,
     Broken,
+    Cleaned,
+    ClockSet,
     Committed,
     ControllerStarted,
     Fenced,
@@ -30,6 +32,7 @@ from tests.simulation.facts import (
     Told,
     ViewKept,
     VolumeKept,
+    WormMade,
 )
 
 CHECKERS = Path(__file__).with_name("checkers")
@@ -67,6 +70,7 @@ class BackupRow:
     pool: str = "default"
     copy_of: int = 0
     parent: int = 0
+    level: str = "full"
     lanes: int = 1
 
 
@@ -81,6 +85,10 @@ class PartRow:
     lane: int = 0
     stream_start: int = 0
     is_last: bool = True
+    data_object: int = 6
+    trailer_object: int = 8
+    records: int = 1
+    stream_bytes: int = 512
 
 
 @dataclass(frozen=True)
@@ -240,6 +248,19 @@ def test_a_job_that_never_ends_is_a_violation() -> None:
         judge.checker.finish()  # type: ignore[attr-defined]
 
 
+def test_a_job_that_waits_without_a_word_is_a_violation() -> None:
+    told = {"job": 1, "state": "copying", "exit_code": None, "reason": ""}
+    judge = Judge(JobChecker()).sees(rows(JobRow(1)))
+    said = Told("job.list", {}, {"jobs": [told | {"reason": "waiting: a free drive"}]})
+    judge.checker.see(said, 500.0)  # type: ignore[attr-defined]
+    silent = Told("job.list", {}, {"jobs": [told]})
+    judge.checker.see(silent, 50.0)  # type: ignore[attr-defined]
+    with pytest.raises(Violation, match="copying for 70 s without a word"):
+        judge.checker.see(silent, 70.0)  # type: ignore[attr-defined]
+    judge.checker.see(rows(ItemRow(1, 1)), 69.0)  # type: ignore[attr-defined]
+    judge.checker.see(silent, 70.0)  # type: ignore[attr-defined]
+
+
 # --- volumes and backups -------------------------------------------------------------------------
 
 KEPT = VolumeKept("volume", "unit", "online", 0, bytes(512))
@@ -295,6 +316,13 @@ def committed(*more: object, state: str = "pruned") -> Judge:
     )
 
 
+def completed() -> Judge:
+    """The same backup, as if it had been read back."""
+    judge = committed(state="building")
+    judge.checker._backups[1] = BackupRow(1, job=1)  # type: ignore[attr-defined]
+    return judge
+
+
 @pytest.mark.parametrize("state", ["pruned", "failed"])
 def test_what_nobody_wants_may_be_cut_off_and_is_not_looked_at_again(state: str) -> None:
     judge = committed(state=state).sees(CUT, rows(PartRow(backup=2)))
@@ -303,8 +331,11 @@ def test_what_nobody_wants_may_be_cut_off_and_is_not_looked_at_again(state: str)
 
 def test_cutting_what_a_living_backup_needs_is_a_violation() -> None:
     committed(state="building").refuses(CUT, match="backup 1 is building")
-    child = BackupRow(2, job=2, state="building", parent=1)
-    committed(child).refuses(CUT, match="backup 2 is building")
+    child = BackupRow(2, job=2, state="building", parent=1, level="incremental")
+    judge = completed().sees(rows(child))
+    judge.refuses(CUT, match="backup 1 is completed")
+    judge.refuses(rows(BackupRow(1, job=1, state="pruned")), match="2 stands on it")
+    judge.refuses(CUT, match="backup 2 is building")
 
 
 def test_a_copy_stands_in_for_what_is_pruned_and_cut() -> None:
@@ -319,10 +350,62 @@ def test_a_copy_stands_in_for_what_is_pruned_and_cut() -> None:
             judge.refuses(CUT, match="backup 3 is building")
 
 
-def test_cutting_what_is_retained_or_held_is_a_violation() -> None:
+def test_pruning_what_a_restore_reads_is_a_violation() -> None:
+    judge = completed().sees(rows(JobRow(7, kind="restore", backup=1)))
+    pruned = rows(BackupRow(1, job=1, state="pruned"))
+    judge.refuses(pruned, match="while job 7 restores it")
+    again = completed().sees(rows(JobRow(7, kind="restore", backup=1)))
+    again.sees(rows(JobRow(7, kind="restore", backup=1, state="failed")), pruned)
+
+
+def test_cutting_what_is_retained_is_a_violation() -> None:
     judge = committed(PoolRow(retain_s=30))
     judge.refuses(CUT, match="retained until 30 s")
     judge.checker.see(CUT, 30.0)  # type: ignore[attr-defined]
+
+
+def test_a_retention_is_over_when_both_clocks_have_said_so() -> None:
+    ahead, right = ClockSet("library", 60), ClockSet("library", 0)
+    judge = committed(PoolRow(retain_s=30)).sees(ahead)
+    judge.refuses(CUT, match="the controller has seen 0")
+    judge.sees(right, ClockSet("controller", 60)).refuses(CUT, match="at its node it is 0")
+    # Its clock goes back again, but it has seen the end.
+    judge.sees(ClockSet("controller", 0), ahead)
+    judge.checker.see(CUT, 25.0)  # type: ignore[attr-defined]
+    # Without a retention no clock is asked.
+    committed().sees(ClockSet("library", -60), CUT)
+    # What it saw before the commit tells nothing.
+    early = Judge(BackupChecker(FULL)).sees(ClockSet("controller", 60))
+    early.checker.see(ClockSet("controller", 0), 1.0)  # type: ignore[attr-defined]
+    more = rows(PoolRow(retain_s=30), BackupRow(1, job=1, state="failed"), PartRow())
+    early.checker.see(more, 2.0)  # type: ignore[attr-defined]
+    early.checker.see(ahead, 3.0)  # type: ignore[attr-defined]
+    with pytest.raises(Violation, match="the controller has seen 3"):
+        early.checker.see(CUT, 3.0)  # type: ignore[attr-defined]
+
+
+def test_a_retention_that_comes_out_short_is_a_violation() -> None:
+    def cut(at: float, *facts: object) -> None:
+        judge = Judge(BackupChecker(FULL))
+        judge.sees(ClockSet("controller", -60), *facts, TapeWritten("TAPE", "unit", 4, None, None))
+        part = replace(PartRow(), created="2026-01-10T23:59:00Z")
+        judge.sees(rows(PoolRow(retain_s=30), BackupRow(1, job=1, state="failed"), part))
+        judge.sees(ClockSet("controller", 0), ClockSet("library", 60))
+        judge.checker.see(CUT, at)  # type: ignore[attr-defined]
+
+    with pytest.raises(Violation, match="for 30 s, and 20"):
+        cut(20.0)
+    cut(23.0)
+    # If both were behind, nobody could know better.
+    cut(20.0, ClockSet("library", -60))
+
+
+def test_cutting_what_is_written_once_is_a_violation() -> None:
+    committed().sees(WormMade("OTHER"), CUT)
+    committed().sees(WormMade("TAPE")).refuses(CUT, match="only once")
+
+
+def test_cutting_what_is_held_is_a_violation() -> None:
     committed(CartridgeRow(hold="audit")).refuses(CUT, match="held: audit")
 
 
@@ -353,6 +436,83 @@ def test_a_copy_on_the_cartridge_of_its_original_is_a_violation() -> None:
     judge.refuses(rows(BackupRow(2, job=2, copy_of=1)), match="shares")
 
 
+# --- chains --------------------------------------------------------------------------------------
+
+OTHER = BLOCK[::-1]
+
+
+def tape(*parts: tuple[list[tuple[int, int]], list[tuple[int, int]], list[bytes]]) -> bytes:
+    """A cartridge with parts of (extents, zeros, records), each of as many objects as it has records, and five."""
+    data = bytearray()
+    number = 0
+
+    def put(body: bytes | None) -> None:
+        nonlocal data, number
+        kind, content = (2, b"") if body is None else (1, body)
+        crc = tape_reader.crc32c(content)
+        data += tape_reader.ENTRY.pack(kind, 0, 0, len(content), len(data), crc, 0, 0, 0) + content
+        number += 1
+
+    def metadata(kind: int, document: dict[str, object]) -> bytes:
+        body = json.dumps(document).encode()
+        crc = tape_reader.crc32c(body)
+        prefix = (tape_reader.MAGIC, kind, 0, 0, bytes(16), number, len(body), 1, 1, crc, 0)
+        return tape_reader.PREFIX.pack(*prefix, bytes(8)) + body
+
+    for sequence, (extents, zeros, records) in enumerate(parts, start=1):
+        names = {"backup_uuid": f"u{sequence}", "part": 1, "cartridge": "c", "sequence": sequence}
+        both = names | {"zero_extents": zeros}
+        sums = [tape_reader.crc32c(record) for record in records]
+        put(metadata(tape_reader.HEADER, both))
+        put(None)
+        for record in records:
+            put(record)
+        put(None)
+        put(metadata(tape_reader.TRAILER, both | {"extents": extents, "record_crc32c": sums}))
+        put(None)
+    return bytes(data)
+
+
+def chain(view: bytes, *, zeros: bool = True, level: str = "incremental") -> Judge:
+    """A full backup of three blocks, and one on it that copies the second and gives back the third."""
+    content = tape(
+        ([(0, 3)], [], [BLOCK, BLOCK, BLOCK]), ([(1, 1)], [(2, 1)] if zeros else [], [OTHER])
+    )
+    first = PartRow(
+        header_object=0, data_object=2, records=3, trailer_object=6, end=8, stream_bytes=1536
+    )
+    second = PartRow(2, header_object=8, data_object=10, records=1, trailer_object=12, end=14)
+    judge = Judge(BackupChecker(Window(lambda tag: content, lambda volume: b"")))
+    judge.sees(ViewKept("first", "v", BLOCK * 3), ViewKept("second", "v", view))
+    judge.sees(rows(JobRow(1, view="first"), JobRow(2, view="second"), first))
+    judge.sees(rows(BackupRow(1, job=1, stream_bytes=1536), second))
+    return judge.sees(rows(BackupRow(2, job=2, parent=1, level=level)))
+
+
+def test_a_chain_is_read_back_laid_over_each_other() -> None:
+    judge = chain(BLOCK + OTHER + bytes(512))
+    judge.checker.finish()  # type: ignore[attr-defined]
+    judge.checker._views["first"] = OTHER * 3  # type: ignore[attr-defined]
+    with pytest.raises(Violation, match="backup 1 differs"):
+        judge.checker.finish()  # type: ignore[attr-defined]
+
+
+def test_a_chain_that_does_not_give_its_view_is_a_violation() -> None:
+    with pytest.raises(Violation, match=r"backup 2 differs from its view at blocks \[1\]"):
+        chain(BLOCK + BLOCK + bytes(512))
+    with pytest.raises(Violation, match=r"backup 2 differs from its view at blocks \[2\]"):
+        chain(BLOCK + OTHER + bytes(512), zeros=False)
+    with pytest.raises(Violation, match="backup 2 is full and stands on 1"):
+        chain(BLOCK + OTHER + bytes(512), level="full")
+
+
+def test_a_backup_on_one_that_is_gone_is_a_violation() -> None:
+    judge = chain(BLOCK + OTHER + bytes(512))
+    judge.checker._backups[1] = BackupRow(1, job=1, state="failed")  # type: ignore[attr-defined]
+    with pytest.raises(Violation, match="which is not there"):
+        judge.checker.finish()  # type: ignore[attr-defined]
+
+
 def place(job: int, drive: str, tag: str, *, state: str = "copying", seat: str = "") -> JobRow:
     found: dict[str, object] = {"tag": tag, "tape_node": "node", "drive": drive}
     plan = {"seats": {seat: found}} if seat else found
@@ -366,6 +526,13 @@ def test_a_drive_or_a_cartridge_with_two_users_is_a_violation() -> None:
     Judge(DriveChecker()).sees(rows(place(1, "drive-0", "A", seat="source"))).refuses(
         rows(place(2, "drive-1", "A")), match="cartridge A has two users"
     )
+
+
+def test_a_cleaning_cartridge_that_is_used_for_data_is_a_violation() -> None:
+    judge = Judge(DriveChecker()).sees(Cleaned("CLN001L1", 1))
+    judge.refuses(Cleaned("CLN001L1", 0), match="used up")
+    judge.refuses(TapeWritten("CLN001L1", "unit", 0, BLOCK, None), match="is written")
+    judge.refuses(rows(place(1, "drive-0", "CLN001L1")), match="is given to job 1")
 
 
 def test_a_drive_that_is_handed_on_has_one_user() -> None:

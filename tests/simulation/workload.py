@@ -118,6 +118,8 @@ class Workstation:
     host: StorageHost
     busy: float
     """Probability per half second that a volume is written."""
+    trims: float = 0.3
+    """Share of that which gives blocks back."""
     volumes: list[str] = field(default_factory=list)
     blocks: dict[str, int] = field(default_factory=dict)
     is_on: bool = True
@@ -146,10 +148,18 @@ class Workstation:
             if simulation.chance(self.busy):
                 blocks = self.blocks[volume]
                 lba = simulation.random.randrange(blocks)
-                self._write(volume, lba, min(simulation.random.randint(1, 3), blocks - lba))
+                count = min(simulation.random.randint(1, 3), blocks - lba)
+                if simulation.chance(self.trims):
+                    self._trim(volume, lba, count)
+                else:
+                    self._write(volume, lba, count)
         simulation.after(0.5, self._half_second)
 
     def _write(self, volume: str, lba: int, count: int) -> None:
         data = self.host.process.simulation.bytes(count * BLOCK_BYTES)
         host = self.host
         host.process.enter(lambda: host.node.workstation_writes(volume, lba, data))
+
+    def _trim(self, volume: str, lba: int, count: int) -> None:
+        host = self.host
+        host.process.enter(lambda: host.node.workstation_trims(volume, lba, count))

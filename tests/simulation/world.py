@@ -16,11 +16,12 @@ from unittest import mock
 from backplane.testing.simulated_network import Chaos, Network, NetworkFaults, Rates, Switchboard
 from backplane.testing.simulator import Process, Simulation
 from controller.catalog.store import BackupRow, CartridgeRow, ItemRow, JobRow, PartRow
-from storage_node.tape.cartridge_info import CartridgeInfo
+from storage_node.tape.cartridge_info import CartridgeInfo, new_cartridge_info
 from tests.simulation.checkers import Checker, Violation, Window, all_checkers
+from tests.simulation.checkers.clocks import LEAP_S
 from tests.simulation.controller_process import CatalogFaults, ControllerHost
-from tests.simulation.facts import Committed, Fact, Told
-from tests.simulation.librarian import COPIES, Habits, Librarian
+from tests.simulation.facts import ClockSet, Committed, Fact, Told, WormMade
+from tests.simulation.librarian import CLEANER, COPIES, Habits, Librarian
 from tests.simulation.media import MediaFaults, Shelf
 from tests.simulation.mover_process import MoverHost
 from tests.simulation.storage_process import Rules, StorageHost
@@ -32,8 +33,13 @@ SET_UP_S: Final = 30.0
 LIVENESS_S: Final = 400.0
 """Every job has to end within this time after the faults have."""
 
+JUMPS_S: Final = (0.0, 0.0, 20.0, -20.0, 3600.0, -3600.0, 3e7, -3e7)
+"""What the time of day is wrong by after a jump; twenty seconds are longer than a retention here, and 3e7 a year."""
+
 SETTLE_S: Final = 20.0
+POLL_S: Final = 3.0
 RECORD_BYTES: Final = (1024, 2048, 4096)
+LEVELS: Final = ("incremental", "incremental", "differential", "auto")
 NEVER: Final = 1e9
 
 
@@ -55,6 +61,11 @@ class Bias:
     """A commit is the controller's last, before or after it took effect."""
     point: tuple[float, ...] = (0.0, 0.003, 0.02)
     """A node dies between two durable steps."""
+    jump: tuple[float, ...] = (0.0, 0.0, 0.05)
+    """The time of day of a host jumps, per second, and is wrong by one of `jumps_s` then."""
+    jumps_s: tuple[float, ...] = JUMPS_S
+    jumpers: tuple[float, ...] = (0.0, 1.0)
+    """Whether a host is one of those whose clock jumps."""
     read_error: tuple[float, ...] = (0.0, 0.0, 0.005)
     flush_error: tuple[float, ...] = (0.0, 0.0, 0.02)
     data_s: tuple[float, ...] = (0.002, 0.02, 0.2)
@@ -63,6 +74,8 @@ class Bias:
     """A backup is made in peace, before anything goes wrong: there is something to restore."""
     restores: float = 0.6
     """Share of restores among the jobs, as soon as there is a backup."""
+    chains: tuple[float, ...] = (0.0, 0.5, 0.9)
+    """Share of backups that are to stand on another one, if they can."""
     lanes: tuple[float, ...] = (0.0, 0.2, 0.8)
     """Share of backups that are written on several drives at once."""
     reads: tuple[float, ...] = (0.0, 0.2, 0.8)
@@ -75,6 +88,10 @@ class Bias:
     labels: tuple[float, ...] = (0.0, 0.0, 0.1)
     """Labels that the librarian has written, per second."""
     retains: tuple[str, ...] = ("0", "0", "15s")
+    worm: tuple[float, ...] = (0.0, 0.0, 0.3)
+    """Share of cartridges that can be written only once."""
+    cleaning: float = 0.5
+    """There is a cleaning cartridge in the library."""
     scarce: float = 0.4
     """There are few cartridges: what nobody wants any more is used again."""
 
@@ -90,6 +107,7 @@ QUIET: Final = Bias(
     cut=NONE,
     commit=NONE,
     point=NONE,
+    jump=NONE,
     read_error=NONE,
     flush_error=NONE,
 )
@@ -128,10 +146,14 @@ class World:
         self.ended: set[int] = set()
         self._volumes: list[dict[str, Any]] = []
         self._restored: list[str] = []
+        self._levels: dict[int, str] = {}
+        self._jumps: dict[str, float] = {}
         self._submits = 0
+        self._chains = self._random.choice(self._bias.chains)
         self._lanes = self._random.choice(self._bias.lanes)
         self._reads = self._random.choice(self._bias.reads)
         self._copies = self._random.choice(self._bias.copies)
+        self._worm = self._random.choice(self._bias.worm)
         self._is_scarce = self._random.random() < self._bias.scarce
         self._build()
         self.checkers: list[Checker] = all_checkers(Window(self._durable, self._content))
@@ -203,6 +225,7 @@ class World:
         random, bias = self._random, self._bias
         habits = Habits(
             prunes=random.choice(bias.prunes),
+            worm=self._worm,
             hands=random.choice(bias.hands),
             # Nothing is drawn where nothing is left open: the same seeds as before there were labels.
             labels=random.choice(bias.labels) if any(bias.labels) else 0.0,
@@ -233,8 +256,16 @@ class World:
                     capacity_bytes=random.randint(10_000, 60_000) if is_small else 1 << 24,
                     early_warning_bytes=random.choice((1_000, 8_000)) if is_small else 1 << 16,
                     programmable_early_warning_bytes=random.choice((0, 1_000)),
+                    is_worm=random.random() < self._worm,
                 ),
             )
+        if random.random() < self._bias.cleaning:
+            serial = random.randbytes(16).hex()
+            info = new_cartridge_info(
+                serial=serial, tag=CLEANER, created="2026-01-11T00:00:00Z", capacity_bytes=1 << 26
+            )
+            info = replace(info, cleanings_left=random.choice((1, 3)))
+            host.shelves[CLEANER] = Shelf(host.site, info)
 
     # --- facts -----------------------------------------------------------------------------------
 
@@ -259,14 +290,20 @@ class World:
             match row:
                 case JobRow() if row.exit_code >= 0:
                     self.simulation.probe(f"{row.kind} {row.state}")
+                    if row.kind == "restore" and row.state == "completed":
+                        level = self._levels.get(row.backup, "full")
+                        self.simulation.probe(f"restore of a backup: {level}")
                 case ItemRow(state="lost" | "failed" | "revoked"):
                     self.simulation.probe(f"item {row.state}")
                 case PartRow(is_last=False):
                     self.simulation.probe("part continued on another cartridge")
-                case CartridgeRow(status="full" | "error"):
+                case CartridgeRow(status="full" | "worm" | "error"):
                     self.simulation.probe(f"cartridge {row.status}")
                 case BackupRow(state="pruned"):
                     self.simulation.probe("backup pruned")
+                case BackupRow(state="completed"):
+                    self.simulation.probe(f"backup completed: {row.level}")
+                    self._levels[row.backup] = row.level
                 case _:
                     pass
 
@@ -304,6 +341,9 @@ class World:
 
     def _set_up(self) -> None:
         operators = [self.operator.process, self.librarian.operator.process]
+        for tag, shelf in self.tape.shelves.items():
+            if shelf.info.is_worm:
+                self.emit(WormMade(tag))
         for process in [*self.processes, *operators]:
             process.boot()
         made: list[dict[str, Any]] = []
@@ -331,6 +371,9 @@ class World:
         if self._random.random() < self._bias.first_backup:
             self._submit_backup()
             self.simulation.run(self.simulation.now + 10.0)
+            if self._random.random() < self._chains:
+                self._submit_backup()
+                self.simulation.run(self.simulation.now + 8.0)
 
     def _chaos(self) -> None:
         random, bias, pick = self._random, self._bias, self._random.choice
@@ -364,6 +407,9 @@ class World:
                 cut=pick(bias.cut),
             ),
         )
+        jump = pick(bias.jump)
+        self._jumps = {name: jump * pick(bias.jumpers) for name in names}
+        self._jump_clocks()
         end = self.simulation.now + random.uniform(20.0, 60.0)
         for _ in range(random.randint(2, 5)):
             self.simulation.after(random.uniform(0.0, end - self.simulation.now), self._submit)
@@ -375,8 +421,30 @@ class World:
         self.simulation.run(end)
         chaos.stop()
 
+    def _jump_clocks(self) -> None:
+        for process in self.processes:
+            if self.simulation.chance(self._jumps[process.name]):
+                self._set_clock(process, self._random.choice(self._bias.jumps_s))
+        if any(self._jumps.values()):
+            self.simulation.after(1.0, self._jump_clocks)
+
+    def _set_clock(self, process: Process, offset_s: float) -> None:
+        if offset_s != process.wall_offset_s:
+            ahead = offset_s > process.wall_offset_s
+            self.simulation.probe(f"clock jumps {'ahead' if ahead else 'back'}")
+            self.simulation.note(f"{process.name}'s clock is wrong by {offset_s:g}")
+        process.wall_offset_s = offset_s
+        if process is self.controller.process:
+            self.emit(ClockSet("controller", offset_s))
+        elif process is self.tape.process:
+            self.emit(ClockSet("library", offset_s))
+
     def _heal(self) -> None:
         self.network.heal()
+        self._jumps = dict.fromkeys(self._jumps, 0.0)
+        if self._random.random() < 0.5:  # Or they stay wrong, and nothing may wait for that.
+            for process in self.processes:
+                self._set_clock(process, 0.0)
         for name in ("disk_read", "disk_flush", "tape_read", "tape_flush"):
             setattr(self._media, name, 0.0)
         self._catalog_faults.before = self._catalog_faults.after = 0.0
@@ -412,8 +480,8 @@ class World:
     # --- the operator's day ----------------------------------------------------------------------
 
     def _poll(self) -> None:
-        self.operator.call("job.list", lambda _: None, limit=100, state="")
-        self.simulation.after(3.0, self._poll)
+        self.operator.call("job.list", self.librarian.look, limit=100, state="")
+        self.simulation.after(POLL_S, self._poll)
 
     def _submit(self) -> None:
         if self._random.random() < 0.15:
@@ -426,17 +494,18 @@ class World:
             self._submit_backup()
 
     def _with_backup(self, submit: Any) -> None:
-        volume = self._random.choice(self._volumes)["name"]
-
         def listed(document: dict[str, Any] | None) -> None:
             found = [] if document is None else document["backups"]
             found = [each for each in found if each["state"] == "completed"]
+            members = [each for each in found if each["level"] != "full"]
+            if members and self._random.random() < self._chains:
+                found = members
             if found:
                 submit(self._random.choice(found))
             else:
                 self._submit_backup()
 
-        self.operator.call("backup.list", listed, volume=volume)
+        self.operator.call("backup.list", listed, volume="")
 
     def _job(self, kind: str, **arguments: Any) -> None:
         self._submits += 1
@@ -448,12 +517,19 @@ class World:
         self.operator.call("job.submit", answered, token=token, kind=kind, **arguments)
 
     def _submit_backup(self) -> None:
+        random = self._random
+        level = random.choice(LEVELS) if random.random() < self._chains else "full"
+        # Chains grow where the backups are.
+        volume = (
+            self._volumes[0] if random.random() < self._chains else random.choice(self._volumes)
+        )
         self._job(
             "backup",
-            volume=self._random.choice(self._volumes)["name"],
-            quiet_s=self._random.choice((0.0, 1.0, 3.0)),
-            sync_timeout_s=self._random.choice((5.0, 80.0)),
-            drives=self._random.choice((2, 3)) if self._random.random() < self._lanes else 1,
+            volume=volume["name"],
+            level=level,
+            quiet_s=random.choice((0.0, 1.0, 3.0)),
+            sync_timeout_s=random.choice((5.0, 80.0)),
+            drives=random.choice((2, 3)) if random.random() < self._lanes else 1,
         )
 
     def _submit_restore(self, backup: dict[str, Any]) -> None:
@@ -494,6 +570,8 @@ class World:
 def run_seed(seed: int, *, rules: Rules | None = None, bias: Bias | None = None) -> Verdict:
     """Run one seed."""
     with ExitStack() as stack:
+        # An hour would be longer than any retention here.
+        stack.enter_context(mock.patch("storage_node.core.time_line.LEAP_MAX_S", LEAP_S))
         for target, replacement in rules.patches if rules is not None else ():
             stack.enter_context(mock.patch(target, replacement))
         return World(seed, rules=rules, bias=bias).run()

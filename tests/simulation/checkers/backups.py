@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 from tests.simulation.checkers import tape_reader
+from tests.simulation.checkers.clocks import Clocks
 from tests.simulation.checkers.interface import Violation, Window, kind
-from tests.simulation.facts import Committed, TapeCut, ViewKept
+from tests.simulation.facts import ClockSet, Committed, TapeCut, TapeWritten, ViewKept, WormMade
 
 BLOCK = 512
-START = datetime.fromisoformat("2026-01-11T00:00:00Z")
-"""When the simulated time is 0."""
-
+ENDED = ("completed", "partial", "failed", "cancelled")
 LIVING = ("building", "completed")
 
 
@@ -30,12 +28,17 @@ class BackupChecker:
         self._window = window
         self._views: dict[str, bytes] = {}
         self._view_of_job: dict[int, str] = {}
+        self._restores: dict[int, int] = {}
         self._backups: dict[int, Any] = {}
         self._parts: dict[int, dict[int, Any]] = defaultdict(dict)
         self._digests: dict[tuple[int, int], str] = {}
         self._gone: set[tuple[int, int]] = set()
+        self._contents: dict[int, bytes] = {}
+        """What each backup restores to, as its cartridges said when they were last read."""
         self._retain_s: dict[str, int] = defaultdict(int)
         self._holds: dict[str, str] = {}
+        self._worm: set[str] = set()
+        self._clocks = Clocks()
 
     def see(self, fact: Any, now: float) -> None:
         """Take one fact."""
@@ -44,21 +47,30 @@ class BackupChecker:
                 self._views[view] = content
             case Committed(rows=rows):
                 for row in rows:
-                    self._take(row)
+                    self._take(row, now)
                 for row in rows:
                     if kind(row) == "BackupRow" and row.state == "completed":
                         self._read_back(row)
+            case WormMade(tag=tag):
+                self._worm.add(tag)
+            case TapeCut(tag=tag) if tag in self._worm:
+                raise Violation("I1", f"{tag} is cut, and can be written only once")
             case TapeCut(tag=tag, number=number):
                 for part in self._parts_on(tag):
                     if number < part.end:
                         self._cut(part, number, now)
+            case TapeWritten(tag=tag, number=number):
+                self._clocks.written(tag, number, now)
+            case ClockSet(place=place, offset_s=offset_s):
+                self._clocks.jump(place, offset_s, now)
             case _:
                 pass
 
     def finish(self) -> None:
-        """Read everything again."""
+        """Read everything again, what others stand on first."""
+        self._contents.clear()
         for row in self._backups.values():
-            if row.state == "completed":
+            if row.state == "completed" and row.backup not in self._contents:
                 self._read_back(row)
         for parts in self._parts.values():
             for part in parts.values():
@@ -67,24 +79,50 @@ class BackupChecker:
                 if self._digest(part) != self._digests[part.backup, part.part]:
                     raise Violation("I1", f"{_name(part)} has changed after its commit")
 
-    def _take(self, row: Any) -> None:
+    def _take(self, row: Any, now: float) -> None:
         match kind(row):
             case "JobRow":
                 self._view_of_job[row.job] = row.view
+                if row.kind == "restore":
+                    self._restores[row.job] = row.backup
+                if row.state in ENDED:
+                    self._restores.pop(row.job, None)
             case "BackupRow":
                 old = self._backups.get(row.backup)
                 after = {"completed": ("completed", "pruned"), "pruned": ("pruned",)}
                 if old is not None and row.state not in after.get(old.state, (row.state,)):
                     raise Violation("I5", f"backup {row.backup} was {old.state}, is {row.state}")
                 self._backups[row.backup] = row
+                if row.state == "pruned" and old is not None and old.state == "completed":
+                    self._judge_prune(row)
+                    self._judge_readers(row)
             case "PartRow":
                 self._take_part(row)
+                self._clocks.note(row, now)
             case "PoolRow":
                 self._retain_s[row.pool] = row.retain_s
             case "CartridgeRow":
                 self._holds[row.tag] = row.hold
             case _:
                 pass
+
+    def _judge_prune(self, row: Any) -> None:
+        """A backup may go if nothing that lives stands on it, or a copy stands in for it."""
+        if self._stand_in(row) is not row:
+            return
+        first = self._origin(row)
+        for other in self._backups.values():
+            under = list(self._stands_on(other)) if other.state in LIVING else []
+            if any(self._origin(self._backups[number]) is first for number in under):
+                raise Violation(
+                    "I1", f"backup {row.backup} is pruned, and {other.backup} stands on it"
+                )
+
+    def _judge_readers(self, row: Any) -> None:
+        """Nor may it go while a restore reads it."""
+        for job, number in self._restores.items():
+            if row.backup in self._stands_on(self._backups.get(number)):
+                raise Violation("I1", f"backup {row.backup} is pruned while job {job} restores it")
 
     def _cut(self, part: Any, number: int, now: float) -> None:
         why = self._why_wanted(part, now)
@@ -96,10 +134,9 @@ class BackupChecker:
         for row in self._backups.values():
             if row.state in LIVING and part.backup in self._stands_on(row):
                 return f"backup {row.backup} is {row.state}"
-        since = (datetime.fromisoformat(part.created) - START).total_seconds()
-        until = since + self._retain_s[self._backups[part.backup].pool]
-        if now < until:
-            return f"it is retained until {until:.0f} s, it is {now:.3f} s"
+        why = self._clocks.why_retained(part, self._retain_s[self._backups[part.backup].pool], now)
+        if why:
+            return why
         return f"held: {self._holds[part.tag]}" if self._holds.get(part.tag) else ""
 
     def _stands_on(self, row: Any) -> Iterator[int]:
@@ -155,7 +192,7 @@ class BackupChecker:
         parts = sorted(self._parts[row.backup].values(), key=lambda p: (p.stream_start, p.part))
         self._judge_lanes(row, parts)
         self._judge_copy(row, parts)
-        content = bytearray(len(view))
+        content = self._below(row, len(view))
         stream = 0
         for part in parts:
             if part.stream_start != stream:
@@ -163,9 +200,28 @@ class BackupChecker:
             stream += self._read_part(part, content, row.record_bytes)
         if stream != row.stream_bytes:
             raise Violation("I1", f"backup {row.backup} has {stream} of {row.stream_bytes} bytes")
+        self._contents[row.backup] = bytes(content)
         if content != view:
             wrong = [n for n in range(len(view) // BLOCK) if _block(content, n) != _block(view, n)]
             raise Violation("I1", f"backup {row.backup} differs from its view at blocks {wrong}")
+
+    def _below(self, row: Any, size: int) -> bytearray:
+        """Return what a backup is laid over: nothing but zeros, or what it stands on as cartridges have it."""
+        if (row.level == "full") != (row.parent == 0):
+            raise Violation("I1", f"backup {row.backup} is {row.level} and stands on {row.parent}")
+        if row.level == "full":
+            return bytearray(size)
+        parent = self._backups.get(row.parent)
+        if parent is not None and row.level == "differential" and parent.level != "full":
+            raise Violation(
+                "I1", f"differential backup {row.backup} stands on a {parent.level} one"
+            )
+        found = None if parent is None else self._stand_in(parent)
+        if found is None or found.state != "completed" or found.backup == row.backup:
+            raise Violation("I1", f"backup {row.backup} stands on {row.parent}, which is not there")
+        if found.backup not in self._contents:
+            self._read_back(found)
+        return bytearray(self._contents[found.backup])
 
     def _origin(self, row: Any) -> Any:
         while row.copy_of:
@@ -220,6 +276,12 @@ class BackupChecker:
             raise Violation("I1", f"{_name(part)}: the checksums of the trailer are not its data's")
         if any(record is None or len(record) != record_bytes for record in records):
             raise Violation("I2", f"{_name(part)}: a record is missing or of another length")
+        if header["zero_extents"] != trailer["zero_extents"] or (
+            header["zero_extents"] and part.part != 1
+        ):
+            raise Violation("I2", f"{_name(part)}: its zeros are not said once, and the same twice")
+        for lba, blocks in header["zero_extents"]:
+            content[lba * BLOCK : (lba + blocks) * BLOCK] = bytes(blocks * BLOCK)
         data = b"".join(record or b"" for record in records)
         at = 0
         for lba, blocks in trailer["extents"]:

@@ -1,4 +1,7 @@
-"""I14: no drive and no cartridge has two users: of the jobs that have not ended, no two plan to use the same."""
+"""I14: no drive and no cartridge has two users: of the jobs that have not ended, no two plan to use the same.
+
+A cleaning cartridge has none at all, takes nothing, and cleans no oftener than it is good for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.simulation.checkers.interface import Violation, kind
-from tests.simulation.facts import Committed
+from tests.simulation.facts import Cleaned, Committed, TapeWritten
+
+CLEANING = "CLN"
+"""How barcodes of cleaning cartridges begin."""
 
 ENDED = ("completed", "partial", "failed", "cancelled")
 
@@ -20,8 +26,17 @@ class DriveChecker:
 
     def see(self, fact: Any, now: float) -> None:
         """Take one fact."""
-        if not isinstance(fact, Committed):
-            return
+        match fact:
+            case Committed():
+                self._take(fact)
+            case TapeWritten(tag=tag) if tag.startswith(CLEANING):
+                raise Violation("I14", f"cleaning cartridge {tag} is written")
+            case Cleaned(tag=tag, cleanings_left=left) if left < 1:
+                raise Violation("I14", f"cleaning cartridge {tag} is used and used up")
+            case _:
+                pass
+
+    def _take(self, fact: Committed) -> None:
         is_changed = False
         for row in fact.rows:
             if kind(row) == "JobRow":
@@ -35,6 +50,8 @@ class DriveChecker:
         users: dict[tuple[str, str], int] = {}
         for job in sorted(self._places):
             for thing in self._places[job]:
+                if thing[0] == "cartridge" and thing[1].startswith(CLEANING):
+                    raise Violation("I14", f"cleaning cartridge {thing[1]} is given to job {job}")
                 if thing in users:
                     raise Violation(
                         "I14", f"{' '.join(thing)} has two users: jobs {users[thing]} and {job}"

@@ -20,6 +20,9 @@ ORDER = {
     "cancelled": 6,
 }
 ENDED = 6
+SILENT_S = 60.0
+"""Whoever has not moved for so long says what it waits for."""
+
 CAUSES = {
     "no progress in": "",  # quarantined: five attempts under fire
     "seconds without writes": "",
@@ -53,6 +56,8 @@ class JobChecker:
         self._tokens: dict[str, int] = {}
         self._told: set[int] = set()
         self._broken: set[str] = set()
+        self._moved: dict[int, float] = {}
+        """When something of a job became durable last."""
 
     def see(self, fact: Any, now: float) -> None:
         """Take one fact."""
@@ -61,6 +66,8 @@ class JobChecker:
                 for row in rows:
                     if kind(row) == "JobRow":
                         self._take(row)
+                    if kind(row) in ("JobRow", "ItemRow"):
+                        self._moved[row.job] = now
             case ControllerStarted(jobs=jobs):
                 self._compare(jobs)
             case Told(verb="job.submit", document=document):
@@ -72,6 +79,8 @@ class JobChecker:
                     row = self._rows.get(told["job"])
                     if row is None or ORDER[told["state"]] > ORDER[row.state]:
                         raise Violation("I5", f"job {told['job']} is told {told['state']}")
+                    if ORDER[told["state"]] < ENDED:
+                        self._judge_words(told, now)
             case Broken(how=how):
                 self._broken.add(how)
             case _:
@@ -91,6 +100,13 @@ class JobChecker:
             self._broken.add("cancelled")
         if row.state == "failed" and (old is None or old.state != "failed"):
             self._judge_failure(row)
+
+    def _judge_words(self, told: dict[str, Any], now: float) -> None:
+        silent_s = now - self._moved[told["job"]]
+        if silent_s > SILENT_S and not told["reason"]:
+            raise Violation(
+                "I12", f"job {told['job']} is {told['state']} for {silent_s:.0f} s without a word"
+            )
 
     def _judge_failure(self, row: Any) -> None:
         for words, fault in CAUSES.items():
