@@ -1,6 +1,7 @@
 """Time, as something that is passed in.
 
-Leases, heartbeats and timeouts use `monotonic`; `wall` is for people and for records, never for a decision.
+Leases, heartbeats and timeouts use `monotonic`; `wall` is for people and for records.  What lasts for years has no
+other clock: a storage node judges `wall` by `uptime` before a retention ends by it.
 """
 
 from __future__ import annotations
