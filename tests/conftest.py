@@ -251,6 +251,9 @@ def _children() -> set[str]:
             for pid in (task / "children").read_text().split():
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
                 found.add(f"process {pid} {command[:200].decode(errors='replace')}")
+                if b" tests.site.warm " in command:  # which starts daemons for us
+                    theirs = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                    found.update(f"process {each} started by {pid}" for each in theirs)
         except OSError:
             continue  # gone while we look
     return found

@@ -18,6 +18,7 @@ from backplane.file_map.model import FileRow, Kind
 from backplane.file_map.packed import join_rows, join_runs
 from backplane.ids import ViewId
 from backplane.runtime.failpoints import VARIABLE
+from backplane.testing import rubbish
 from backplane.testing.cluster import is_running
 from backplane.testing.file_truth import content_digest
 from backplane.testing.nbd_client import NbdClient
@@ -62,7 +63,8 @@ def image(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here")
     path = tmp_path_factory.mktemp("image") / "ext4.img"
-    path.write_bytes(b"\xa5" * IMAGE_BYTES)
+    with path.open("wb") as file:
+        rubbish.fill(file, IMAGE_BYTES, b"\xa5")
     command = ["mkfs.ext4", "-q", "-F", "-E", "nodiscard", "-d", str(tree), str(path)]
     subprocess.run(command, check=True, capture_output=True)
     return path
@@ -82,7 +84,7 @@ def attach(node: DiskProcess, name: str, content: Path | bytes) -> None:
     """Have a volume with this content, and a static view of it."""
     path = node.folder / "images" / f"{name}.img"
     if isinstance(content, Path):
-        shutil.copy(content, path)
+        subprocess.run(["cp", "--sparse=always", content, path], check=True)
     else:
         path.write_bytes(content)
     node.ask(VolumeAttach, volume=volume_id(name), name=name, path=str(path), block_bytes=512)

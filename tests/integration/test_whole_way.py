@@ -19,6 +19,7 @@ import pytest
 
 from backplane.testing.cluster import LocalCluster, is_running
 from backplane.testing.nbd_client import NbdClient, connect, nbd_uri
+from backplane.testing.rubbish import write_sparse
 from backplane.units import MIB
 from tests.site.ctl import Ctl, Done
 from tests.site.planted_tree import (
@@ -366,7 +367,7 @@ def test_chosen_files_come_back_in_a_file_system_that_its_own_tools_find_right(
     chosen = story.patterns("docs", LARGE, SCATTERED)
     story.ctl.ask("submit", "restore", str(story.second), *chosen, "--new", name, "--wait")
     copy = story.folder / "copy"
-    copy.write_bytes(story.cluster.volume_file(name).read_bytes())
+    write_sparse(copy, story.cluster.volume_file(name).read_bytes())
     assert story.disk.complaints(copy) == []
 
     def is_chosen(path: str) -> bool:
@@ -392,7 +393,7 @@ def test_a_backup_of_chosen_files_is_a_right_file_system_with_nothing_else_in_it
     backup, name = str(job["result"]["backup"]), f"{story.volume}-chosen"
     story.ctl.ask("submit", "restore", backup, "--new", name, "--wait")
     copy = story.folder / "copy"
-    copy.write_bytes(story.cluster.volume_file(name).read_bytes())
+    write_sparse(copy, story.cluster.volume_file(name).read_bytes())
     assert story.disk.complaints(copy) == []
 
     def is_chosen(path: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from backplane.testing import disk_images, lvm_images
 from backplane.testing.disk_images import run
+from backplane.testing.rubbish import write_sparse
 from backplane.units import MIB
 from tests.site.planted_tree import TINY, Facts
 from tests.site.real_systems import Btrfs, Exfat, Ext, Fat, Ntfs, System, Xfs
@@ -101,7 +102,7 @@ def _piece_of(image: Path, part: Part, *, is_empty: bool = False) -> Iterator[Pa
     with image.open("r+b") as file:
         if not is_empty:
             file.seek(part.at)
-            piece.write_bytes(file.read(size))
+            write_sparse(piece, file.read(size))
         yield piece
         data = piece.read_bytes()
         assert len(data) == size
@@ -122,7 +123,7 @@ def _lay_out_lvm(image: Path) -> None:
     text = lvm_images.group_text(
         "vg0", {"pv0": extents}, {"root": [lvm_images.Segment(extents, [("pv0", 0)])]}
     )
-    image.write_bytes(bytes(lvm_images.physical_volume("pv0", LVM_BYTES, text)))
+    write_sparse(image, bytes(lvm_images.physical_volume("pv0", LVM_BYTES, text)))
 
 
 GPT_BYTES: Final = 80 * MIB
