@@ -78,7 +78,6 @@ from controller.core.restore_lanes import (
     gaps_of,
     hand_out,
     has_gaps,
-    has_lanes_left,
     joined_gap_blocks,
     read_in_lanes,
 )
@@ -106,9 +105,7 @@ def restore(desk: Desk, job: Job, *, item: ItemRow | None) -> Procedure:
     target = desk.registry.volumes[job.row.volume]
     yield Claim(attempt=lambda: claim_target(desk, job))
     readings: list[Reading] = []
-    has_lanes = "lane_jobs" in job.plan
-    is_read = job.state not in (JobState.QUEUED, JobState.COPYING)
-    if not is_read and (not has_lanes or has_lanes_left(desk, job)):
+    if job.state in (JobState.QUEUED, JobState.COPYING):
         readings = yield from _lay_out(desk, job, row)
     if job.state is JobState.QUEUED:
         warn_of_damage(desk, job, row, readings)

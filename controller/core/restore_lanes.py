@@ -117,11 +117,6 @@ def begin_to_read(desk: Desk, job: Job, row: BackupRow, readings: Sequence[Readi
     begin_lanes(desk, job, RESTORE_LANE, plans)
 
 
-def has_lanes_left(desk: Desk, job: Job) -> bool:
-    """Say whether any lane of a restore has not ended."""
-    return any(JobId(number) in desk.jobs for number in job.plan["lane_jobs"])
-
-
 def hand_out(desk: Desk, job: Job, readings: Sequence[Reading]) -> None:
     """Give each lane that has not ended what it reads, of all that its leader has laid out."""
     for number, tags in zip(job.plan["lane_jobs"], job.plan["lane_tags"], strict=True):

@@ -624,3 +624,20 @@ def test_two_jobs_for_one_volume_wait_for_each_other(site: Site, volume: Volume)
     check_end(site, first)
     check(site, second, volume, "home/a", "etc/c")
     assert JobId(2) == first
+
+
+@pytest.mark.parametrize("has_changed", [False, True])
+def test_what_is_read_belongs_to_the_proof_and_everything_begins_anew_if_it_is_something_else(
+    site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch, has_changed: bool
+) -> None:
+    """How far a job has come is counted in what it reads: in something else that would mean other records."""
+    monkeypatch.setattr("controller.core.planner.LIST_BYTES_MAX", 4 * 512)
+    job = submit(site, "home/a", "etc/c")
+    while not site.machine.jobs[JobId(job)].row.done_bytes:
+        site.settle(steps=1)
+    if has_changed:
+        monkeypatch.setattr("controller.core.in_place.fingerprint", lambda readings: "other")
+    site.restart()
+    site.run()
+    check_end(site, job)
+    assert bool(json.loads(site.job(job).plan).get("repeated_bytes", 0)) == has_changed

@@ -11,6 +11,7 @@ import pytest
 from backplane.crc import crc32c
 from backplane.errors import NotFoundError, RefusedError, UsageError
 from backplane.file_map.model import ExtentFlag, FileExtent
+from backplane.ids import JobId
 from backplane.wire.grants import Rights
 from backplane.wire.messages import (
     TapeSample,
@@ -397,3 +398,20 @@ def test_a_volume_that_is_not_there_or_not_fit_is_refused(site: Site, volume: Vo
     with pytest.raises(NotFoundError):
         submit(site, "home/a", to="nowhere")
     assert placed.FILES_MAX == 256
+
+
+@pytest.mark.parametrize("has_changed", [False, True])
+def test_what_is_read_belongs_to_the_proof_and_everything_begins_anew_if_it_is_something_else(
+    site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch, has_changed: bool
+) -> None:
+    """How far a job has come is counted in what it reads: in something else that would mean other records."""
+    monkeypatch.setattr("controller.core.planner.LIST_BYTES_MAX", 4 * 512)
+    job = submit(site, "home/a", "etc/c")
+    while not site.machine.jobs[JobId(job)].row.done_bytes:
+        site.settle(steps=1)
+    if has_changed:
+        monkeypatch.setattr("controller.core.placed.fingerprint", lambda readings: "other")
+    site.restart()
+    site.run()
+    check_end(site, job)
+    assert bool(json.loads(site.job(job).plan).get("repeated_bytes", 0)) == has_changed

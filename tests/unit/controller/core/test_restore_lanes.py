@@ -391,6 +391,22 @@ def test_what_lanes_read_is_laid_out_once_in_each_life_of_the_controller() -> No
     assert site.disk.by_name("copy").data == site.disk.by_name("vol").data
 
 
+def test_nothing_is_kept_for_a_lane_that_has_ended() -> None:
+    """What a lane reads may be millions of extents."""
+    site = site_with()
+    job = restore(site)
+    begun(site, job)
+    while job + 1 in site.machine.jobs:
+        site.settle(steps=1)
+    assert job + 2 in site.machine.jobs
+    site.restart()
+    site.settle(steps=2)
+    assert site.machine.jobs[job].plan["readings"]
+    assert site.machine.jobs[job].shares == {}
+    site.run()
+    check_end(site, job)
+
+
 def test_lanes_wait_for_what_their_leader_lays_out() -> None:
     site = site_with()
     job = restore(site)
