@@ -6,6 +6,7 @@ from datetime import datetime
 
 import click
 
+from backplane.errors import NotFoundError
 from backplane.runtime.clock import SystemClock
 from controller.cli import render
 from controller.cli.client import connect
@@ -128,10 +129,13 @@ def diff(settings: Settings, before: str, after: str) -> int:
 
 
 def _map_document(client: Caller, backup: Document) -> Document | None:
-    """Return what the header of a backup's map says, None if it has no map."""
+    """Return what the header of a backup's map says, None if the catalog has no map of it."""
     if backup.get("map_state", WITHOUT_MAP[0]) in WITHOUT_MAP:
         return None
-    header = RemoteMap(client, str(backup["backup"])).header
+    try:
+        header = RemoteMap(client, str(backup["backup"])).header
+    except NotFoundError:
+        return None  # pruned, or failed before there was one
     systems = [
         {
             "kind": shown_text(system.kind),
@@ -246,6 +250,8 @@ def _map_lines(document: Document) -> list[tuple[str, str]]:
     state, header = document.get("map_state"), document["map"]
     if header is None:
         why = {"raw": "none, backed up with --raw"}.get(str(state), "none")
+        if state not in WITHOUT_MAP and document["state"] == "pruned":
+            why = "none any more, the backup is pruned"
         return [("Map of files", why)]
     lines = [
         (

@@ -24,7 +24,7 @@ from controller.cli import render
 from controller.cli.client import connect
 from controller.cli.cluster import READY_TIMEOUT_S, STOP_GRACE_S, Cluster, DaemonState, Talk
 from controller.cli.follow import Caller
-from controller.cli.options import SIZE, Group, Settings
+from controller.cli.options import CARTRIDGE_BYTES_MIN, SIZE, Group, Settings
 from controller.cli.render import Document, Screen
 from controller.cli.state_folder import MOVERS_MAX, Daemon, StateFolder
 
@@ -85,7 +85,11 @@ def local() -> None:
     help="Blank cartridges to add if the library is empty.",
 )
 @click.option(
-    "--capacity", type=SIZE, default=CAPACITY, show_default=True, help="Capacity of each."
+    "--capacity",
+    type=SIZE,
+    default=CAPACITY,
+    show_default=True,
+    help="Capacity of each, at least 64MiB.",
 )
 @click.option(
     "--tape-model",
@@ -173,6 +177,9 @@ def run_up(
     """
     if settings.controller or settings.key or settings.controller_key:
         raise UsageError("`ctl local up` makes its own controller and keys: leave --controller out")
+    if cartridges and capacity_bytes < CARTRIDGE_BYTES_MIN:
+        # The controller would say so as well, but only when all of it has been started.
+        raise UsageError(f"a cartridge has at least {format_size(CARTRIDGE_BYTES_MIN)}")
     state = state_folder(settings)
     state.create()
     cluster = cluster if cluster is not None else Cluster(state)

@@ -88,6 +88,9 @@ class Setting(Quantity):
         return value if value == "default" else super().convert(value, param, ctx)
 
 
+CARTRIDGE_BYTES_MIN: Final = 64 * 1024 * 1024
+"""Capacity of the smallest virtual cartridge; the controller refuses less."""
+
 SIZE: Final = Quantity("size", parse_size)
 DURATION: Final = Quantity("duration", parse_duration)
 DURATION_OR_DEFAULT: Final = Setting("duration|default", parse_duration)

@@ -39,7 +39,14 @@ def rules(command: Any) -> Any:
     )
     command = within(command)
     for name, told in reversed(options):
-        option = click.option(f"--keep-{name}", name, type=int, default=0, metavar="N", help=told)
+        option = click.option(
+            f"--keep-{name}",
+            name,
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help=told,
+        )
         command = option(command)
     return command
 

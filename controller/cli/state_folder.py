@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from backplane.errors import RefusedError, UsageError
+from backplane.errors import BackupError, RefusedError, UsageError
 from backplane.runtime.keys import ensure_key_pair, load_public_key
 
 MOVERS_MAX: Final = 64
@@ -255,7 +255,7 @@ def _in_use(path: Path, owner: tuple[int, str]) -> RefusedError:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half."""
+    """Write a file that is never seen half; raises `BackupError` if it cannot be written, such as on a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -263,6 +263,8 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise BackupError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

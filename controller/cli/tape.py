@@ -490,7 +490,7 @@ def cartridge_page(document: Document) -> str:
             ("Protection", ", ".join(protections(document)) or "-"),
             ("First written", render.local_time(document["first_written"])),
             ("Last written", render.local_time(document["last_written"])),
-            ("Identifier", str(document["cartridge"] or "- (blank)")),
+            ("Identifier", str(document["cartridge"] or "- (no label of ours)")),
             ("Used", used(document)),
             ("Compression", ratio(document)),
             ("Capacity", render.tape_size(document["capacity_bytes"])),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from backplane.errors import NotFoundError
 from backplane.file_map.model import FileSystem
 from backplane.testing.file_rows import ordinary_tree
 from backplane.testing.packed_map import PackedMap
@@ -89,6 +90,21 @@ def test_what_stands_in_and_what_was_erased_are_said(
     assert "for backup 2, which is gone\n" in told
     controller.answers["backup.show"] = detail | {"is_stand_in": False}
     assert "gone" not in ctl("backup", "show", "3")[1]
+
+
+def test_a_pruned_backup_is_shown_although_its_map_is_gone(
+    controller: Any, ctl: Any, documents: Any
+) -> None:
+    def no_map(_: Any) -> Any:
+        raise NotFoundError("backup 3 has no map of files: it is pruned")
+
+    detail = documents["backup_detail"] | {"state": "pruned", "map_state": "complete"}
+    controller.answers |= {"backup.show": detail, "map.header": no_map}
+    code, told, _ = ctl("backup", "show", "3")
+    assert code == 0
+    assert "Map of files:   none any more, the backup is pruned\n" in told
+    detail["state"] = "failed"
+    assert "Map of files:   none\n" in ctl("backup", "show", "3")[1]
 
 
 def test_a_second_copy_names_its_original_and_an_original_its_copies_and_its_damage(

@@ -26,9 +26,10 @@ from controller.cli.local import (
     run_up,
     wait_until_known,
 )
-from controller.cli.options import Settings
+from controller.cli.options import CARTRIDGE_BYTES_MIN, Settings
 from controller.cli.render import Screen
 from controller.cli.state_folder import StateFolder
+from controller.core import volumes
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -258,6 +259,24 @@ def test_settings_of_another_cluster_are_refused(trial: Trial) -> None:
             capacity_bytes=0,
             screen=trial.screen,
         )
+
+
+def test_cartridges_that_are_too_small_are_refused_before_anything_starts(trial: Trial) -> None:
+    with pytest.raises(UsageError, match="at least 64MiB"):
+        run_up(
+            Settings(state=trial.state.path),
+            movers=1,
+            is_detached=True,
+            cartridges=1,
+            capacity_bytes=CARTRIDGE_BYTES_MIN - 1,
+            screen=trial.screen,
+            cluster=trial.cluster(),
+        )
+    assert not trial.state.path.exists()
+
+
+def test_the_smallest_cartridge_is_the_controllers() -> None:
+    assert volumes.CARTRIDGE_BYTES_MIN == CARTRIDGE_BYTES_MIN
 
 
 def fill(state: Path, trial: Trial, *, count: int = 3) -> None:

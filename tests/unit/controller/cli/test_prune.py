@@ -76,6 +76,12 @@ def test_without_a_rule_nothing_is_asked(controller: Any, ctl: Any) -> None:
     assert "no rule says what is kept" in err
 
 
+def test_a_rule_that_keeps_less_than_nothing_is_named(controller: Any, ctl: Any) -> None:
+    code, _, err = ctl("backup", "prune", "--keep-last", "-1", "--yes")
+    assert (code, controller.calls) == (2, [])
+    assert "--keep-last" in err
+
+
 def test_many_go_in_several_calls_newest_first(controller: Any, ctl: Any) -> None:
     lines = [line(1) | {"backup": number} for number in range(1200, 0, -1)]
     controller.answers["backup.retention"] = {"zone": "CET (UTC+01:00)", "backups": lines}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backplane.errors import RefusedError
+from backplane.errors import BackupError, RefusedError
 from backplane.runtime.config import load_config
 from backplane.runtime.keys import KeyTable, load_key_pair
 from controller.cli.state_folder import Record, StateFolder, toml, write_whole
@@ -158,6 +158,11 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) 
     write_whole(tmp_path / "a", "two")
     assert (tmp_path / "a").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=f"cannot write {tmp_path}/no/a: No such file"):
+        write_whole(tmp_path / "no" / "a", "one")
 
 
 @pytest.mark.parametrize("value", ['a "quoted" \\ path', "Büro/日本/\U0001f600", "tab\there"])
