@@ -136,7 +136,7 @@ def test_a_controller_killed_when_the_label_is_written_and_nobody_has_told_it(
 
 
 def test_a_tape_node_killed_when_it_has_erased_and_has_not_told(cluster: LocalCluster) -> None:
-    """The job is cancelled then: the next one has to know why the cartridge is empty."""
+    """The job is cancelled then: the cartridge is as good for the next one."""
     armed(cluster, "tape", "storage.tape.erase=exit")
     before = label_of(cluster)
     pid = cluster.pid("tape")
