@@ -121,7 +121,7 @@ def fed(text: bytes, step: int) -> Carrier:
     return feed.finish()
 
 
-VALUE = Carrier((1, 23), ((3, 40), (55, 6)), (None, "x]],[{", True, -5, (6, ()), {"a": (7,)}))
+VALUE = Carrier((1, 23), ((3, 40), (55, 6)), (None, "x]],[{", True, -578, (6, ()), {"a": (7,)}))
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
