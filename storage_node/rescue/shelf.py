@@ -207,7 +207,7 @@ def _shelved(drive: VirtualDrive, folder: Path, index: Path) -> Shelved:
     label = read_label(drive)
     if label.state is not LabelState.OURS or label.header is None:
         drive.unload()
-        raise VolumeError(f"{folder} has no label of ours: {label.reason or label.state.value}")
+        raise MediumError(f"{folder} has no label of ours: {label.reason or label.state.value}")
     end = find_last_trailer(drive, label.header)
     directory = end.trailer.directory if end.trailer is not None else ()
     further: tuple[Found, ...] = ()

@@ -298,6 +298,13 @@ def test_a_part_without_header_and_trailer_is_lost_and_the_rest_is_not(
     assert command(one, "--backup", "7", "--out", out, "--keep-going").exit_code == 3
 
 
+def test_a_blank_cartridge_is_refused_as_damaged_is(library: TapeLibrary) -> None:
+    library.add("BLANK1L8", capacity_bytes=1 << 20, created="2026-01-11T10:43:48Z")
+    done = command(library.folder / "BLANK1L8", "--list")
+    assert done.exit_code == ExitCode.DAMAGED
+    assert "BLANK1L8 has no label of ours: blank" in done.stderr
+
+
 def test_a_part_of_a_chain_that_cannot_be_read_is_left_out_only_with_keep_going(
     library: TapeLibrary, tmp_path: Path
 ) -> None:

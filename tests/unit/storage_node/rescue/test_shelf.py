@@ -79,7 +79,7 @@ def test_what_is_no_cartridge_of_ours_is_refused(library: TapeLibrary, tmp_path:
     with pytest.raises(MediumError, match="no cartridge that can be read"):
         put_up(tmp_path / "nothing")
     library.add("BLANK1L8", capacity_bytes=1 << 20, created="2026-01-11T10:43:48Z")
-    with pytest.raises(VolumeError, match="has no label of ours: blank"):
+    with pytest.raises(MediumError, match="has no label of ours: blank"):
         put_up(library.folder / "BLANK1L8")
 
 
