@@ -147,6 +147,7 @@ class TapeControl:
         """
         self._clock.look()
         with self._lock:
+            self._library.free_bytes(looks=True)
             return self._out_of_space() != self._short
 
     def is_drive(self, designator: Designator) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -53,6 +53,9 @@ from storage_node.tape.recovery import Recovered, RecoveryReport, recover
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that mean the end of the medium, not damage: a full file system, a quota, a limit of file size."""
 
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of these, the ones that are not for this cartridge only."""
+
 DATA_NAME: Final = "data"
 INDEX_NAME: Final = "index"
 _CACHE_BYTES: Final = 16 * KIB
@@ -80,6 +83,8 @@ class Cartridge:
         self.recovered: RecoveryReport = found.report
         self.filemarks: array[int] = array("Q", found.filemarks)
         self.failure: OSError | None = None
+        self.on_no_space: Callable[[], bool] = lambda: False
+        """Called when the disk has no room; says whether there is some now."""
         self._data = data
         self._index = index
         self._seed = seed_of(info.seed_bytes)
@@ -359,7 +364,13 @@ class Cartridge:
             return
         with self._failing():
             self._data.synchronise()
-            self._index.write([self._pending], entry_offset(self._flushed))
+            try:
+                self._index.write([self._pending], entry_offset(self._flushed))
+            except OSError as error:
+                # Nothing is lost by writing it again: this was no synchronisation.
+                if error.errno not in DISK_FULL or not self.on_no_space():
+                    raise
+                self._index.write([self._pending], entry_offset(self._flushed))
             self._index.synchronise()
             self._flushed = self.object_count
             self._flushed_bytes = self._used

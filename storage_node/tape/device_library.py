@@ -257,7 +257,7 @@ class DeviceLibrary(DriveBank[DeviceDrive]):
         """Return the element of each barcode."""
         return places(self._elements())
 
-    def free_bytes(self) -> int:
+    def free_bytes(self, *, looks: bool = False) -> int:  # noqa: ARG002 - there is no disk below
         """Return more than any cartridge has: there is no disk under a tape."""
         return NO_DISK_BYTES
 

@@ -117,8 +117,11 @@ class Library(Protocol):
     def places(self) -> Mapping[str, str]:
         """Return the element of each barcode that is in one."""
 
-    def free_bytes(self) -> int:
-        """Return how much more data the disk under the library could take; for tapes more than any of them."""
+    def free_bytes(self, *, looks: bool = False) -> int:
+        """Return how much more data the disk under the library could take; for tapes more than any of them.
+
+        With `looks` it is tried out whether there is room again, if a write has found none.
+        """
 
     def exceptions(self) -> dict[str, str]:
         """Return what the changer has to say against cartridges."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,9 +17,10 @@ from storage_node.core.tape_position import (
     PositionReport,
     block_limits,
 )
-from storage_node.tape.cartridge import Cartridge, OpenMedium
+from storage_node.tape.cartridge import DISK_FULL, Cartridge, OpenMedium
 from storage_node.tape.cartridge_info import counted_load
 from storage_node.tape.drive import DriveMode, Outcome
+from storage_node.tape.library_room import LibraryRoom
 from storage_node.tape.medium import FileMedium
 
 UNFLUSHED_BYTES_MAX: Final = 1 * GIB
@@ -38,6 +40,9 @@ class TapeHead:
     """What INQUIRY says."""
     serial: Final = ""
     """Its node gives it one."""
+
+    room: LibraryRoom | None = None
+    """That of its library, if it is in one."""
 
     def __init__(
         self,
@@ -78,12 +83,16 @@ class TapeHead:
         cartridge = Cartridge.open(folder, open_medium=self._open_medium)
         try:
             if announce:
-                cartridge.save_info(counted_load(cartridge.info))
+                _count(cartridge)
             self._look_at_space(cartridge)
         except OSError as error:
             cartridge.abandon()
             raise MediumError(f"cartridge {cartridge.info.tag}: {error}") from error
         self._cartridge = cartridge
+        if self.room is not None:
+            reserves = cartridge.info.early_warning_bytes
+            reserves += cartridge.info.programmable_early_warning_bytes
+            cartridge.on_no_space = partial(self.room.exhausted, reserves)
         self._position = 0
         self._has_attention = announce
         self._permission = None
@@ -229,6 +238,19 @@ class TapeHead:
         return block_limits()
 
     def _look_at_space(self, cartridge: Cartridge) -> None:
-        free = max(0, cartridge.free_bytes() - HOST_RESERVE_BYTES)
+        free = cartridge.free_bytes()
+        if self.room is not None and self.room.is_short:
+            # What was begun can be ended: anything warns, and a trailer is let through.
+            free = min(free, self.room.bytes_left)
+        free = max(0, free - HOST_RESERVE_BYTES)
         self._marks = cartridge.info.marks(end_bytes_max=cartridge.used_bytes + free)
         self._marks_good_until = cartridge.used_bytes + _SPACE_CHECK_BYTES
+
+
+def _count(cartridge: Cartridge) -> None:
+    """Count a load; where there is no room to write it down it is not counted, and what is on it can be read."""
+    try:
+        cartridge.save_info(counted_load(cartridge.info))
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise

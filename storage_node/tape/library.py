@@ -60,6 +60,7 @@ from storage_node.tape.drive import DriveMode, Outcome
 from storage_node.tape.drive_bank import DriveBank
 from storage_node.tape.drive_counters import COUNTERS_NAME, CounterFile
 from storage_node.tape.head import HOST_RESERVE_BYTES
+from storage_node.tape.library_room import LibraryRoom
 from storage_node.tape.medium_facts import MediumFacts
 from storage_node.tape.recovery import RecoveryReport
 from storage_node.tape.virtual_drive import VirtualDrive
@@ -140,6 +141,7 @@ class TapeLibrary(DriveBank[VirtualDrive]):
                 folder, Geometry(slots=slots, io_slots=io_slots, drives=drives)
             )
             counters = CounterFile(folder / COUNTERS_NAME)
+            self.room = LibraryRoom(folder)
         except BaseException:
             os.close(self._lock)
             raise
@@ -147,6 +149,7 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         super().__init__((make_drive() for _ in range(drives)), counters)
         for made in self.drives:
             made.set_mode(DriveMode(is_compressing=is_compressing))
+            made.room = self.room
 
     def close(self) -> None:
         """Unload all drives and let the folder go."""
@@ -225,10 +228,11 @@ class TapeLibrary(DriveBank[VirtualDrive]):
         """Return the element of each barcode that is in one."""
         return places(self.changer.elements())
 
-    def free_bytes(self) -> int:
-        """Return how much more data the disk under the library could take."""
-        facts = os.statvfs(self.folder)
-        return max(0, facts.f_bavail * facts.f_frsize - HOST_RESERVE_BYTES)
+    def free_bytes(self, *, looks: bool = False) -> int:
+        """Return how much more data the disk under the library could take; see `LibraryRoom.look`."""
+        if looks:
+            self.room.look()
+        return max(0, self.room.free_bytes() - HOST_RESERVE_BYTES)
 
     def find(self, tag: str) -> Path:
         """Return the folder of a cartridge; raises `NotFoundError`."""

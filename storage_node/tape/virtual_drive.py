@@ -28,7 +28,7 @@ from storage_node.core.tape_position import (
     space_filemarks,
     variable_read,
 )
-from storage_node.tape.cartridge import NO_SPACE, Cartridge
+from storage_node.tape.cartridge import DISK_FULL, NO_SPACE, Cartridge
 from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, Outcome
 from storage_node.tape.head import TapeHead
 from storage_node.tape.record_compression import compress_record, decompress_record
@@ -187,7 +187,7 @@ class VirtualDrive(TapeHead):
     def _put(self, cartridge: Cartridge, data: memoryview | None, crc: int) -> Room | Outcome:
         """Write one object, unless it does not fit."""
         before = cartridge.charge_before(self._position)
-        if before > self._marks_good_until:
+        if before > self._marks_good_until or (self.room is not None and self.room.is_short):
             self._look_at_space(cartridge)
         body, length = data, 0
         if data is not None and self._mode.is_compressing:
@@ -214,6 +214,8 @@ class VirtualDrive(TapeHead):
             if error.errno in NO_SPACE and cartridge.failure is None:
                 # The file system is full before the tape is: this is the physical end now.
                 self._marks_good_until = -1
+                if error.errno in DISK_FULL:
+                    cartridge.on_no_space()
                 return Room.NONE
             return self._check(tape_sense.WRITE_ERROR)
         self._position += 1
