@@ -42,7 +42,7 @@ ROLES: Final = ("controller", "storage_node", "mover_node")
 PADDING: Final = "-" * 1024
 DESCRIPTORS_CLOSED: Final = 4096
 POLL_S: Final = 0.01
-END_S: Final = 10.0
+END_S: Final = 30.0
 
 OPTIONS: Final = {"stdin", "stdout", "stderr", "cwd", "env", "start_new_session"}
 """What `supervise.start` says of a process."""
@@ -69,6 +69,12 @@ class Warm:
             stdout=subprocess.PIPE,
             start_new_session=True,  # with the `ctl` that it forks, and without the daemons
         )
+        # Right after its start a process has no command line yet, and tests look for what is new after them.
+        shown = Path(f"/proc/{self._process.pid}/cmdline")
+        end = time.monotonic() + END_S
+        while PADDING.encode() not in shown.read_bytes():
+            assert time.monotonic() < end, "the process that is forked has not begun"
+            time.sleep(POLL_S)
         vars(supervise)["subprocess"] = SimpleNamespace(**{**_SUBPROCESS, "Popen": self._start})
 
     def run(
