@@ -16,7 +16,7 @@ from typing import Any, Final
 from backplane.ids import BackupId, Designator, Epoch, JobId, VolumeId, VolumeTag
 from backplane.tape_format.retention import FOREVER
 from backplane.wire.grants import Grant
-from backplane.wire.messages import CartridgeState, VolumePublish, VolumeState
+from backplane.wire.messages import CartridgeState, TapeErase, VolumePublish, VolumeState
 from controller.catalog.store import BackupRow, CartridgeRow
 from controller.core.allocation import state_of, why_kept
 from controller.core.chain import NoParent, Reading, change_map, choose_parent
@@ -29,10 +29,12 @@ from storage_node.core.floors import WHOLE_UNIT, Floor
 from storage_node.core.retention import EraseFacts
 from storage_node.core.volume_state import VolumeBook
 from storage_node.disk_control import DiskControl
+from storage_node.node_clock import NodeClock
 from storage_node.tape.cartridge import Cartridge
 from storage_node.tape.cartridge_info import CartridgeInfo
 from storage_node.tape.drive import Drive, Outcome
 from storage_node.tape.library import CartridgeFacts, CartridgeStatus
+from storage_node.tape_keeping import permit_erase
 from storage_node.tape_media import erase_facts
 from tests.simulation.media import SimulatedDrive
 from tests.simulation.storage_process import Rules
@@ -136,6 +138,11 @@ def keeps_nothing(
 def keeps_no_retention(row: CartridgeRow, registry: Registry, **how: Any) -> str:
     """Stand for `why_kept`: every retention is over."""
     return why_kept(row, registry, **how | {"wall": FOREVER})
+
+
+def asks_no_controller(message: TapeErase, facts: EraseFacts, clock: NodeClock) -> None:
+    """Stand for `permit_erase`: what the controller's clock says does not count."""
+    permit_erase(replace(message, now=""), facts, clock)
 
 
 def believes_everything(*_: object) -> datetime:
@@ -271,8 +278,8 @@ RECYCLING: Final = Bias(
 )
 """Cartridges that run out, and are used again."""
 
-JUMPING: Final = replace(RECYCLING, retains=("15s",), jump=(0.2,), jumps_s=(0.0, 20.0, -20.0, 3e7))
-"""The same, while the clocks jump."""
+LEAPING: Final = replace(RECYCLING, retains=("60s",), jump=(0.05,), jumps_s=(3e7,), jumpers=(1.0,))
+"""The same, and each clock leaps once, by a year; what was written before is retained for longer than all faults."""
 
 CHAINS: Final = replace(RECYCLING, scarce=0.0, chains=(0.9,), lanes=(0.0, 0.2), labels=(0.0,))
 """Backups that stand on each other, and are forgotten."""
@@ -290,6 +297,7 @@ PLANTED: Final = {
             bias=LATE,
             noticed_as=("I3",),
             seeds_max=20,
+            seed_first=1,
         ),
         Planted(
             name="no-position-check",
@@ -298,6 +306,7 @@ PLANTED: Final = {
             bias=replace(LATE, double=(0.05,), damage=(0.02,), restores=0.2),
             noticed_as=("I1", "I2", "I10", "I13"),
             seeds_max=40,
+            seed_first=4,
         ),
         Planted(
             name="no-boot-check",
@@ -306,6 +315,7 @@ PLANTED: Final = {
             bias=replace(LATE, late=(0.3,), late_restart=(1.0,), data_s=(0.2,)),
             noticed_as=("I3", "I10"),
             seeds_max=100,
+            seed_first=8,
         ),
         Planted(
             name="no-publish-after-fence",
@@ -327,6 +337,7 @@ PLANTED: Final = {
             bias=RECYCLING,
             noticed_as=("I1",),
             seeds_max=40,
+            seed_first=3,
         ),
         Planted(
             name="no-label-check",
@@ -338,7 +349,7 @@ PLANTED: Final = {
                 )
             ),
             bias=replace(RECYCLING, scarce=0.0, labels=(0.2,)),
-            noticed_as=("I1",),
+            noticed_as=("I1", "I12"),
             seeds_max=40,
         ),
         Planted(
@@ -351,30 +362,35 @@ PLANTED: Final = {
                     ("controller.core.cartridge_writer.why_kept", keeps_no_retention),
                 )
             ),
-            bias=replace(RECYCLING, retains=("15s",)),
+            bias=replace(RECYCLING, retains=("60s",)),
             noticed_as=("I1",),
             seeds_max=40,
+            seed_first=2,
         ),
         Planted(
             name="no-node-clock",
             what="the node does not mind retention, and the controller's clock jumps",
             rules=Rules(patches=(("storage_node.tape_keeping.erase_refusal", _erases_all),)),
-            bias=JUMPING,
+            bias=LEAPING,
             noticed_as=("I1",),
-            seeds_max=40,
+            seeds_max=100,
+            seed_first=1,
         ),
         Planted(
             name="no-controller-clock",
-            what="the controller does not mind retention, and the node's clock jumps",
+            what="the controller does not mind retention, and the node believes clocks that have leapt",
             rules=Rules(
-                patches=tuple(
-                    (f"controller.core.{module}.why_kept", keeps_no_retention)
-                    for module in ("allocation", "cartridge_writer")
+                patches=(
+                    ("storage_node.core.time_line.TimeLine.ceiling", believes_everything),
+                    ("storage_node.tape_control.permit_erase", asks_no_controller),
+                    ("controller.core.allocation.why_kept", keeps_no_retention),
+                    ("controller.core.cartridge_writer.why_kept", keeps_no_retention),
                 )
             ),
-            bias=JUMPING,
+            bias=LEAPING,
             noticed_as=("I1",),
-            seeds_max=40,
+            seeds_max=100,
+            seed_first=10,
         ),
         Planted(
             name="no-leap-check",
@@ -382,9 +398,10 @@ PLANTED: Final = {
             rules=Rules(
                 patches=(("storage_node.core.time_line.TimeLine.ceiling", believes_everything),)
             ),
-            bias=replace(JUMPING, retains=("60s",), jump=(0.05,), jumps_s=(3e7,), jumpers=(1.0,)),
+            bias=LEAPING,
             noticed_as=("I1",),
             seeds_max=100,
+            seed_first=10,
         ),
         Planted(
             name="no-worm-check",
@@ -421,6 +438,7 @@ PLANTED: Final = {
             bias=CHAINS,
             noticed_as=("I1",),
             seeds_max=40,
+            seed_first=1,
         ),
         Planted(
             name="no-reader-check",
@@ -429,6 +447,7 @@ PLANTED: Final = {
             bias=replace(CHAINS, restores=0.7),
             noticed_as=("I1",),
             seeds_max=40,
+            seed_first=3,
         ),
         Planted(
             name="no-history-check",
@@ -452,6 +471,7 @@ PLANTED: Final = {
             bias=CHAINS,
             noticed_as=("I1",),
             seeds_max=40,
+            seed_first=2,
         ),
         Planted(
             name="no-drive-claim",
@@ -466,7 +486,7 @@ PLANTED: Final = {
             what="a restore publishes its volume before all lanes have ended",
             rules=Rules(patches=(("controller.core.restore_lanes.all_ended", ends_at_once),)),
             bias=IN_LANES,
-            noticed_as=("I10", "I13"),
+            noticed_as=("I10", "I13", "I12"),
             seeds_max=20,
         ),
         Planted(
@@ -476,7 +496,7 @@ PLANTED: Final = {
                 patches=(("controller.core.restore_lanes.deal_cartridges", forgets_a_cartridge),)
             ),
             bias=IN_LANES,
-            noticed_as=("I10", "I13"),
+            noticed_as=("I10", "I13", "I12"),
             seeds_max=20,
         ),
     )
