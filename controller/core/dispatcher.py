@@ -39,6 +39,9 @@ class Lease:
     row: ItemRow
     mover: NodeName
     deadline: float
+    since: float
+    heard: float
+    """When its mover last said how far it is."""
     bytes_read: int = 0
     bytes_written: int = 0
 
@@ -79,7 +82,7 @@ class Dispatcher:
         """After a restart: the item is still in its mover's hands, for one full lease from now."""
         assert row.state == "leased"
         assert row.movers
-        self.leases[row.item] = Lease(row, NodeName(row.movers[-1]), now + self.lease_s)
+        self.leases[row.item] = Lease(row, NodeName(row.movers[-1]), now + self.lease_s, now, now)
 
     def request(self, mover: NodeName, credit: int) -> None:
         """A mover can take this many items; the newest word counts."""
@@ -109,7 +112,7 @@ class Dispatcher:
                 epoch=next_epoch(),
             )
             del self.ready[item]
-            self.leases[item] = Lease(row, mover, now + self.lease_s)
+            self.leases[item] = Lease(row, mover, now + self.lease_s, now, now)
             assigned.append((row, mover, waiting.uses))
         return assigned
 
@@ -119,6 +122,7 @@ class Dispatcher:
         if lease is None:
             return False
         lease.deadline = now + self.lease_s
+        lease.heard = now
         lease.bytes_read = message.bytes_read
         lease.bytes_written = message.bytes_written
         return True
@@ -133,17 +137,17 @@ class Dispatcher:
 
     def lose(self, *, now: float) -> list[ItemRow]:
         """Return the items whose lease has expired; they are nobody's from here on."""
-        lost = [lease.row for lease in self.leases.values() if lease.deadline <= now]
-        for row in lost:
-            del self.leases[row.item]
-        return lost
+        return self._lost([lease for lease in self.leases.values() if lease.deadline <= now])
 
     def lose_mover(self, mover: NodeName) -> list[ItemRow]:
         """Return the items of a mover that has restarted: it knows nothing of them any more."""
-        lost = [lease.row for lease in self.leases.values() if lease.mover == mover]
-        for row in lost:
-            del self.leases[row.item]
-        return lost
+        return self._lost([lease for lease in self.leases.values() if lease.mover == mover])
+
+    def _lost(self, leases: list[Lease]) -> list[ItemRow]:
+        # What it copied counts, so the time does that is known to have gone into it.
+        for lease in leases:
+            del self.leases[lease.row.item]
+        return [replace(lease.row, seconds=lease.heard - lease.since) for lease in leases]
 
     def withdraw(self, item: ItemId) -> Lease | None:
         """Take an item back: from the queue, or from a mover (returned, so that it can be told)."""

@@ -85,6 +85,7 @@ class Controller(MapCaller):
             case "job.show":
                 answer = self.job | {
                     "job": 7,
+                    "kind": "restore",
                     "backup": 0,
                     "next_item": 0,
                     "items": [],

@@ -169,6 +169,22 @@ def test_the_items_of_a_mover_that_restarted_are_lost_at_once(dispatcher: Dispat
     assert set(dispatcher.leases) == {2}
 
 
+def test_a_lost_item_has_the_seconds_until_its_mover_was_last_heard_of(
+    dispatcher: Dispatcher,
+) -> None:
+    """Its bytes count, so a rate without its time would be too high; nobody knows of the time after."""
+    for number in (1, 2):
+        dispatcher.offer(item(number), (), now=0.0)
+    dispatcher.request(M1, 1)
+    dispatcher.request(M2, 1)
+    assign(dispatcher, now=100.0)
+    assert dispatcher.progress(M1, progress(1, 1), now=107.5)
+    [silent] = dispatcher.lose(now=115.0)
+    assert (silent.item, silent.seconds) == (2, 0.0)
+    [told] = dispatcher.lose_mover(M1)
+    assert (told.item, told.seconds) == (1, 7.5)
+
+
 def test_after_a_restart_an_item_stays_with_its_mover_for_one_full_lease(
     dispatcher: Dispatcher,
 ) -> None:
