@@ -425,6 +425,9 @@ def cartridge_row(
     if is_ours and before is not None:
         row = replace(row, pool=before.pool or row.pool, vault=before.vault)
         row = replace(row, hold=before.hold or left)
+        row = replace(row, retain_until=max(row.retain_until, before.retain_until))
+        if before.status == "retired":  # somebody has said that nothing more is written to it
+            row = replace(row, status=before.status, detail=before.detail)
     return row
 
 

@@ -377,6 +377,17 @@ def test_one_that_the_catalog_knows_is_only_brought_up_to_date() -> None:
     assert (row.hold, row.vault, row.pool) == ("a dispute", "bank", "mine")
 
 
+def test_what_somebody_has_said_of_one_that_got_longer_stays() -> None:
+    here = cartridge(status="retired", detail="said by an operator", sequence=1)
+    here = replace(here, retain_until="2099-01-01T00:00:00Z")
+    row = cartridge_row(FACTS, Shelf([FIRST, SECOND]), before=here)
+    assert (row.sequence, row.status, row.detail) == (2, "retired", "said by an operator")
+    assert row.retain_until == here.retain_until
+    other = replace(here, cartridge="f" * 32)
+    row = cartridge_row(FACTS, Shelf([FIRST, SECOND]), before=other)
+    assert (row.status, row.retain_until) == ("writable", SECOND.retain_until)
+
+
 @pytest.mark.parametrize("before", [cartridge(), cartridge(status="full", sequence=1)])
 def test_one_with_parts_that_are_left_out_is_held(before: CartridgeRow) -> None:
     """Nothing in this catalog stands on those parts, and without a hold it would be recycled."""
