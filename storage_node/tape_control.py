@@ -65,6 +65,7 @@ from storage_node.tape_media import (
     erase_facts,
     erased_info,
     informed,
+    is_known,
     is_out_of_space,
     metadata_records,
     protected_end,
@@ -443,10 +444,8 @@ class TapeControl:
             log.warning("cartridge was unloaded after a failed write", extra={"cartridge": tag})
         with self._lock:
             place = self._library.places().get(tag)
-            if place is None:
-                log.warning(
-                    "cartridge was taken away while it was in the drive", extra={"cartridge": tag}
-                )
+            if not place and not is_known(self._library, tag):
+                log.warning("cartridge taken away while in its drive", extra={"cartridge": tag})
                 self._follow_elements()
             elif place not in self._drives:  # Another one may have it by now.
                 self._facts[tag] = self._library.facts(tag)

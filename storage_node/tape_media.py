@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -36,7 +37,7 @@ from storage_node.core.retention import EraseFacts, latest
 from storage_node.core.tape_alert import Health, medium_alerts
 from storage_node.tape.drive import Drive
 from storage_node.tape.drive_counters import DriveCounters
-from storage_node.tape.equipment import LibraryDrive, LoadedCartridge
+from storage_node.tape.equipment import Library, LibraryDrive, LoadedCartridge
 from storage_node.tape.library import CartridgeFacts
 from storage_node.tape.medium_facts import POOL_CHARACTERS_MAX, MediumFacts
 from storage_node.tape.modelled_drive import ModelledDrive
@@ -168,6 +169,14 @@ def erased_info(info: Facts) -> Facts:
         coherent_sequence=0,
         coherent_object=0,
     )
+
+
+def is_known(library: Library, tag: str) -> bool:
+    """Say whether a library knows a cartridge that it does not have: one that a person took out of a drive."""
+    with suppress(BackupError):
+        library.info(tag)
+        return True
+    return False
 
 
 def informed(info: Facts, end: TapeEnd) -> Facts:

@@ -290,7 +290,7 @@ def test_failures_carry_kind_reason_and_hint(node: Node) -> None:
         (replace(create(), request=3, volume=VolumeId("x")), "usage"),
         (view(4), "not-found"),
         (view(5, timeout_s=1e9, name=ViewId("44" * 16)), "usage"),
-        (TapeLoad(request=6, drive="drive-0", tag=VolumeTag("NONE"), epoch=Epoch(1)), "not-found"),
+        (TapeLoad(request=6, drive="drive-0", tag=VolumeTag("NONE"), epoch=Epoch(1)), "source-empty"),
     ):  # fmt: skip
         assert failure(node.answer(message)).error == error
 
