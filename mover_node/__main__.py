@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from backplane import crc
 from backplane.errors import BackupError, ConfigError
 from backplane.runtime import failpoints
 from backplane.runtime.config import load_config
@@ -41,6 +42,7 @@ def run(config: MoverConfig) -> None:
     controller = load_public_key(config.controller_key_file)
     if config.state_folder is not None:
         config.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    crc.load()  # now, and not in the middle of the first job
     loop = Loop()
     try:
         endpoint = DealerEndpoint(

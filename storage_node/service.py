@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from backplane import crc
 from backplane.errors import BackupError, ConfigError, RefusedError
 from backplane.ids import Designator, NodeName
 from backplane.runtime.clock import Clock, SystemClock
@@ -261,6 +262,7 @@ def run(config: StorageNodeConfig) -> None:
     """Run a node until it is told to stop; raises a `BackupError` if it cannot."""
     with ExitStack() as stack:
         stack.enter_context(_locked(config.state_folder))
+        crc.load()  # now, and not in the middle of the first job
         loop = Loop()
         stack.callback(loop.close)
         StorageNode(config, loop=loop, stack=stack, clock=SystemClock()).run()

@@ -32,21 +32,29 @@ _WINDOW_LOG_MAX: Final = 24
 """A record has at most 16 MiB, so no frame of ours needs a larger window."""
 
 
-def compress_record(data: memoryview) -> bytes | None:
-    """Return a record as one zstd frame, None if it is better stored as it is."""
-    if len(data) < RECORD_BYTES_MIN or not _promises(data):
-        return None
-    frame = zstd.compress(data, LEVEL)
-    return frame if len(frame) <= _worth(len(data)) else None
+class RecordCompressor:
+    """Compresses records, one at a time; what zstd needs for that is taken once, not anew for each."""
 
+    def __init__(self) -> None:
+        self._zstd = zstd.ZstdCompressor(LEVEL)
 
-def _promises(data: memoryview) -> bool:
-    """Guess from a few pieces whether a record would gain."""
-    if len(data) <= SAMPLES * SAMPLE_BYTES:
-        return True
-    step = (len(data) - SAMPLE_BYTES) // (SAMPLES - 1)
-    sample = b"".join(data[n * step : n * step + SAMPLE_BYTES] for n in range(SAMPLES))
-    return len(zstd.compress(sample, LEVEL)) <= _worth(len(sample))
+    def compress(self, data: memoryview) -> bytes | None:
+        """Return a record as one zstd frame, None if it is better stored as it is."""
+        if len(data) < RECORD_BYTES_MIN or not self._promises(data):
+            return None
+        frame = self._frame(data)
+        return frame if len(frame) <= _worth(len(data)) else None
+
+    def _promises(self, data: memoryview) -> bool:
+        """Guess from a few pieces whether a record would gain."""
+        if len(data) <= SAMPLES * SAMPLE_BYTES:
+            return True
+        step = (len(data) - SAMPLE_BYTES) // (SAMPLES - 1)
+        sample = b"".join(data[n * step : n * step + SAMPLE_BYTES] for n in range(SAMPLES))
+        return len(self._frame(sample)) <= _worth(len(sample))
+
+    def _frame(self, data: bytes | memoryview) -> bytes:
+        return self._zstd.compress(data, mode=zstd.ZstdCompressor.FLUSH_FRAME)
 
 
 def _worth(size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from backplane.crc import EMPTY, combine, crc32c
 from backplane.tape_format import VolumeHeader
@@ -31,7 +32,7 @@ from storage_node.core.tape_position import (
 from storage_node.tape.cartridge import DISK_FULL, NO_SPACE, Cartridge
 from storage_node.tape.drive import FILEMARKS_PER_COMMAND_MAX, Outcome
 from storage_node.tape.head import TapeHead
-from storage_node.tape.record_compression import compress_record, decompress_record
+from storage_node.tape.record_compression import RecordCompressor, decompress_record
 from storage_node.tape.volume_reader import Label, TapeEnd, find_last_trailer, read_label
 
 
@@ -184,6 +185,10 @@ class VirtualDrive(TapeHead):
             return self._check(tape_sense.WRITE_ERROR)
         return None
 
+    @cached_property
+    def _compressor(self) -> RecordCompressor:
+        return RecordCompressor()  # a drive that only reads has none
+
     def _put(self, cartridge: Cartridge, data: memoryview | None, crc: int) -> Room | Outcome:
         """Write one object, unless it does not fit."""
         before = cartridge.charge_before(self._position)
@@ -191,7 +196,7 @@ class VirtualDrive(TapeHead):
             self._look_at_space(cartridge)
         body, length = data, 0
         if data is not None and self._mode.is_compressing:
-            compressed = compress_record(data)
+            compressed = self._compressor.compress(data)
             if compressed is not None:
                 body, length = memoryview(compressed), len(data)
         charge = ENTRY_BYTES + (0 if body is None else len(body))
