@@ -206,5 +206,11 @@ def test_a_file_is_never_made_over_another(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_for_its_file_system_is_refused(tmp_path: Path) -> None:
+    try:
+        with (tmp_path / "probe").open("wb") as file:
+            file.truncate(1 << 62)
+        pytest.skip("this file system has files of any size")
+    except OSError:
+        (tmp_path / "probe").unlink()
     with pytest.raises((RefusedError, DeviceError)):
         make_sparse_file(tmp_path / "data", size_bytes=1 << 62)
